@@ -1,0 +1,1 @@
+"""A document: its text, and spans that tell the page or chapter of any character."""

@@ -1,0 +1,31 @@
+"""Every error a user can meet. Each message says what was wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class TTTDocsError(Exception):
+    """Base of all errors raised on purpose; the command line prints it without a traceback and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(TTTDocsError, ValueError):
+    """An argument that cannot work (a window smaller than the chunk, an empty question, ...)."""
+
+    exit_code = 2
+
+
+class DocumentError(TTTDocsError):
+    """A document that cannot be read: missing, empty, encrypted, broken, too large, not text."""
+
+
+class CheckpointError(TTTDocsError):
+    """Weights that cannot be found, downloaded, verified or understood."""
+
+
+class MemoryFormatError(TTTDocsError):
+    """A file that is not an intact memory of a version and model this reader can use."""
+
+
+class MemoryMismatchError(MemoryFormatError):
+    """An intact memory that belongs to another model or to other reading parameters."""

@@ -1,0 +1,93 @@
+"""The memory: what reading leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ttt_docs.model.config import ReadingConfig
+
+#: The fast weights of one block: `w1`, `w3` float32 [mlp, dim] and `w2` float32 [dim, mlp].
+BlockWeights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A page or chapter: characters `start` (included) to `end` (excluded) of the memory's text."""
+
+    kind: str  # "page" | "chapter"
+    label: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ReadDocument:
+    """One document that went into a memory; `start`..`end` are its characters in the memory's text."""
+
+    name: str
+    start: int
+    end: int
+    sha256: str | None = None  # of the whole text in UTF-8; None while its end is unknown
+    complete: bool = True  # False: reading stopped before the document's end
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Fast weights, attention window and position after reading `position` tokens in whole chunks.
+
+    A memory is a value: reading on returns a new one, questions never change it. `tokens` may be longer than
+    `position`: the rest is the pending part of a chunk, scored but not yet learned from.
+    """
+
+    model: str  # registry name, folder or Hugging Face id it was read with: a hint for people
+    fingerprint: str  # sha256 over the model's configuration and weights
+    reading: ReadingConfig
+    fast: dict[int, BlockWeights]  # block index -> fast weights
+    window: dict[int, tuple[Tensor, Tensor]]  # block index -> keys, values [kv_heads, cached, head_dim], sinks first
+    position: int  # tokens read in whole chunks: a multiple of reading.chunk
+    tokens: Tensor  # int32 [n], n >= position
+    nll: Tensor  # float32 [n], nats: nll[i] = -log p(tokens[i] | before); 0 where nothing was predicted
+    text: str | None = None
+    documents: tuple[ReadDocument, ...] = ()
+    skipped: int = 0  # updates that the guard refused
+    extra: dict[str, str] = field(default_factory=dict)  # free notes of the caller
+
+    @property
+    def pending(self) -> Tensor:
+        """Tokens after the last whole chunk, int32 [n - position]."""
+        return self.tokens[self.position :]
+
+    @property
+    def chunks(self) -> int:
+        return self.position // self.reading.chunk
+
+    def with_text(self, text: str | None) -> Memory:
+        return replace(self, text=text)
+
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        tensors: list[Tensor] = [self.tokens, self.nll]
+        tensors += [t for block in self.fast.values() for t in block.values()]
+        tensors += [t for pair in self.window.values() for t in pair]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def memories_equal(a: Memory, b: Memory) -> bool:
+    """Bit-for-bit equality of everything reading computed."""
+
+    def same(x: Tensor, y: Tensor) -> bool:
+        return x.dtype == y.dtype and torch.equal(x, y)
+
+    return (
+        a.position == b.position
+        and same(a.tokens, b.tokens)
+        and same(a.nll, b.nll)
+        and a.fast.keys() == b.fast.keys()
+        and all(same(a.fast[i][n], b.fast[i][n]) for i in a.fast for n in ("w1", "w2", "w3"))
+        and a.window.keys() == b.window.keys()
+        and all(same(a.window[i][j], b.window[i][j]) for i in a.window for j in (0, 1))
+    )
