@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -74,6 +77,23 @@ class Memory:
         tensors += [t for block in self.fast.values() for t in block.values()]
         tensors += [t for pair in self.window.values() for t in pair]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+    def save(
+        self, path: str | PathLike[str], *, precision: Literal["float32", "bfloat16"] = "float32", text: bool = True
+    ) -> Path:
+        """Write this memory to one file; see `save_memory`, which this calls."""
+        from ttt_docs.memory.format import save_memory  # here, since that module builds on this one
+
+        return save_memory(self, path, precision=precision, text=text)
+
+    @staticmethod
+    def load(
+        path: str | PathLike[str], *, expect_fingerprint: str | None = None, expect_model: str | None = None
+    ) -> Memory:
+        """Read a memory file; see `load_memory`, which this calls."""
+        from ttt_docs.memory.format import load_memory
+
+        return load_memory(path, expect_fingerprint=expect_fingerprint, expect_model=expect_model)
 
 
 def memories_equal(a: Memory, b: Memory) -> bool:
