@@ -23,9 +23,7 @@ def make_memory(seed: int = 0, window_dtype: torch.dtype = torch.bfloat16, **cha
         "model": "tiny",
         "fingerprint": "ab" * 32,
         "reading": ReadingConfig(chunk=4, window=6, sinks=1, inner_rule="normalized", inner_lr=0.3),
-        "fast": {
-            b: {"w1": torch.randn(3, 2), "w2": torch.randn(2, 3), "w3": torch.randn(3, 2)} for b in (1, 2)
-        },
+        "fast": {b: {"w1": torch.randn(3, 2), "w2": torch.randn(2, 3), "w3": torch.randn(3, 2)} for b in (1, 2)},
         "window": {
             b: (torch.randn(1, 7, 2).to(window_dtype), torch.randn(1, 7, 2).to(window_dtype)) for b in (0, 1, 2)
         },

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import stat
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_files import bits, make_memory
+from memory_files import bits, make_memory, unpack
 from safetensors import safe_open
 
 from ttt_docs import __version__
@@ -44,12 +45,9 @@ def assert_same(a: Memory, b: Memory) -> None:
 def documents(draw, length: int) -> tuple[ReadDocument, ...]:
     cuts = sorted(draw(st.lists(st.integers(0, length), max_size=4)))
     found = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         edges = sorted(draw(st.lists(st.integers(start, end), max_size=4)))
-        spans = tuple(
-            Span(draw(st.sampled_from(["page", "chapter"])), draw(names), s, e)
-            for s, e in zip(edges, edges[1:], strict=False)
-        )
+        spans = tuple(Span(draw(st.sampled_from(["page", "chapter"])), draw(names), s, e) for s, e in pairwise(edges))
         sha256 = draw(st.none() | st.just("0f" * 32))
         found.append(ReadDocument(draw(names), start, end, sha256, draw(st.booleans()), spans))
     return tuple(found)
@@ -133,8 +131,6 @@ def test_the_safetensors_library_reads_the_file(tmp_path):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_tensor_is_aligned(tmp_path, precision, dtype):
-    from memory_files import unpack
-
     path = make_memory(window_dtype=dtype).save(tmp_path / "m.ttt", precision=precision)
     outer, _, data = unpack(path.read_bytes())
     assert (path.stat().st_size - len(data)) % 8 == 0
@@ -157,7 +153,7 @@ def test_bfloat16_rounds_the_fast_weights_and_nothing_else(tmp_path):
 def test_text_can_be_left_out(tmp_path):
     memory = make_memory()
     path = memory.save(tmp_path / "m.ttt", text=False)
-    assert "Ishmael".encode() not in path.read_bytes()
+    assert b"Ishmael" not in path.read_bytes()
     assert_same(Memory.load(path), memory.with_text(None))
 
 

@@ -151,11 +151,9 @@ def parse_header(raw: bytes) -> tuple[Header, dict[str, TensorEntry], str]:
         header = Header.model_validate_json(metadata["ttt_docs"], strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"]) or "its start"
         advice = DAMAGED + " If a newer ttt-docs wrote it, upgrade: pip install -U ttt-docs."
         raise Refusal(f"its header has a wrong value at {shown(field)}: {shown(first['msg'], 200)}", advice) from None
-    except ValueError:  # text that is not Unicode
-        raise Refusal("the description in its header is not valid text") from None
     crc32 = metadata.get("crc32")
     if len(metadata) != 2 or not isinstance(crc32, str) or raw.count(crc_field(crc32)) != 1:
         raise Refusal("its header holds no checksum in the expected place")
@@ -201,6 +199,7 @@ def _parse_json(raw: bytes | str, what: str) -> dict[str, Any]:
 
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+        text.encode("utf-8")  # half a surrogate pair can be written as an escape, but is not text
         parsed = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError):
         raise Refusal(f"{what} is not valid JSON") from None
