@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from ttt_docs.memory import Memory, ReadDocument, Span
+from ttt_docs.errors import MemoryFormatError
+from ttt_docs.memory import Memory, ReadDocument, Span, load_memory
 from ttt_docs.model.config import ReadingConfig
 
 TEXT = "Käpt’n Ahab: call me Ishmael."
@@ -72,3 +74,12 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any], bytear
 
 def bits(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def refused(path: Path) -> str:
+    """The message of the refusal; it always names the file and ends with advice."""
+    with pytest.raises(MemoryFormatError) as caught:
+        load_memory(path)
+    message = str(caught.value)
+    assert path.name in message and message.isprintable()
+    return message
