@@ -6,7 +6,7 @@ import io
 import os
 import zipfile
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from ttt_docs.documents.document import Document
 from ttt_docs.documents.source import DEFAULT_MAX_BYTES, read_source, source_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import IO, Any
 
@@ -48,7 +48,7 @@ def iter_text(
         yield from _not_blank(_decoded(_counted(pieces, name, max_bytes), encoding, name), name)
 
 
-def _file_pieces(source: Any, name: str) -> Iterator[Any]:
+def _file_pieces(source: Any, name: str) -> Generator[Any, None, None]:
     with open_source(source, name) as file:
         yield from read_pieces(file, name, _PIECE)
 
