@@ -7,6 +7,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _NUMBER_LINE = re.compile(r"^\W*(?:(\d{1,4})|([ivxlc]{1,8}))\W*$", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
@@ -185,15 +186,18 @@ def _left_margins(pages: Sequence[list[Line]]) -> list[float]:
     for index, page in enumerate(pages):
         places = Counter(round(line.x) for line in page if line.size)
         margin = usual[index % 2]
-        if places and not any(abs(place - margin) <= 2 for place in places):
-            margin = float(max(places, key=lambda place: (places[place], -place)))
+        leftmost = min(places, default=margin)
+        own = places.most_common(1)[0][0] == leftmost and len(page) >= 8 if places else False
+        # A short page may hold indented lines only; a full one that never touches the usual margin has its own.
+        if abs(leftmost - margin) > 2 and (own or not 0 < leftmost - margin < 60):
+            margin = float(leftmost)
         margins.append(margin)
     return margins
 
 
 def _pairs(pages: Sequence[list[Line]]) -> Iterator[tuple[Line, Line]]:
     for page in pages:
-        yield from zip(page, page[1:], strict=False)
+        yield from pairwise(page)
 
 
 def _edges(page: list[Line]) -> set[int]:

@@ -136,7 +136,10 @@ def _metadata(reader: pypdf.PdfReader, count: int) -> dict[str, str]:
         found = {"title": information.title, "author": information.author} if information else {}
     except Exception:
         return metadata
-    return metadata | {key: _clean(str(value)).strip() for key, value in found.items() if value and str(value).strip()}
+    cleaned = {key: _clean(str(value or "")).strip() for key, value in found.items()}
+    # What PDF writers put where nobody gave a title or an author.
+    empty = ("", "untitled", "(anonymous)", "(unspecified)", "anonymous")
+    return metadata | {key: value for key, value in cleaned.items() if value.lower() not in empty}
 
 
 def _broken(name: str, reason: str) -> DocumentError:
