@@ -17,7 +17,7 @@ CONTAINER = (
 
 @pytest.fixture
 def make_pdf() -> Callable[..., bytes]:
-    """make(pages, header=, numbers=, encrypt=, prepare=): each page is a list of lines, ("text", indent) is indented."""
+    """make(pages, header=, numbers=, encrypt=, prepare=): a page is a list of lines, each a str or (str, indent)."""
 
     def make(
         pages: Sequence[Sequence[str | tuple[str, float]]],

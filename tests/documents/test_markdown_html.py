@@ -61,7 +61,8 @@ def test_html(tmp_path):
     path.write_text(HTML)
     document = load_document(path)
     assert document.text == (
-        "One and only\n\nCafé — a boldmove\nnext line\n\n- first\n- second\n\na\tb\n1\t2\n\nTwo\n\n  x =  1\n  y\n\nEnd."
+        "One and only\n\nCafé — a boldmove\nnext line\n\n- first\n- second\n\n"
+        "a\tb\n1\t2\n\nTwo\n\n  x =  1\n  y\n\nEnd."
     )
     assert [(span.kind, span.label) for span in document.spans] == [("chapter", "One and only"), ("chapter", "Two")]
     assert document.text[document.spans[1].start :].startswith("Two")
