@@ -53,7 +53,7 @@ def test_make_book(tmp_path):
     spec = importlib.util.spec_from_file_location("make_book", EXAMPLES / "make_book.py")
     make_book = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_book)
-    paragraph = "It was _the_ best of times & the worst of times, " * 120
+    paragraph = "It was _the_ best of times & the worst of times, " * 300
     source = "Two Cities\nC. Dickens\n\n" + "".join(
         f"Chapter {n}\n\n{paragraph}.\n\n  A verse\n  of two\n\n{paragraph}.\n\n" for n in (1, 2)
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -43,14 +44,17 @@ def remove_running_lines(pages: Sequence[list[Line]], labels: Sequence[str]) -> 
     """Pages without running headers, footers and page numbers.
 
     A line at the top or bottom of a page goes when, digits aside, it stands at the same height on at least three
-    pages and on a neighbouring one; a bare number goes when it is the page's label or counts up with the pages.
+    pages and on a neighbouring one, unless it is a full line as close to its neighbour as the body's are. A bare
+    number goes when it is the page's label or counts up with the pages.
     """
     edges = [_edges(page) for page in pages]
+    full, leading = _full_line(pages), _leading(pages)
     heights: dict[str, list[tuple[int, float]]] = defaultdict(list)
     offsets: dict[int, set[int]] = defaultdict(set)  # number - page index -> pages
     for index, page in enumerate(pages):
         for edge in edges[index]:
-            if key := _running_key(page[edge].text):
+            key = _running_key(page[edge].text)
+            if key and not (len(key) > 0.7 * full and _nearest(page, edge) <= 1.25 * leading):
                 heights[key].append((index, page[edge].y))
             if (number := _page_number(page[edge].text)) is not None:
                 offsets[number - index].add(index)
@@ -151,8 +155,6 @@ def _mend_word(above: str, below: str, joint: str, words: Counter[str]) -> tuple
 
 
 def _habits(pages: Sequence[list[Line]]) -> _Habits:
-    lengths = sorted(len(line.text) for page in pages for line in page)
-    drops = [above.y - line.y for above, line in _pairs(pages) if line.size and 0 < above.y - line.y < 72]
     words: Counter[str] = Counter()
     cut = False
     for page in pages:
@@ -169,8 +171,8 @@ def _habits(pages: Sequence[list[Line]]) -> _Habits:
         if line.size and 4 < line.x - margins[index] < 60
     )
     return _Habits(
-        full=lengths[int(0.9 * len(lengths))] if lengths else 0,
-        leading=statistics.median(drops) if drops else 0.0,
+        full=_full_line(pages),
+        leading=_leading(pages),
         indent=indents.most_common(1)[0][0] if indents else 0.0,
         words=words,
     )
@@ -195,9 +197,22 @@ def _left_margins(pages: Sequence[list[Line]]) -> list[float]:
     return margins
 
 
-def _pairs(pages: Sequence[list[Line]]) -> Iterator[tuple[Line, Line]]:
-    for page in pages:
-        yield from pairwise(page)
+def _full_line(pages: Sequence[list[Line]]) -> int:
+    """Characters of a full line."""
+    lengths = sorted(len(line.text) for page in pages for line in page)
+    return lengths[int(0.9 * len(lengths))] if lengths else 0
+
+
+def _leading(pages: Sequence[list[Line]]) -> float:
+    """Points from line to line, 0 where places are unknown."""
+    drops = [above.y - line.y for page in pages for above, line in pairwise(page) if line.size]
+    drops = [drop for drop in drops if 0 < drop < 72]
+    return statistics.median(drops) if drops else 0.0
+
+
+def _nearest(page: list[Line], place: int) -> float:
+    """Points to the line nearest in height."""
+    return min((abs(line.y - page[place].y) for other, line in enumerate(page) if other != place), default=math.inf)
 
 
 def _edges(page: list[Line]) -> set[int]:
