@@ -10,20 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ttt_docs.documents.document import Span
 from ttt_docs.model.config import ReadingConfig
 
 #: The fast weights of one block: `w1`, `w3` float32 [mlp, dim] and `w2` float32 [dim, mlp].
 BlockWeights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A page or chapter: characters `start` (included) to `end` (excluded) of the memory's text."""
-
-    kind: str  # "page" | "chapter"
-    label: str
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
