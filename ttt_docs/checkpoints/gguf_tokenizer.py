@@ -47,7 +47,9 @@ def write_gguf_tokenizer(get: Get, path: Path, target: Path) -> None:
     elif kind == "llama":
         _write_with_transformers(path, target)
     else:
-        raise CheckpointError(f"{path}: vocabulary {kind!r} is not supported in GGUF files; use the safetensors version")
+        raise CheckpointError(
+            f"{path}: vocabulary {kind!r} is not supported in GGUF files; use the safetensors version"
+        )
     tokens = get("tokenizer.ggml.tokens")
     ids = {key: get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "unknown", "padding")}
     settings: dict[str, Any] = {

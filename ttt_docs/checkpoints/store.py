@@ -134,7 +134,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not isinstance(manifest["fingerprint"], str) or not {"config.json", WEIGHTS} <= files.keys():
             raise ValueError("incomplete manifest")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{folder} is not a finished checkpoint (no valid manifest.json): convert it again") from None
+        raise CheckpointError(
+            f"{folder} is not a finished checkpoint (no valid manifest.json): convert it again"
+        ) from None
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{folder} has checkpoint format {version}, newer than this package: upgrade ttt-docs")
     for name, size in files.items():
