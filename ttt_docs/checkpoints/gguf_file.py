@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp): metadata to ModelConfig, dequantized blocks to our names, the vocabulary to tokenizer.json."""
+"""GGUF files (llama.cpp): metadata to ModelConfig, dequantized blocks to our names, vocabulary to tokenizer.json."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The vocabulary of a GGUF file as tokenizer.json and tokenizer_config.json.
 
-Byte-level BPE vocabularies are built with the `tokenizers` package directly: transformers' own conversion leaves out the
-pre-tokenizer that `tokenizer.ggml.pre` names, and so splits numbers and white space otherwise than the model was trained.
+Byte-level BPE vocabularies are built with the `tokenizers` package directly: transformers' own conversion leaves out
+the pre-tokenizer that `tokenizer.ggml.pre` names, and so splits numbers otherwise than the model was trained.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def write_gguf_tokenizer(get: Get, path: Path, target: Path) -> None:
     elif kind == "llama":
         _write_with_transformers(path, target)
     else:
-        raise CheckpointError(
-            f"{path}: vocabulary {kind!r} is not supported in GGUF files; use the safetensors version"
-        )
+        raise CheckpointError(f"{path}: GGUF vocabulary {kind!r} is not supported; use the safetensors version")
     tokens = get("tokenizer.ggml.tokens")
     ids = {key: get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "unknown", "padding")}
     settings: dict[str, Any] = {

@@ -216,7 +216,7 @@ def _open_safetensors(
 
 
 def tokenizer_writer(folder: Path) -> Callable[[Path], None] | None:
-    """A function that writes tokenizer.json and tokenizer_config.json of `folder` into another; None: it has no tokenizer."""
+    """A function that writes the tokenizer of `folder` into another folder; None: there is none."""
     fast = folder / "tokenizer.json"
     slow = any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt"))
     if not fast.is_file() and not slow:

@@ -83,7 +83,7 @@ def parameter_shapes(config: ModelConfig) -> Shapes:
 
 
 def source_parts(config: ModelConfig, table: Parts, block: str) -> Parts:
-    """Our names -> the names of one source format (`HUGGING_FACE` or `GGUF`), whose blocks are called `block` + index."""
+    """Our names -> those of a source format (`HUGGING_FACE` or `GGUF`), whose blocks are called `block` + index."""
     parts: Parts = {}
     for name in parameter_shapes(config):
         if name.startswith("blocks."):

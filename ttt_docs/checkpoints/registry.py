@@ -198,7 +198,7 @@ def _resolve_path(path: Path) -> Path:
 
 
 def _local_folder(path: Path) -> Path:
-    """Cache folder of a local source: its name and a key over path, sizes and times, so that a changed source is new."""
+    """Cache folder of a local source: its name and a key over path, sizes and times; a changed source is a new one."""
     path = path.resolve()
     files = [path]
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Fast weights for a pre-trained model that never saw TTT (METHOD section 6): no training, same outputs at the start."""
+"""Fast weights for a pre-trained model that never saw TTT (METHOD section 6): no training, at first the same model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ttt_docs.model.config import ModelConfig
 
 
 def retrofit(config: ModelConfig, state: State, suffix_blocks: int = 8, sinks: int = 4) -> tuple[ModelConfig, State]:
-    """Give the last `suffix_blocks` blocks a prime MLP; returns the new config and state, the old ones stay as they are.
+    """Give the last `suffix_blocks` blocks a prime MLP; returns a new config and state, the old ones stay as they are.
 
-    w1 `[mlp, dim]` and w3 are copies of the block's static MLP, w2 `[dim, mlp]` is zero: until the first update the model
-    is exactly the one it was. Prime MLPs are float32 whatever the dtype of the rest. The other tensors are shared.
+    w1 `[mlp, dim]` and w3 are copies of the block's static MLP, w2 `[dim, mlp]` is zero: until the first update the
+    model is exactly the one it was. Prime MLPs are float32 whatever the dtype of the rest. The other tensors are shared.
     `sinks`: first tokens whose keys and values are kept for ever, which a model trained with full attention needs.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ttt_docs.checkpoints.names import Parts, part_shapes, parameter_shapes
+from ttt_docs.checkpoints.names import Parts, parameter_shapes, part_shapes
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
 

@@ -3,10 +3,10 @@
     config.json             the ModelConfig
     model.safetensors       the weights under our names; bfloat16 where the source was, float32 otherwise
     tokenizer.json          and tokenizer_config.json (chat template included); absent if the source had none
-    manifest.json           written last: format version, source and its sha256, licence, sizes of all files, fingerprint
+    manifest.json           written last: format version, source, its sha256, licence, sizes of all files, fingerprint
 
-The folder is built under a temporary name beside its target and renamed when complete. Two processes that convert at the
-same time both build; the first rename wins and the other discards its copy.
+The folder is built under a temporary name beside its target and renamed when complete. Two processes that convert at
+the same time both build; the first rename wins and the other discards its copy.
 """
 
 from __future__ import annotations
@@ -156,12 +156,12 @@ def is_finished(folder: Path) -> bool:
 
 
 def fingerprint(config: ModelConfig, state: State) -> str:
-    """sha256 over the config (its name aside, which changes nothing) and every tensor's name, dtype, shape and bytes."""
+    """sha256 over the config (without its name) and every tensor's name, dtype, shape and bytes."""
     return _fingerprint(config, {name: _digest(name, tensor) for name, tensor in state.items()})
 
 
 def derived_fingerprint(base: str, config: ModelConfig) -> str:
-    """Fingerprint of a model computed from the one with fingerprint `base` by rule (a retrofit), without hashing weights."""
+    """Fingerprint of a model made by rule (a retrofit) from one with fingerprint `base`, without hashing weights."""
     return hashlib.sha256(f"{base}\n{_config_json(config)}".encode()).hexdigest()
 
 
@@ -194,7 +194,7 @@ def _fingerprint(config: ModelConfig, digests: dict[str, str]) -> str:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
 
 
 def _digest(name: str, tensor: torch.Tensor) -> str:
@@ -207,7 +207,7 @@ def _size(source: WeightSource, name: str, shape: tuple[int, ...]) -> int:
 
 
 def _write_weights(path: Path, source: WeightSource, progress: bool) -> dict[str, str]:
-    """The safetensors format written as a stream, so that a model larger than memory can be converted; returns digests."""
+    """Write safetensors as a stream, so that a model larger than memory can be converted; returns digests."""
     shapes = parameter_shapes(source.config)
     names = sorted(shapes, key=lambda name: (-source.dtypes[name].itemsize, name))  # wide dtypes first: all aligned
     header: dict[str, Any] = {}

@@ -17,8 +17,8 @@ _SLOTS = {"system": "\ue000system\ue000", "user": "\ue000user\ue000"}  # private
 class Tokenizer:
     """The tokenizer of a checkpoint folder.
 
-    Text is data: a document that contains `<|im_end|>` gets the tokens of those ten characters, never the control token.
-    Only the chat template itself can produce control tokens.
+    Text is data: a document that contains `<|im_end|>` gets the tokens of those ten characters, never the control
+    token. Only the chat template itself can produce control tokens.
 
     Raises:
         CheckpointError: the folder has no tokenizer.json, or a broken one.
@@ -86,7 +86,7 @@ class Tokenizer:
         return self._template is not None
 
     def render_chat(self, user: str, system: str | None = None) -> str:
-        """The chat prompt as text, ready for the assistant's turn. For people to look at; `encode_chat` makes the tokens.
+        """The chat prompt as text, ready for the assistant's turn; `encode_chat` makes the tokens of it.
 
         A template that knows no system role gets the system text in front of the user's. White space around both is
         stripped, as most templates do. A thinking switch (Qwen 3's `enable_thinking`) is off.
