@@ -42,7 +42,10 @@ def open_gguf(path: Path, name: str | None = None) -> WeightSource:
     tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
     metadata = _Metadata(reader, path)
     factors = tensors.pop("rope_freqs.weight", None)
-    config = config_from_gguf(metadata, tensors, name or path.stem, None if factors is None else factors.data)
+    try:
+        config = config_from_gguf(metadata, tensors, name or path.stem, None if factors is None else factors.data)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its metadata cannot be used: {error}") from error
     # GGUF lists dimensions fastest first
     shapes = {key: tuple(int(size) for size in tensor.shape)[::-1] for key, tensor in tensors.items()}
     parts = source_parts(config, GGUF, "blk.")

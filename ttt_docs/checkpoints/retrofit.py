@@ -13,7 +13,7 @@ def retrofit(config: ModelConfig, state: State, suffix_blocks: int = 8, sinks: i
     """Give the last `suffix_blocks` blocks a prime MLP; returns a new config and state, the old ones stay as they are.
 
     w1 `[mlp, dim]` and w3 are copies of the block's static MLP, w2 `[dim, mlp]` is zero: until the first update the
-    model is exactly the one it was. Prime MLPs are float32 whatever the dtype of the rest. The other tensors are shared.
+    model is exactly the one it was. Prime MLPs are float32, whatever the rest is; the other tensors are shared.
     `sinks`: first tokens whose keys and values are kept for ever, which a model trained with full attention needs.
 
     Raises:
