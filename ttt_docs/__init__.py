@@ -1,3 +1,46 @@
 """Read a long document once, keep what was learned in fast weights, ask it later."""
 
+from typing import TYPE_CHECKING, Any
+
+from ttt_docs.documents.document import Document
+from ttt_docs.errors import (
+    CheckpointError,
+    DocumentError,
+    MemoryFormatError,
+    MemoryMismatchError,
+    ReadingInterrupted,
+    TTTDocsError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from ttt_docs.memory.memory import Memory
+    from ttt_docs.reader import TTTReader
+    from ttt_docs.reading import ChunkReport
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ChunkReport",
+    "Document",
+    "DocumentError",
+    "Memory",
+    "MemoryFormatError",
+    "MemoryMismatchError",
+    "ReadingInterrupted",
+    "TTTDocsError",
+    "TTTReader",
+    "UsageError",
+]
+
+_LATER = {"Memory": "ttt_docs.memory.memory", "TTTReader": "ttt_docs.reader", "ChunkReport": "ttt_docs.reading"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names that need torch are imported at first use, so that `ttt-docs --help` answers at once."""
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

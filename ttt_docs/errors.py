@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ttt_docs.memory.memory import Memory
+
 
 class TTTDocsError(Exception):
     """Base of all errors raised on purpose: the command line prints it, no traceback, and exits with `exit_code`."""
@@ -29,3 +34,11 @@ class MemoryFormatError(TTTDocsError):
 
 class MemoryMismatchError(MemoryFormatError):
     """An intact memory that belongs to another model or to other reading parameters."""
+
+
+class ReadingInterrupted(KeyboardInterrupt):
+    """Ctrl-C while reading. `memory` holds what was read until then; ingesting the same document goes on from it."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(f"reading was interrupted after {memory.position:,} tokens")
+        self.memory = memory

@@ -88,7 +88,7 @@ def _tiles(new: int, keys: int, window: int | None) -> list[tuple[int, int, int,
 
 
 def _sink_attention(sinks: Sinks, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention over the sinks alone: output, log-sum-exp [batch, heads, new], and scores [batch, heads, new, sinks]."""
+    """Attention over the sinks alone: output, log-sum-exp [batch, heads, new], scores [batch, heads, new, sinks]."""
     batch, heads, new, head_dim = sinks.q.shape
     kv_heads = sinks.k.shape[1]
     grouped = sinks.q.reshape(batch, kv_heads, -1, head_dim)

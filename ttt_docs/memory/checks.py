@@ -82,10 +82,8 @@ def _check_shapes(header: Header, table: dict[str, TensorEntry]) -> None:
         raise Refusal(f"it holds {tokens:,} tokens but {nll:,} losses")
     if header.position > tokens:
         raise Refusal(f"its position {shown(header.position)} is past its {tokens:,} tokens")
-    if tokens - header.position >= header.reading.chunk:
-        raise Refusal(
-            f"{tokens - header.position:,} tokens are pending: a whole chunk ({header.reading.chunk:,}) or more"
-        )
+    if tokens - header.position > header.reading.chunk:
+        raise Refusal(f"{tokens - header.position:,} tokens are pending: more than a chunk ({header.reading.chunk:,})")
     if "text" in table:
         require("text", ["U8"], 1)
 

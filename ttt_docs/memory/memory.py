@@ -27,6 +27,7 @@ class ReadDocument:
     sha256: str | None = None  # of the whole text in UTF-8; None while its end is unknown
     complete: bool = True  # False: reading stopped before the document's end
     spans: tuple[Span, ...] = ()
+    first_token: int = 0  # index of its first token in the memory's tokens
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class LayerCache:
         self._end = held
 
     def kept(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values [batch, kv_heads, cached, head_dim] that later tokens can still see (views); None if empty."""
+        """Keys and values [batch, kv_heads, cached, head_dim] that later tokens can see (views); None if empty."""
         if self._k is None or self._v is None or self._end == 0:
             return None
         start = 0 if self.window is None else max(0, self._end - self.window + 1)
@@ -106,16 +106,18 @@ class LayerCache:
         return other
 
     def export(self) -> tuple[Tensor, Tensor]:
-        """Sinks, then window, as one pair [batch, kv_heads, sinks + cached, head_dim] (copies)."""
+        """Sinks, then window, as one pair [batch, kv_heads, sinks + cached, head_dim] (copies); not before reading."""
         kept = self.kept()
-        assert kept is not None, "nothing was read"
+        assert kept is not None
         k, v = kept
         if self.sink_k is not None and self.sink_v is not None:
             k, v = torch.cat([self.sink_k, k], 2), torch.cat([self.sink_v, v], 2)
         return k.clone(), v.clone()
 
     def restore(self, k: Tensor, v: Tensor) -> None:
-        """The inverse of `export`."""
+        """The inverse of `export`; without tokens in k, v the cache stays empty."""
+        if k.shape[2] == 0:
+            return
         sinks = min(self.sinks, k.shape[2])
         if sinks:
             self.sink_k, self.sink_v = k[:, :, :sinks].clone(), v[:, :, :sinks].clone()

@@ -286,7 +286,7 @@ class Decoder(nn.Module):
         return Sinks(straight_q.transpose(1, 2), turned, v, None)
 
     def token_nll(self, x: Tensor, targets: Tensor, kernels: Kernels = REFERENCE) -> Tensor:
-        """Losses of `targets` [batch, tokens] after hidden states x [batch, tokens, dim]: float32 nats; BOS counts 0."""
+        """Losses of `targets` [batch, tokens] after hidden states x [batch, tokens, dim]: nats, float32; 0 for BOS."""
         x = kernels.rms_norm(x, self.final_norm.weight, self.config.norm_eps).flatten(0, 1)
         bos = self.config.bos_token_id
         nll = kernels.linear_cross_entropy(x, self.head_weight, targets.flatten(), bos)

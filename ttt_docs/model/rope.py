@@ -1,4 +1,4 @@
-"""Rotary position embedding. Inside the project pairs are halves (i, i + head_dim/2); importers convert other layouts."""
+"""Rotary position embedding. Pairs are halves (i, i + head_dim/2) everywhere; importers convert other layouts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def frequencies(config: ModelConfig) -> Tensor:
 
 
 def rotation(positions: Tensor, inverse: Tensor, dtype: torch.dtype = torch.float32) -> Rotation:
-    """cos and sin for integer `positions` [tokens]. Angles in float64: float32 is off by 0.06 rad at a million tokens."""
+    """cos and sin for integer `positions` [tokens]. Angles in float64: float32 is 0.06 rad off at a million tokens."""
     angles = positions.to(torch.float64)[:, None] * inverse.to(positions.device)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)

@@ -17,7 +17,7 @@ from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights, 
 from ttt_docs.model.inner import chunk_loss, inner_step, score_and_grads
 
 #: Chunks the prefix blocks run ahead in one call. Their products always have this many chunks of rows (padded where
-#: fewer are at hand), because a product's last bits depend on its shape: reading on must not depend on where it stopped.
+#: fewer are at hand): a product's last bits depend on its shape, and reading on must not depend on where it stopped.
 PIECE = 2
 #: Tokens at a chunk's end that the guard predicts again after the update.
 GUARD_TOKENS = 64
@@ -70,7 +70,7 @@ class ReadingState:
         return self.piece - self.position // self.reading.chunk % self.piece
 
     def read(self, tokens: Tensor) -> Iterator[ChunkResult]:
-        """Reads n whole chunks, n at most `slots_left`: tokens [batch, n * chunk + 1], the last one only as a target."""
+        """Reads n whole chunks, n <= `slots_left`: tokens [batch, n * chunk + 1], the last one only as a target."""
         chunk = self.reading.chunk
         count = (tokens.shape[1] - 1) // chunk
         slot = self.position // chunk % self.piece
@@ -128,7 +128,7 @@ class ReadingState:
         return ChunkResult(index, nll, loss, step.grad_norm, step.clip, ~accepted, time.perf_counter() - began)
 
     def _improved(self, hidden: Tensor, targets: Tensor, nll: Tensor) -> Tensor:
-        """False [batch] where the chunk's last tokens, predicted again after the update, lost more than the guard allows."""
+        """False [batch] where the chunk's last tokens, predicted again after the update, lost more than the guard."""
         chunk = self.reading.chunk
         count = min(GUARD_TOKENS, chunk)
         assert self.reading.guard is not None
@@ -160,6 +160,24 @@ class ReadingState:
         """Losses [batch, n] of tokens [batch, n + 1] after the first, leaving the state as it was."""
         x = self.run(tokens[:, :-1], commit=False)
         return self.model.token_nll(x, tokens[:, 1:], self.kernels)
+
+    def restore(self, position: int, fast: list[FastWeights], caches: list[tuple[Tensor, Tensor]]) -> None:
+        """Goes to where another state was: its position, fast weights and exported caches (`LayerCache.export`)."""
+        self.position = position
+        self.set_fast(fast)
+        for cache, (k, v) in zip(self.caches, caches, strict=True):
+            cache.restore(k, v)
+
+    def select(self, documents: list[int]) -> ReadingState:
+        """A state of only some of the documents read in step."""
+        other = self.copy()
+        index = torch.tensor(documents)
+        other.set_fast([FastWeights(*(w[index] for w in block)) for block in self.fast])
+        if self.position:
+            for cache, mine in zip(other.caches, self.caches, strict=True):
+                k, v = mine.export()
+                cache.restore(k[index], v[index])
+        return other
 
     def copy(self) -> ReadingState:
         """An independent state at the same place (fast weights are shared: updates replace, never modify them)."""

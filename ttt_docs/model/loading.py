@@ -1,0 +1,30 @@
+"""From a checkpoint folder to a decoder that is ready to read."""
+
+from __future__ import annotations
+
+import torch
+
+from ttt_docs.checkpoints.source import State
+from ttt_docs.model.config import ModelConfig
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.rope import frequencies
+
+
+def build_decoder(config: ModelConfig, state: State, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """A frozen decoder with weights in `dtype`; the prime MLPs stay float32, the precision fast weights are kept in."""
+    with torch.device("meta"):
+        model = Decoder(config)
+    weights = {
+        name: tensor.to(device, torch.float32 if ".prime_mlp." in name and dtype != torch.float64 else dtype)
+        for name, tensor in state.items()
+    }
+    model.load_state_dict(weights, assign=True)
+    model.register_buffer("inverse_frequencies", frequencies(config).to(device), persistent=False)
+    return model.requires_grad_(False)
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively (CUDA, CPUs with AMX or AVX-512 BF16), else float32."""
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16

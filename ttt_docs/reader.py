@@ -1,0 +1,249 @@
+"""TTTReader, the one class most users touch: it joins documents, model, memory and generation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import IO, Any
+
+import torch
+from tqdm import tqdm
+
+from ttt_docs.checkpoints.registry import resolve
+from ttt_docs.checkpoints.retrofit import retrofit
+from ttt_docs.checkpoints.store import derived_fingerprint, load_checkpoint
+from ttt_docs.checkpoints.tokenizer import Tokenizer
+from ttt_docs.documents import Document, Span, iter_text, load_document
+from ttt_docs.documents.load import DEFAULT_MAX_BYTES
+from ttt_docs.errors import MemoryMismatchError, ReadingInterrupted, UsageError
+from ttt_docs.feed import segments
+from ttt_docs.interrupt import Interrupt
+from ttt_docs.memory.memory import Memory, ReadDocument
+from ttt_docs.model.config import InnerRule, ReadingConfig
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.loading import best_dtype, build_decoder
+from ttt_docs.model.state import ReadingState
+from ttt_docs.reading import ChunkReport, Track, read_batch, read_stream, state_of
+
+#: What `ingest` reads: a path, URL, `-`, open file, Document, or an iterable of text.
+Source = str | os.PathLike[str] | IO[bytes] | IO[str] | Document | Iterable[str]
+OnChunk = Callable[[ChunkReport], None]
+
+#: Between two documents that are read one after the other into one memory.
+SEPARATOR = "\n\n"
+#: The retrofit's inner loop: of the rules measured in docs/benchmarks.md the best for a model not meta-trained.
+RETROFIT = {"inner_rule": "normalized", "inner_lr": 0.3}
+
+
+class TTTReader:
+    """Reads documents into memories and answers from them. Make one with `from_pretrained`; it holds no document."""
+
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, reading: ReadingConfig, *, name: str, fingerprint: str
+    ) -> None:
+        self.model, self.tokenizer, self.reading = model, tokenizer, reading
+        self.name, self.fingerprint = name, fingerprint
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str] = "smollm2-135m",
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | str | None = None,
+        window: int | None = None,
+        chunk: int | None = None,
+        inner_rule: InnerRule | None = None,
+        inner_lr: float | None = None,
+        inner_clip: float | None = None,
+        suffix_blocks: int | None = None,
+        sinks: int | None = None,
+        learn: bool = True,
+    ) -> TTTReader:
+        """A reader for a registry name, a local folder or GGUF file, or a Hugging Face id.
+
+        A pre-trained model that never saw TTT is retrofitted (METHOD section 6): its last `suffix_blocks` (8) blocks
+        get fast weights and its first `sinks` (4) tokens are kept. `dtype` (None: bfloat16 where the hardware has it)
+        is the products'; fast weights are always float32. `window` and `chunk` are in tokens (2048 and 1024 for a
+        retrofit, what it was trained with otherwise). `learn=False` reads with the window alone.
+
+        Raises:
+            CheckpointError: weights that cannot be found, downloaded or understood.
+            UsageError: parameters that cannot work together.
+        """
+        checkpoint = load_checkpoint(resolve(name))
+        config, state, fingerprint = checkpoint.config, checkpoint.state, checkpoint.fingerprint
+        defaults: dict[str, Any] = {"window": config.window or 2048, "chunk": 1024, "sinks": config.sinks}
+        if not config.suffix_blocks:
+            config, state = retrofit(
+                config, state, suffix_blocks or min(8, config.blocks), 4 if sinks is None else sinks
+            )
+            fingerprint = derived_fingerprint(fingerprint, config)
+            defaults |= RETROFIT | {"sinks": config.sinks}
+        elif suffix_blocks not in (None, config.suffix_blocks):
+            raise UsageError(f"{name} was trained with {config.suffix_blocks} suffix blocks: leave suffix_blocks out")
+        chosen = {
+            "window": window,
+            "chunk": chunk,
+            "inner_rule": inner_rule,
+            "inner_lr": inner_lr,
+            "inner_clip": inner_clip,
+        }
+        if inner_rule == "sgd" and inner_lr is None:
+            chosen["inner_lr"] = 1.0
+        reading = ReadingConfig(**defaults | {k: v for k, v in chosen.items() if v is not None}, learn=learn)
+        where = torch.device(device)
+        numbers = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or best_dtype(where)
+        if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:
+            raise UsageError(f"dtype={dtype!r}: use float32, bfloat16 or float64")
+        model = build_decoder(config, state, where, numbers)
+        return cls(model, Tokenizer(checkpoint.folder), reading, name=str(name), fingerprint=fingerprint)
+
+    def ingest(
+        self,
+        source: Source | None = None,
+        *,
+        text: str | None = None,
+        memory: Memory | None = None,
+        name: str | None = None,
+        password: str | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        progress: bool | None = None,
+        on_chunk: OnChunk | None = None,
+    ) -> Memory:
+        """Reads a document, chunk by chunk, and returns the memory of it.
+
+        With `memory`, reading goes on where that one stopped, with its own reading parameters: in the middle of the
+        same document if it was interrupted there, else with a new document after it. The old memory stays valid.
+        `progress=None` shows a bar on a terminal. `on_chunk` is called after every chunk.
+
+        Raises:
+            DocumentError: a document that cannot be read.
+            MemoryMismatchError: `memory` belongs to another model.
+            ReadingInterrupted: Ctrl-C; its `memory` holds what was read.
+        """
+        document, pieces, label = _open(source, text, name, password, max_bytes)
+        history, pieces, skip = self._history(memory, document, pieces, label)
+        state = state_of(self.model, history) if len(history.tokens) else ReadingState(self.model, history.reading)
+        track = Track(history)
+        first = len(track.tokens) - skip
+        characters = len(document) if document is not None else 0
+        disable = None if progress is None else not progress
+        with Interrupt() as interrupt, tqdm(unit="tok", unit_scale=True, disable=disable, desc=label[-40:]) as bar:
+            for report in read_stream(state, track, pieces, self.tokenizer, skip, lambda: interrupt.requested):
+                if characters:  # tokens in all, from the rate so far
+                    fed = sum(map(len, track.text))
+                    bar.total = (len(track.tokens) - first) * characters // fed
+                bar.set_postfix(loss=f"{report.loss:.3f}", refresh=False)
+                bar.update(report.tokens - first - bar.n)
+                if on_chunk is not None:
+                    on_chunk(report)
+        memory = _with_document(track.finish(state, complete=not interrupt.requested), document, label, first, history)
+        if interrupt.requested:
+            raise ReadingInterrupted(replace(memory, documents=_incomplete(memory.documents)))
+        return memory
+
+    def ingest_batch(
+        self,
+        documents: Sequence[Document],
+        *,
+        on_chunk: Callable[[int, ChunkReport], None] | None = None,
+    ) -> list[Memory]:
+        """Reads several documents in one call, each with fast weights of its own, and returns their memories in order.
+
+        Each gets what it would get alone (to the last bits: products of other shapes round differently). `on_chunk` is
+        called with the document's index. Memory grows with the number of documents.
+
+        Raises MemoryMismatchError, UsageError as `ingest` does.
+        """
+        if not documents:
+            return []
+        tracks = []
+        for document in documents:
+            track = Track(self._empty_memory())
+            for segment in segments([document.text]):
+                track.text.append(segment)
+                track.tokens.extend(self.tokenizer.encode(segment))
+            tracks.append(track)
+        firsts = [len(track.memory.tokens) for track in tracks]
+        memories = read_batch(ReadingState(self.model, self.reading, len(tracks)), tracks, on_chunk)
+        return [
+            _with_document(memory, document, document.name, first, track.memory)
+            for memory, document, first, track in zip(memories, documents, firsts, tracks, strict=True)
+        ]
+
+    def check(self, memory: Memory) -> None:
+        """Raises MemoryMismatchError unless `memory` was read with this reader's model."""
+        if memory.fingerprint != self.fingerprint:
+            raise MemoryMismatchError(
+                f"this memory was read with another model ({memory.model}, fingerprint {memory.fingerprint[:12]}) than "
+                f"this reader's ({self.name}, {self.fingerprint[:12]}): load that model, or read the document again"
+            )
+
+    def _empty_memory(self) -> Memory:
+        bos = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
+        return Memory(
+            model=self.name,
+            fingerprint=self.fingerprint,
+            reading=self.reading,
+            fast={},
+            window={},
+            position=0,
+            tokens=torch.tensor(bos, dtype=torch.int32),
+            nll=torch.zeros(len(bos)),
+            text="",
+        )
+
+    def _history(
+        self, memory: Memory | None, document: Document | None, pieces: Iterable[str], label: str
+    ) -> tuple[Memory, Iterable[str], int]:
+        """What was read before this document, the text to read, and how many of its tokens were read already."""
+        if memory is None or not memory.documents:
+            return self._empty_memory(), pieces, 0
+        self.check(memory)
+        last = memory.documents[-1]
+        if not last.complete and document is not None and last.sha256 == document.sha256:
+            before = len(SEPARATOR) if len(memory.documents) > 1 else 0
+            text = None if memory.text is None else memory.text[: last.start - before]
+            history = replace(memory, text=text, documents=memory.documents[:-1])
+            return history, chain([SEPARATOR] if before else [], pieces), len(memory.tokens) - last.first_token
+        return memory, chain([SEPARATOR], pieces), 0
+
+
+def _open(
+    source: Source | None, text: str | None, name: str | None, password: str | None, max_bytes: int
+) -> tuple[Document | None, Iterable[str], str]:
+    """The document if its end is known, its text in pieces, and what to call it."""
+    if (source is None) == (text is None):
+        raise UsageError("give a document to read: either a source (path, URL, file, Document, iterable) or text=")
+    if text is not None:
+        document = Document.from_text(text, name=name or "text")
+    elif isinstance(source, (str, os.PathLike, Document)) or hasattr(source, "read"):
+        document = load_document(source, password=password, max_bytes=max_bytes, name=name)  # type: ignore[arg-type]
+    else:
+        return None, iter_text(source, max_bytes=max_bytes, name=name), name or "stream"  # type: ignore[arg-type]
+    return document, [document.text], name or document.name
+
+
+def _with_document(memory: Memory, document: Document | None, label: str, first: int, history: Memory) -> Memory:
+    """`memory` with the document just read added to those of `history`."""
+    before = len(SEPARATOR) if history.documents else 0
+    start = end = 0
+    spans: tuple[Span, ...] = ()
+    sha256 = document.sha256 if document is not None else None
+    if memory.text is not None and history.text is not None:
+        start, end = len(history.text) + before, len(memory.text)
+        if document is None:
+            sha256 = hashlib.sha256(memory.text[start:].encode()).hexdigest()
+        else:
+            shifted = (Span(s.kind, s.label, s.start + start, min(s.end + start, end)) for s in document.spans)
+            spans = tuple(span for span in shifted if span.start < span.end)
+    read = ReadDocument(label, start, end, sha256, spans=spans, first_token=first)
+    return replace(memory, documents=(*history.documents, read))
+
+
+def _incomplete(documents: tuple[ReadDocument, ...]) -> tuple[ReadDocument, ...]:
+    return (*documents[:-1], replace(documents[-1], complete=False))
