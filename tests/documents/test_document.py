@@ -93,6 +93,7 @@ def test_document_is_a_value():
     assert (document.name, len(document), document.spans, document.span_at(0)) == ("greeting", 5, (), None)
     assert document.sha256 == hashlib.sha256("Grüße".encode()).hexdigest()
     assert document == Document.from_text("Grüße", name="greeting")
+    assert hash(document) == hash(Document.from_text("Grüße", name="greeting"))
     with pytest.raises(dataclasses.FrozenInstanceError):
         document.text = "other"
 
