@@ -38,6 +38,7 @@ class _Habits:
     full: float  # characters of a full line
     leading: float  # points from line to line, 0 if unknown
     indent: float  # points of a paragraph's first line, 0 if none
+    size: float  # points of the body's font
     words: Counter[str]  # lower case, without those cut at line ends
 
 
@@ -123,6 +124,8 @@ def _joint(above: Line, above_in: float, line: Line, line_in: float, habits: _Ha
             return " "
         if apart:
             return "\n\n"
+        if below and 0.95 < ratio < 1.05 and line.size > 1.2 * habits.size:  # a heading of two lines
+            return " "
         if below and drop < 0.3 * line.size:  # pieces of one line
             return " "
         if (below or not same_page) and line_in > max(4.0, 0.5 * line.size):
@@ -177,10 +180,15 @@ def _habits(pages: Sequence[list[Line]]) -> _Habits:
         for line in page
         if line.size and 4 < line.x - margins[index] < 60
     )
+    sizes: Counter[float] = Counter()
+    for page in pages:
+        for line in page:
+            sizes[round(line.size, 1)] += len(line.text)
     return _Habits(
         full=_full_line(pages),
         leading=_leading(pages),
         indent=indents.most_common(1)[0][0] if indents else 0.0,
+        size=sizes.most_common(1)[0][0] if sizes else 0.0,
         words=words,
     )
 
