@@ -15,7 +15,7 @@ CONTAINER = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pdf() -> Callable[..., bytes]:
     """make(pages, header=, numbers=, encrypt=, prepare=): a page is a list of lines, each a str or (str, indent)."""
 
@@ -50,7 +50,7 @@ def make_pdf() -> Callable[..., bytes]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_epub() -> Callable[..., bytes]:
     """make({file: body}, ncx=, nav=, extra=): an EPUB whose spine has the files in order."""
 

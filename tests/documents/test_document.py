@@ -2,7 +2,7 @@ import dataclasses
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttt_docs.documents import Document, Span
@@ -28,6 +28,7 @@ def check(document: Document) -> None:
         assert document.span_at(offset) == scan(document, offset)
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1), st.lists(st.integers(0, 60), max_size=8))
 def test_spans_are_ordered_and_span_at_agrees_with_a_scan(text, cuts):
     text = "x" + text
@@ -39,6 +40,7 @@ def test_spans_are_ordered_and_span_at_agrees_with_a_scan(text, cuts):
         assert all(a.end == b.start for a, b in zip(document.spans, document.spans[1:], strict=False))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), max_size=6))
 def test_span_at_with_gaps(pieces):
     spans, end = [], 0
@@ -53,6 +55,7 @@ HEADINGS = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(HEADINGS | st.text(max_size=5), min_size=1, max_size=12))
 def test_spans_of_every_parser_cover_the_text(pieces):
     source = "word " + "".join(pieces)
@@ -76,6 +79,7 @@ LINE = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(LINE, max_size=5), min_size=1, max_size=6))
 def test_page_starts_are_exact(pages):
     kept = remove_running_lines(pages, [str(n + 1) for n in range(len(pages))])
@@ -93,6 +97,7 @@ def test_document_is_a_value():
     assert (document.name, len(document), document.spans, document.span_at(0)) == ("greeting", 5, (), None)
     assert document.sha256 == hashlib.sha256("Grüße".encode()).hexdigest()
     assert document == Document.from_text("Grüße", name="greeting")
+    assert hash(document) == hash(Document.from_text("Grüße", name="greeting"))
     with pytest.raises(dataclasses.FrozenInstanceError):
         document.text = "other"
 

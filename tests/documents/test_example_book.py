@@ -35,6 +35,7 @@ def test_the_pdf_gives_the_text(text):
     assert len(book.spans) == 198
     assert book.spans[0].start == 0 and book.spans[-1].end == len(book)
     assert book.metadata["title"] == "A Portrait of the Artist as a Young Man"
+    assert book.text.startswith("A Portrait of the Artist as a Young Man\n\nJames Joyce\n\n“Et ignotas")
     # Paragraphs as well: almost as many as in the text, none torn apart by a page.
     paragraphs = [len(re.findall(r"\n\n+", document.text)) for document in (text, book)]
     assert abs(paragraphs[0] - paragraphs[1]) < 20

@@ -101,6 +101,7 @@ def test_hyphens():
     assert joined("from 1914-", "18 on") == "from 1914-18 on"
     assert joined("a mother-in-", "law") == "a mother-in-law"
     assert joined("the dog and the like of a dog, like that: a dog-", "like thing").endswith("a dog-like thing")
+    assert joined("AN OP-", "TIONAL WORD") == "AN OPTIONAL WORD"
     assert joined("waited for some-", "thing") == "waited for something"
     assert joined("he paused—", "then spoke") == "he paused—then spoke"
 
@@ -163,3 +164,26 @@ def test_one_bad_page_costs_only_itself(make_pdf, monkeypatch):
     document = load(data)
     assert document.text == "One.\n\nThree."
     assert document.metadata["unreadable_pages"] == "2"
+
+
+def test_verse_quotations_and_contents(make_pdf):
+    full = "A full line of this little book is some sixty characters long"
+    page = [
+        "Chapter One . . . . . . . . . . . . . . . . . . . . . . . . 7",
+        "chapter two . . . . . . . . . . . . . . . . . . . . . . . . 9",
+        "",
+        *([full] * 6),
+        "and it ends here.",
+        ("A new one begins, and after it a poem.", 14),
+        ("O, the wild rose blossoms", 40),
+        ("on the little green place.", 40),
+        ("Again " + full.lower()[6:], 14),
+        ("that is set in like a quotation, without a first line. And", 14),
+        ("so on.", 14),
+    ]
+    text = load(make_pdf([page])).text
+    assert text.startswith("Chapter One ... 7\nchapter two ... 9\n\nA full line")
+    assert (
+        "long and it ends here.\n\nA new one begins, and after it a poem.\n\nO, the wild rose blossoms\non the" in text
+    )
+    assert text.endswith("long that is set in like a quotation, without a first line. And so on.")

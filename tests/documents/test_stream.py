@@ -3,7 +3,7 @@ import itertools
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttt_docs.documents import iter_text, load_document
@@ -17,12 +17,14 @@ def cut(whole, places):
     return [whole[a:b] for a, b in itertools.pairwise([0, *places, len(whole)])]
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 41), max_size=6))
 def test_any_split_of_str_equals_the_whole(text, places):
     expected = text.replace("\r\n", "\n").replace("\r", "\n")
     assert "".join(iter_text(cut(text, places))) == expected
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 200), max_size=6), st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))
 def test_any_split_of_bytes_equals_the_whole(text, places, encoding):
     data = text.encode(encoding)

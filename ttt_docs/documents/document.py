@@ -35,7 +35,9 @@ class Document:
     name: str
     text: str
     spans: tuple[Span, ...] = ()
-    metadata: dict[str, str] = field(default_factory=dict)  # "format", and "title", "author", ... where known
+    metadata: dict[str, str] = field(
+        default_factory=dict, hash=False
+    )  # "format", and "title", "author", ... where known
 
     def __post_init__(self) -> None:
         if not self.text or self.text.isspace():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import posixpath
 import zipfile
 import zlib
@@ -42,9 +43,11 @@ class _Archive:
                 return b"".join(pieces)
         except KeyError:
             raise DocumentError(f"{self.name}: the EPUB lacks its file {path!r}. Get an intact copy.") from None
+        except NotImplementedError as error:  # a RuntimeError, so it comes before that one
+            raise DocumentError(f"{self.name}: the EPUB is packed in an unknown way ({error}).") from None
         except RuntimeError:  # zipfile's word for a member with a password
             raise DocumentError(f"{self.name}: the EPUB is encrypted. Unpack it with its password first.") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError) as error:
             raise DocumentError(
                 f"{self.name}: the EPUB is damaged at {path!r} ({error}). Get an intact copy."
             ) from None

@@ -17,6 +17,7 @@ _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 _SENTENCE_END = re.compile(r"[.!?:…][\"'”’»)\]—–*\d]*$")
 _HYPHEN_END = re.compile(r"([^\W_]+(?:-[^\W_]+)*)[-‐\u00ad]$")
 _FIRST_WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+_CONTENTS_LINE = re.compile(r"\.\.\. ?[\divxlc]{1,6}$", re.IGNORECASE)
 _ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 
 
@@ -37,6 +38,7 @@ class _Habits:
     full: float  # characters of a full line
     leading: float  # points from line to line, 0 if unknown
     indent: float  # points of a paragraph's first line, 0 if none
+    size: float  # points of the body's font
     words: Counter[str]  # lower case, without those cut at line ends
 
 
@@ -109,26 +111,33 @@ def _joint(above: Line, above_in: float, line: Line, line_in: float, habits: _Ha
     ended = bool(_SENTENCE_END.search(above.text))
     continues = line.text[0].islower() and not ended
     placed = above.size > 0 and line.size > 0
+    drop = above.y - line.y
+    below = placed and same_page and drop > 0  # otherwise a new page or column
+    apart = below and habits.leading > 0 and drop > 1.4 * max(habits.leading, 1.05 * line.size)
+    if _CONTENTS_LINE.search(above.text) and not apart:
+        return "\n"
     if placed:
         ratio = line.size / above.size
         if not 0.87 < ratio < 1.15 and not (continues and length > 0.6 * habits.full):
             return "\n\n"
         if continues and length > 0.7 * habits.full:
             return " "
-        drop = above.y - line.y
-        below = same_page and drop > 0  # otherwise a new page or column
-        if below and habits.leading and drop > 1.4 * max(habits.leading, 1.05 * line.size):
+        if apart:
             return "\n\n"
+        if below and 0.95 < ratio < 1.05 and line.size > 1.2 * habits.size:  # a heading of two lines
+            return " "
         if below and drop < 0.3 * line.size:  # pieces of one line
             return " "
         if (below or not same_page) and line_in > max(4.0, 0.5 * line.size):
             alike = abs(above_in - line_in) < 2
-            if alike and abs(line_in - habits.indent) > 2:  # a block set in: a quotation, verse
-                return " " if length > 0.6 * habits.full and not ended else "\n"
+            if alike and length > 0.7 * habits.full and not ended:  # a quotation
+                return " "
+            if alike and abs(line_in - habits.indent) > 2:  # set in deeper than paragraphs are: verse, a list
+                return " " if length > 0.7 * habits.full else "\n"
             return "\n\n"
     if ended and length < 0.8 * habits.full:
         return "\n\n"
-    if length < 0.6 * habits.full and not continues and not _HYPHEN_END.search(above.text):
+    if length < (0.45 if continues else 0.6) * habits.full and not _HYPHEN_END.search(above.text):
         return "\n"
     return " "
 
@@ -144,7 +153,8 @@ def _mend_word(above: str, below: str, joint: str, words: Counter[str]) -> tuple
     if above.endswith("\u00ad"):
         return "", above[:-1]
     first, second = cut.group(1), begun.group(0)
-    if not second[0].islower() or not first[-1].isalpha():  # Anglo-Saxon, 1914-18
+    capitals = len(first) > 1 and (first + second).isupper()
+    if not (second[0].islower() or capitals) or not first[-1].isalpha():  # Anglo-Saxon, 1914-18
         return "", above
     joined, hyphened = (first + second).lower(), f"{first}-{second}".lower()
     if words[joined] or words[hyphened]:
@@ -170,10 +180,15 @@ def _habits(pages: Sequence[list[Line]]) -> _Habits:
         for line in page
         if line.size and 4 < line.x - margins[index] < 60
     )
+    sizes: Counter[float] = Counter()
+    for page in pages:
+        for line in page:
+            sizes[round(line.size, 1)] += len(line.text)
     return _Habits(
         full=_full_line(pages),
         leading=_leading(pages),
         indent=indents.most_common(1)[0][0] if indents else 0.0,
+        size=sizes.most_common(1)[0][0] if sizes else 0.0,
         words=words,
     )
 

@@ -12,18 +12,18 @@ _ATX = re.compile(r"^ {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
 _SETEXT = re.compile(r"^ {0,3}(=+|-{2,})[ \t]*$")
 _DEFINITION = re.compile(r"^ {0,3}\[[^\]]+\]:\s+\S+")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?\n)(?:---|\.\.\.)\n", re.DOTALL)
-_FRONT_MATTER_FIELD = re.compile(r"^(title|author):[ \t]*[\"']?(.+?)[\"']?[ \t]*$", re.MULTILINE)
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_CODE_SPAN = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)")
+_FRONT_MATTER_FIELD = re.compile(r"^(title|author):[ \t]*[\"']?(.{1,1000}?)[\"']?[ \t]*$", re.MULTILINE)
+_COMMENT = re.compile(r"<!--.{0,100000}?-->", re.DOTALL)
+_CODE_SPAN = re.compile(r"(`+)(?!`)(.{1,1000}?)(?<!`)\1(?!`)")
 _INLINE = (
     (re.compile(r"!\[([^\]]*)\](?:\([^()\s]*(?:\([^()]*\)[^()\s]*)*(?:\s+[^()]*)?\)|\[[^\]]*\])"), r"\1"),  # image
     (re.compile(r"\[([^\[\]]+)\]\([^()\s]*(?:\([^()]*\)[^()\s]*)*(?:\s+[^()]*)?\)"), r"\1"),  # link
     (re.compile(r"\[([^\[\]]+)\]\[[^\]]*\]"), r"\1"),  # reference link
     (re.compile(r"<(https?://[^>\s]+)>"), r"\1"),
     (re.compile(r"</?(?:a|b|br|code|div|em|i|img|kbd|p|span|strong|sub|sup|u)\b[^>]*>", re.IGNORECASE), ""),
-    (re.compile(r"(?<![\w*])\*\*\*(?=\S)(.+?)(?<=\S)\*\*\*(?![\w*])"), r"\1"),
-    (re.compile(r"\*\*(?=\S)(.+?)(?<=\S)\*\*"), r"\1"),
-    (re.compile(r"(?<!\w)__(?=\S)(.+?)(?<=\S)__(?!\w)"), r"\1"),
+    (re.compile(r"(?<![\w*])\*\*\*(?=\S)(.{1,1000}?)(?<=\S)\*\*\*(?![\w*])"), r"\1"),
+    (re.compile(r"\*\*(?=\S)(.{1,1000}?)(?<=\S)\*\*"), r"\1"),
+    (re.compile(r"(?<!\w)__(?=\S)(.{1,1000}?)(?<=\S)__(?!\w)"), r"\1"),
     (re.compile(r"(?<![\w*\\])\*(?=[^\s*])([^*\n]+?)(?<=\S)\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<![\w\\])_(?=[^\s_])([^_\n]+?)(?<=\S)_(?!\w)"), r"\1"),
     (re.compile(r"\\([\\`*_{}\[\]()#+\-.!>|~])"), r"\1"),

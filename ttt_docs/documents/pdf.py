@@ -18,6 +18,8 @@ from ttt_docs.documents.layout import Line, join_pages, remove_running_lines
 from ttt_docs.errors import DocumentError
 
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufffe\uffff]")
+#: The dots of a table of contents.
+_LEADERS = re.compile(r"(?:\s{0,3}[.·]){5,}")
 _LIGATURES = str.maketrans(
     {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st", "\u00a0": " "}
 )
@@ -115,7 +117,8 @@ def _page_lines(page: pypdf.PageObject) -> list[Line]:
 
 
 def _clean(text: str) -> str:
-    return LONE_SURROGATE.sub("\ufffd", _CONTROL.sub("", text.translate(_LIGATURES)))
+    text = _LEADERS.sub(" ...", _CONTROL.sub("", text.translate(_LIGATURES)))
+    return LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _labels(reader: pypdf.PdfReader, count: int) -> list[str]:

@@ -19,7 +19,7 @@ DEFAULT_MAX_BYTES = 512 * 1024 * 1024
 #: Read at a time, in bytes or characters.
 PIECE = 1 << 20
 
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(?:::[A-Za-z][A-Za-z0-9+.-]*)*://")
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+(?:::[A-Za-z][A-Za-z0-9+.-]+)*://")
 
 
 def is_url(source: object) -> bool:
@@ -88,8 +88,8 @@ def read_pieces(file: IO[Any], name: str, size: int) -> Iterator[Any]:
             raise DocumentError(
                 f"{name}: the open text file is not {error.encoding}. Open it in binary mode, or with its encoding."
             ) from None
-        except (OSError, ValueError) as error:
-            raise DocumentError(f"{name}: reading failed ({error}). Check the file or connection, and retry.") from None
+        except Exception as error:  # closed files, torn connections; each fsspec backend has errors of its own
+            raise DocumentError(f"{name}: reading failed ({error}). Check the file or connection, retry.") from error
         if not piece:  # a non-blocking stream's None also ends here
             return
         yield bytes(piece) if isinstance(piece, (bytearray, memoryview)) else piece

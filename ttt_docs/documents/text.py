@@ -53,15 +53,13 @@ def decode(data: bytes, name: str) -> str:
     Raises DocumentError for binary data.
     """
     if marked := byte_order_mark(data):
-        return decode_as(data, marked, name)
-    refuse_binary(data, name)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        pass
-    text = _damaged_utf8(data)
-    if text is None:
-        text = decode_as(data, detect_encoding(data, name), name)
+        text = decode_as(data, marked, name)
+    else:
+        refuse_binary(data, name)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = _damaged_utf8(data) or decode_as(data, detect_encoding(data, name), name)
     if len(_CONTROL.findall(text)) > max(2, len(text) // 200):
         raise _not_text(name)
     return text
