@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TTTDocsError(Exception):
-    """Base of all errors raised on purpose; the command line prints it without a traceback and exits with `exit_code`."""
+    """Base of all errors raised on purpose: the command line prints it, no traceback, and exits with `exit_code`."""
 
     exit_code = 1
 

@@ -1,0 +1,7 @@
+"""Files to documents: text with the page or chapter of every character."""
+
+from ttt_docs.documents.document import Document, Span
+from ttt_docs.documents.load import load_document
+from ttt_docs.documents.stream import iter_text
+
+__all__ = ["Document", "Span", "iter_text", "load_document"]

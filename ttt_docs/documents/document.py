@@ -1,1 +1,96 @@
 """A document: its text, and spans that tell the page or chapter of any character."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ttt_docs.errors import DocumentError
+
+#: Half a surrogate pair: cannot be written as UTF-8, so no tokenizer takes it.
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A page or chapter: characters `start` (included) to `end` (excluded) of the text it belongs to."""
+
+    kind: str  # "page" | "chapter"
+    label: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """What was read from one file: `text`, and `spans` that are in order, do not overlap and lie inside the text.
+
+    Raises DocumentError when the text is empty or only whitespace, or when the spans break that rule.
+    """
+
+    name: str
+    text: str
+    spans: tuple[Span, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)  # "format", and "title", "author", ... where known
+
+    def __post_init__(self) -> None:
+        if not self.text or self.text.isspace():
+            what = "holds only whitespace" if self.text else "is empty"
+            raise DocumentError(f"{self.name}: the document {what}. Give a file that has text in it.")
+        before = 0
+        for span in self.spans:
+            if not before <= span.start < span.end <= len(self.text):
+                raise DocumentError(
+                    f"{self.name}: span {span.label!r} [{span.start}, {span.end}) is empty, out of order or outside "
+                    f"the text of {len(self.text)} characters. Give spans in order that do not overlap."
+                )
+            before = span.end
+
+    @classmethod
+    def from_text(
+        cls,
+        text: str,
+        *,
+        name: str = "text",
+        spans: Sequence[Span] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> Document:
+        """A document of `text` as it stands; only lone surrogates become U+FFFD, so that offsets stay valid.
+
+        Raises DocumentError when the text is empty or only whitespace.
+        """
+        return cls(name, LONE_SURROGATE.sub("\ufffd", text), tuple(spans), {"format": "text", **(metadata or {})})
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the text in UTF-8, 64 hexadecimal digits."""
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+
+    def span_at(self, offset: int) -> Span | None:
+        """The page or chapter of character `offset`; None outside the text or where no span covers it."""
+        index = bisect_right(self.spans, offset, key=lambda span: span.start) - 1
+        if index < 0 or offset >= self.spans[index].end:
+            return None
+        return self.spans[index]
+
+    def __len__(self) -> int:
+        """Characters of the text."""
+        return len(self.text)
+
+
+def spans_from_starts(kind: str, starts: Sequence[tuple[int, str]], length: int) -> tuple[Span, ...]:
+    """Spans that cover `length` characters without a gap: each runs from its start to the next one's.
+
+    `starts` are (offset, label) in order. Empty spans are left out; text before the first start is "front matter".
+    """
+    starts = [(offset, label) for offset, label in starts if offset < length]
+    if not starts:
+        return ()
+    if starts[0][0] > 0:
+        starts = [(0, "front matter"), *starts]
+    ends = [offset for offset, _ in starts[1:]] + [length]
+    return tuple(Span(kind, label, start, end) for (start, label), end in zip(starts, ends, strict=True) if start < end)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ttt_docs.documents.document import Span
 from ttt_docs.model.config import ReadingConfig
 
 #: The fast weights of one block: `w1`, `w3` float32 [mlp, dim] and `w2` float32 [dim, mlp].
 BlockWeights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A page or chapter: characters `start` (included) to `end` (excluded) of the memory's text."""
-
-    kind: str  # "page" | "chapter"
-    label: str
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -75,12 +69,31 @@ class Memory:
         tensors += [t for pair in self.window.values() for t in pair]
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    def save(
+        self, path: str | PathLike[str], *, precision: Literal["float32", "bfloat16"] = "float32", text: bool = True
+    ) -> Path:
+        """Write this memory to one file; see `save_memory`, which this calls."""
+        from ttt_docs.memory.format import save_memory  # here, since that module builds on this one
+
+        return save_memory(self, path, precision=precision, text=text)
+
+    @staticmethod
+    def load(
+        path: str | PathLike[str], *, expect_fingerprint: str | None = None, expect_model: str | None = None
+    ) -> Memory:
+        """Read a memory file; see `load_memory`, which this calls."""
+        from ttt_docs.memory.format import load_memory
+
+        return load_memory(path, expect_fingerprint=expect_fingerprint, expect_model=expect_model)
+
 
 def memories_equal(a: Memory, b: Memory) -> bool:
     """Bit-for-bit equality of everything reading computed."""
 
     def same(x: Tensor, y: Tensor) -> bool:
-        return x.dtype == y.dtype and torch.equal(x, y)
+        # As bytes: for numbers, -0.0 equals 0.0 and NaN nothing.
+        same_kind = x.dtype == y.dtype and x.shape == y.shape
+        return same_kind and torch.equal(x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8))
 
     return (
         a.position == b.position

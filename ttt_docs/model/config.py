@@ -94,12 +94,18 @@ class ReadingConfig(BaseModel):
     inner_rule: InnerRule = "sgd"
     inner_lr: float = Field(1.0, ge=0)
     inner_clip: float = Field(1.0, ge=0, description="global gradient norm limit for `sgd`; 0 switches it off")
+    guard: float | None = Field(
+        1.0,
+        gt=0,
+        description="an update is undone if it worsens the chunk's last tokens by more than this, in nats; None: never",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ReadingConfig:
         if self.window < self.chunk:
             raise UsageError(
-                f"window ({self.window}) must be at least the chunk ({self.chunk}): use a larger window= or smaller chunk="
+                f"window ({self.window}) must be at least the chunk ({self.chunk}): "
+                "use a larger window= or a smaller chunk="
             )
         return self
 

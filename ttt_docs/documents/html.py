@@ -1,0 +1,188 @@
+"""HTML to text with the standard library's parser: blocks become paragraphs, headings become chapter spans."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+
+from ttt_docs.documents.document import Document, spans_from_starts
+from ttt_docs.documents.text import byte_order_mark, decode, decode_as
+
+_SKIPPED = {"script", "style", "nav", "template", "noscript", "svg", "head", "iframe", "object", "select"}
+_BLOCKS = set(
+    re.findall(
+        r"\w+",
+        "address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer "
+        "form h1 h2 h3 h4 h5 h6 header hgroup hr html li main menu ol p pre section summary table tbody tfoot thead "
+        "tr ul",
+    )
+)
+_HEADINGS = {"h1", "h2", "h3"}
+_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
+_XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""")
+
+
+@dataclass(frozen=True)
+class HtmlText:
+    """Text of a page. Offsets are characters of `text`."""
+
+    text: str
+    title: str
+    headings: tuple[tuple[int, str], ...]  # (offset, heading), h1 to h3
+    anchors: dict[str, int] = field(default_factory=dict)  # id -> offset
+    links: tuple[tuple[str, str], ...] = ()  # (href, text), also those in <nav>
+
+
+def read_html(data: bytes, name: str) -> Document:
+    """A Document of an HTML file. Nothing it links to is fetched.
+
+    Raises DocumentError when it holds no text or its encoding cannot be told.
+    """
+    return html_document(decode_html(data, name), name)
+
+
+def html_document(source: str, name: str) -> Document:
+    """A Document of HTML in a str. Raises DocumentError when it holds no text."""
+    page = html_text(source)
+    metadata = {"format": "html"} | ({"title": page.title} if page.title else {})
+    spans = spans_from_starts("chapter", page.headings, len(page.text))
+    return Document.from_text(page.text, name=name, spans=spans, metadata=metadata)
+
+
+def decode_html(data: bytes, name: str) -> str:
+    """HTML bytes as a str: byte order mark, then the encoding the page declares, then as plain text.
+
+    Raises DocumentError for binary data.
+    """
+    declared = _XML_ENCODING.search(data[:1024]) or _CHARSET.search(data[:4096])
+    if declared and not byte_order_mark(data):
+        encoding = declared.group(1).decode("ascii", "replace").lower()
+        # Browsers read these as Windows-1252, and so do the people who wrote the pages.
+        encoding = "cp1252" if encoding in ("iso-8859-1", "latin1", "latin-1", "us-ascii") else encoding
+        if not encoding.startswith(("utf-16", "utf16")):  # a page whose <meta> can be read as ASCII is not UTF-16
+            try:
+                return decode_as(data, encoding, name)
+            except Exception:  # a wrong or unknown declaration is common: look at the bytes instead
+                pass
+    return decode(data, name)
+
+
+def html_text(source: str) -> HtmlText:
+    """Text, title, headings, anchors and links of an HTML page; never fails on malformed markup."""
+    parser = _TextParser()
+    parser.feed(source)
+    parser.close()
+    return parser.result()
+
+
+class _TextParser(HTMLParser):
+    """Collects text while it follows which tags are open."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self.length = 0
+        self.gap = ""  # white space owed before the next word
+        self.skipping: list[str] = []
+        self.preformatted = 0
+        self.in_title = False
+        self.title = ""
+        self.heading: tuple[int, list[str]] | None = None
+        self.headings: list[tuple[int, str]] = []
+        self.pending_anchors: list[str] = []
+        self.anchors: dict[str, int] = {}
+        self.link: tuple[str, list[str]] | None = None
+        self.links: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.pending_anchors += [value for key in ("id", "name") if (value := attributes.get(key))]
+        if tag == "a" and attributes.get("href"):
+            self.link = (attributes["href"] or "", [])
+        if tag == "title":
+            self.in_title = not self.title
+        if tag == "body":  # an unclosed <head> must not swallow the page
+            self.skipping.clear()
+        if tag in _SKIPPED:
+            self.skipping.append(tag)
+        elif not self.skipping:
+            if tag == "br":
+                self.gap = "\n" if len(self.gap) < 2 and "\n" not in self.gap else "\n\n"
+            elif tag in ("td", "th"):
+                self.gap = self.gap if "\n" in self.gap else "\t"
+            elif tag in _BLOCKS:
+                self.break_block("\n" if tag in ("tr", "li", "dt", "dd") else "\n\n")
+            if tag == "li":
+                self.add("- ")
+            if tag == "pre":
+                self.preformatted += 1
+            if tag in _HEADINGS:
+                self.heading = (-1, [])
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "title":
+            self.in_title = False
+        if tag == "a" and self.link:
+            self.links.append((self.link[0], " ".join("".join(self.link[1]).split())))
+            self.link = None
+        if tag in self.skipping:
+            del self.skipping[self.skipping.index(tag) :]
+        elif not self.skipping:
+            if tag in _HEADINGS and self.heading:
+                offset, words = self.heading
+                if label := " ".join("".join(words).split()):
+                    self.headings.append((offset, label))
+                self.heading = None
+            if tag in _BLOCKS:
+                self.break_block("\n" if tag in ("tr", "li", "dt", "dd") else "\n\n")
+            if tag == "pre":
+                self.preformatted = max(0, self.preformatted - 1)
+
+    def handle_data(self, data: str) -> None:
+        if self.in_title:
+            self.title += data
+        if self.link:
+            self.link[1].append(data)
+        if self.skipping:
+            return
+        if self.preformatted:
+            self.add(data.replace("\r\n", "\n"))
+            return
+        words = " ".join(data.split())
+        if not words:
+            self.gap = self.gap or (" " if data else "")
+            return
+        if data[0].isspace():
+            self.gap = self.gap or " "
+        self.add(words)
+        if data[-1].isspace():
+            self.gap = " "
+
+    def break_block(self, gap: str) -> None:
+        self.gap = gap if gap == "\n\n" or "\n\n" not in self.gap else self.gap
+
+    def add(self, text: str) -> None:
+        """Appends visible text, after the white space that is owed."""
+        if self.gap and self.parts and not (self.parts[-1] == "- " and not self.gap.strip()):
+            self.parts.append(self.gap)
+            self.length += len(self.gap)
+        self.gap = ""
+        for anchor in self.pending_anchors:
+            self.anchors.setdefault(anchor, self.length)
+        self.pending_anchors.clear()
+        if self.heading:
+            if self.heading[0] < 0:
+                self.heading = (self.length, self.heading[1])
+            self.heading[1].append(text + " ")
+        self.parts.append(text)
+        self.length += len(text)
+
+    def result(self) -> HtmlText:
+        return HtmlText(
+            "".join(self.parts),
+            " ".join(self.title.split()),
+            tuple(self.headings),
+            self.anchors,
+            tuple(self.links),
+        )

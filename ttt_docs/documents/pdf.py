@@ -1,0 +1,158 @@
+"""PDF to text with pypdf: one span for each page, paragraphs put together across lines and pages."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pypdf
+from pypdf.errors import DependencyError, FileNotDecryptedError
+
+from ttt_docs.documents.document import LONE_SURROGATE, Document, spans_from_starts
+from ttt_docs.documents.layout import Line, join_pages, remove_running_lines
+from ttt_docs.errors import DocumentError
+
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufffe\uffff]")
+_LIGATURES = str.maketrans(
+    {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st", "\u00a0": " "}
+)
+
+
+def read_pdf(data: bytes, name: str, password: str | None = None) -> Document:
+    """A Document of a PDF, with one span of kind "page" for each page that has text, labelled as the PDF labels it.
+
+    Line-end hyphens, running headers and page numbers are removed. Pages that are damaged are left out; their
+    1-based numbers then stand in the metadata under "unreadable_pages". Nothing is fetched from outside the file.
+
+    Raises DocumentError when the PDF is broken, encrypted without the right `password`, or has no text layer.
+    """
+    with _quiet():
+        reader = _open(data, name, password)
+        lines, unreadable = _all_lines(reader, name)
+        labels = _labels(reader, len(lines))
+        metadata = _metadata(reader, len(lines))
+    if unreadable:
+        metadata["unreadable_pages"] = ", ".join(map(str, unreadable))
+    if not any(any(character.isalnum() for character in line.text) for page in lines for line in page):
+        if unreadable:
+            raise _broken(name, f"none of its {len(lines)} pages can be read")
+        raise DocumentError(
+            f"{name}: the PDF has no text layer; its pages are probably scanned images. "
+            "Add one with OCR first, e.g. `ocrmypdf in.pdf out.pdf`."
+        )
+    text, starts = join_pages(remove_running_lines(lines, labels))
+    spans = spans_from_starts("page", [(offset, labels[index]) for offset, index in starts], len(text))
+    return Document.from_text(text, name=name, spans=spans, metadata=metadata)
+
+
+def _open(data: bytes, name: str, password: str | None) -> pypdf.PdfReader:
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(data), strict=False)
+        if reader.is_encrypted and not reader.decrypt(password or ""):
+            problem = "the password is wrong" if password else "the PDF is encrypted"
+            raise DocumentError(f"{name}: {problem}. Give the right one with --password (password=).")
+        len(reader.pages)
+        return reader
+    except DocumentError:
+        raise
+    except DependencyError:
+        raise DocumentError(
+            f"{name}: the PDF is encrypted with AES, which needs one more package: pip install 'pypdf[crypto]'."
+        ) from None
+    except FileNotDecryptedError:
+        raise DocumentError(f"{name}: the PDF is encrypted. Give its password with --password (password=).") from None
+    except Exception as error:  # damaged files make pypdf fail in many ways: KeyError, RecursionError, ...
+        raise _broken(name, str(error) or type(error).__name__) from None
+
+
+def _all_lines(reader: pypdf.PdfReader, name: str) -> tuple[list[list[Line]], list[int]]:
+    """The lines of every page, and the 1-based numbers of pages that cannot be read."""
+    pages: list[list[Line]] = []
+    unreadable = []
+    for index in range(len(reader.pages)):
+        try:
+            pages.append(_page_lines(reader.pages[index]))
+        except DependencyError as error:
+            raise DocumentError(f"{name}: page {index + 1} needs one more package ({error}).") from None
+        except Exception:  # one bad page must not cost the book
+            pages.append([])
+            unreadable.append(index + 1)
+    if not pages:
+        raise _broken(name, "it has no pages")
+    return pages, unreadable
+
+
+def _page_lines(page: pypdf.PageObject) -> list[Line]:
+    lines: list[Line] = []
+    pieces: list[tuple[str, float, float, float]] = []
+
+    def end_line() -> None:
+        text = " ".join(_clean("".join(piece[0] for piece in pieces)).split())
+        if text:
+            visible = [piece for piece in pieces if piece[0].strip()]
+            size = max(visible, key=lambda piece: len(piece[0]))[3]  # a drop capital is not the line's size
+            lines.append(Line(text, visible[0][1], visible[0][2], size))
+        pieces.clear()
+
+    def visit(text: str, cm: list[float], tm: list[float], font: Any, size: float) -> None:
+        x = tm[4] * cm[0] + tm[5] * cm[2] + cm[4]
+        y = tm[4] * cm[1] + tm[5] * cm[3] + cm[5]
+        scale = math.sqrt(abs(tm[0] * tm[3] - tm[1] * tm[2]) * abs(cm[0] * cm[3] - cm[1] * cm[2]))
+        for number, piece in enumerate(text.split("\n")):
+            if number:
+                end_line()
+            if piece:
+                pieces.append((piece, x, y, abs(float(size or 0)) * scale))
+
+    page.extract_text(visitor_text=visit)
+    end_line()
+    return lines
+
+
+def _clean(text: str) -> str:
+    return LONE_SURROGATE.sub("\ufffd", _CONTROL.sub("", text.translate(_LIGATURES)))
+
+
+def _labels(reader: pypdf.PdfReader, count: int) -> list[str]:
+    """The PDF's own page labels where it has them, else 1-based numbers."""
+    numbers = [str(index + 1) for index in range(count)]
+    try:
+        root: Any = reader.trailer["/Root"]
+        labels = list(reader.page_labels) if "/PageLabels" in root else numbers
+    except Exception:  # a damaged label tree costs the labels only
+        return numbers
+    return [label or number for label, number in zip(labels, numbers, strict=True)] if len(labels) == count else numbers
+
+
+def _metadata(reader: pypdf.PdfReader, count: int) -> dict[str, str]:
+    metadata = {"format": "pdf", "pages": str(count)}
+    try:
+        information = reader.metadata
+        found = {"title": information.title, "author": information.author} if information else {}
+    except Exception:
+        return metadata
+    cleaned = {key: _clean(str(value or "")).strip() for key, value in found.items()}
+    # What PDF writers put where nobody gave a title or an author.
+    empty = ("", "untitled", "(anonymous)", "(unspecified)", "anonymous")
+    return metadata | {key: value for key, value in cleaned.items() if value.lower() not in empty}
+
+
+def _broken(name: str, reason: str) -> DocumentError:
+    return DocumentError(f"{name}: the PDF is broken ({reason}). Get an intact copy, or repair it, e.g. with qpdf.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """pypdf logs each oddity of a file; what matters of it becomes an error or metadata here."""
+    logger = logging.getLogger("pypdf")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,238 @@
+"""Causal window attention with grouped-query heads and attention sinks.
+
+Every function here takes
+
+    q        [batch, heads, new, head_dim]       queries of the newest tokens, rotated (RoPE)
+    k, v     [batch, kv_heads, cached + new, head_dim]   all keys and values kept, the newest tokens' last
+    window   keys a query sees, itself included (None: all of them)
+    sinks    keys of the first tokens, kept for ever, with queries turned for them (see `Sinks`)
+
+and returns [batch, heads, new, head_dim]. Query `i` (counted in key positions) sees keys `i - window < j <= i`.
+The scale is 1 / sqrt(head_dim). METHOD sections 1, 2, 6 and 8.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttt_docs.kernels.workspace import workspace
+
+#: Query rows per tile of the CPU path: keys outside the tile's window are never touched, and 256 rows keep a tile's
+#: scores inside the second-level cache.
+TILE = 256
+
+
+class Sinks(NamedTuple):
+    """The first tokens' keys and values, which a model trained with full attention leans on.
+
+    A query sees sink `s` beside its window once the window has moved past it, at the place right before the window.
+    As that distance no longer changes, the queries come turned by a constant angle instead of by their position.
+    """
+
+    q: Tensor  # [batch, heads, new, head_dim]
+    k: Tensor  # [batch, kv_heads, sinks, head_dim]
+    v: Tensor  # [batch, kv_heads, sinks, head_dim]
+    hidden: Tensor | None  # bool [new, sinks]: True where the sink is still inside the window; None: all are visible
+
+
+def window_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, sinks: Sinks | None = None
+) -> Tensor:
+    """The definition, in plain PyTorch: differentiable any number of times, memory [new, cached + new]."""
+    batch, heads, new, head_dim = q.shape
+    kv_heads, keys = k.shape[1], k.shape[2]
+    scale = head_dim**-0.5
+
+    def scores_of(query: Tensor, key: Tensor) -> Tensor:
+        grouped = query.reshape(batch, kv_heads, heads // kv_heads, new, head_dim)
+        return (grouped @ key.unsqueeze(2).transpose(-1, -2)).float() * scale
+
+    i = torch.arange(keys - new, keys, device=q.device)[:, None]
+    j = torch.arange(keys, device=q.device)[None, :]
+    visible = j <= i
+    if window is not None:
+        visible = visible & (j > i - window)
+    scores = scores_of(q, k).masked_fill(~visible, float("-inf"))
+    if sinks is not None:
+        sink_scores = scores_of(sinks.q, sinks.k)
+        if sinks.hidden is not None:
+            sink_scores = sink_scores.masked_fill(sinks.hidden, float("-inf"))
+        scores = torch.cat([sink_scores, scores], dim=-1)
+        v = torch.cat([sinks.v, v], dim=2)
+    weights = torch.softmax(scores, dim=-1).to(q.dtype)
+    return (weights @ v.unsqueeze(2)).reshape(batch, heads, new, head_dim)
+
+
+@lru_cache(maxsize=64)
+def _tile_bias(rows: int, keys: int, window: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [rows, keys] of a tile whose last row is the last key's query."""
+    i = torch.arange(keys - rows, keys)[:, None]
+    j = torch.arange(keys)[None, :]
+    hidden = (j > i) | (j <= i - window)
+    return torch.zeros(rows, keys, dtype=dtype).masked_fill_(hidden, float("-inf"))
+
+
+def _tiles(new: int, keys: int, window: int | None) -> list[tuple[int, int, int, int]]:
+    """(first row, last row, first key, last key) of every tile, keys cut to what the rows can see."""
+    tiles = []
+    for first in range(0, new, TILE):
+        last = min(first + TILE, new)
+        stop = keys - new + last
+        start = 0 if window is None else max(0, stop - (last - first) - window + 1)
+        tiles.append((first, last, start, stop))
+    return tiles
+
+
+def _sink_attention(sinks: Sinks, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention over the sinks alone: output, log-sum-exp [batch, heads, new], and scores [batch, heads, new, sinks]."""
+    batch, heads, new, head_dim = sinks.q.shape
+    kv_heads = sinks.k.shape[1]
+    grouped = sinks.q.reshape(batch, kv_heads, -1, head_dim)
+    scores = (grouped @ sinks.k.transpose(-1, -2)).float().view(batch, heads, new, -1) * scale
+    if sinks.hidden is not None:
+        scores = scores.masked_fill(sinks.hidden, float("-inf"))
+    log_total = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - log_total.clamp_min(-1e30).unsqueeze(-1)).to(sinks.v.dtype)
+    out = weights.view(batch, kv_heads, -1, weights.shape[-1]) @ sinks.v
+    return out.view(batch, heads, new, head_dim), log_total, scores
+
+
+def _forward_cpu(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Sinks | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Output, log-sum-exp over everything seen [batch, heads, new] float32, and the sinks' scores."""
+    new, keys = q.shape[2], k.shape[2]
+    outs, log_totals = [], []
+    for first, last, start, stop in _tiles(new, keys, window):
+        rows = last - first
+        bias = None
+        if rows > 1 or (window is not None and stop - start > window):
+            bias = _tile_bias(rows, stop - start, window or stop, q.dtype)
+        out, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q[:, :, first:last], k[:, :, start:stop], v[:, :, start:stop], 0.0, False, attn_mask=bias
+        )
+        outs.append(out)
+        log_totals.append(log_total)
+    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    log_total = log_totals[0] if len(log_totals) == 1 else torch.cat(log_totals, dim=2)
+    if sinks is None:
+        return out, log_total, None
+    sink_out, sink_log_total, scores = _sink_attention(sinks, q.shape[-1] ** -0.5)
+    share = torch.sigmoid(sink_log_total - log_total).to(out.dtype).unsqueeze(-1)
+    return torch.lerp(out, sink_out, share), torch.logaddexp(log_total, sink_log_total), scores
+
+
+def _with_shift(x: Tensor, shift: Tensor | None) -> Tensor:
+    """x [..., d] with two more columns, so that a product of two such matrices comes out shifted row by row.
+
+    With `shift` [...]: minus the shift, split into what the dtype holds and the rest of it; without: ones. The product
+    then does in float32, for nothing, what would be another pass over all scores in the compute dtype.
+    """
+    if shift is None:
+        return torch.cat([x, x.new_ones(*x.shape[:-1], 2)], dim=-1)
+    coarse = shift.to(x.dtype)
+    rest = (shift - coarse.float()).to(x.dtype)
+    return torch.cat([x, -coarse.unsqueeze(-1), -rest.unsqueeze(-1)], dim=-1)
+
+
+class _WindowAttentionCPU(torch.autograd.Function):
+    """Tiled attention for reading: gradient for the queries and for the newest tokens' keys and values only.
+
+    The cached keys and values were computed by earlier chunks and carry no gradient at test time, so the backward pass
+    spends nothing on them. In the notation of METHOD section 8, a tile costs two passes over its scores: one makes
+    P = exp(S - log-sum-exp), one makes dS = P * (dP - D); both subtractions happen inside the products.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        q: Tensor,
+        new_k: Tensor,
+        new_v: Tensor,
+        sink_q: Tensor | None,
+        k: Tensor,
+        v: Tensor,
+        window: int | None,
+        sinks: Sinks | None,
+    ) -> Tensor:
+        out, log_total, sink_scores = _forward_cpu(q, k, v, window, sinks)
+        ctx.window = window
+        if sinks is None:
+            ctx.save_for_backward(q, k, v, out, log_total)
+        else:
+            ctx.save_for_backward(q, k, v, out, log_total, sinks.k, sinks.v, sink_scores)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, log_total, *of_sinks = ctx.saved_tensors
+        batch, heads, new, head_dim = q.shape
+        kv_heads, keys = k.shape[1], k.shape[2]
+        group, scale, cached, folded = heads // kv_heads, head_dim**-0.5, keys - new, batch * kv_heads
+        along = torch.linalg.vecdot(grad, out).float()  # D = rowsum(dO * O), which is rowsum(P * dP)
+
+        q_rows = _with_shift(q * scale, log_total).reshape(folded, group, new, -1)
+        grad_rows = _with_shift(grad, along).reshape(folded, group, new, -1)
+        all_k, all_v = k.reshape(folded, keys, head_dim), v.reshape(folded, keys, head_dim)
+        shifted_k, shifted_v = _with_shift(all_k, None), _with_shift(all_v, None)
+        grad_q = torch.empty(folded, group, new, head_dim, dtype=q.dtype)
+        grad_k = q.new_zeros(folded, head_dim, new)
+        grad_v = torch.zeros_like(grad_k)
+        for first, last, start, stop in _tiles(new, keys, ctx.window):
+            rows, seen = last - first, stop - start
+            tile_q = q_rows[:, :, first:last].reshape(folded, group * rows, -1)
+            tile_grad = grad_rows[:, :, first:last].reshape(folded, group * rows, -1)
+            weights = workspace("weights", (folded, group * rows, seen), q.dtype)
+            torch.bmm(tile_q, shifted_k[:, start:stop].transpose(1, 2), out=weights)
+            _hide(weights.view(folded, group, rows, seen), ctx.window)
+            weights.exp_()
+            grad_scores = workspace("grad_scores", (folded, group * rows, seen), q.dtype)
+            torch.bmm(tile_grad, shifted_v[:, start:stop].transpose(1, 2), out=grad_scores)
+            grad_scores.mul_(weights)
+            grad_q[:, :, first:last] = (grad_scores @ all_k[:, start:stop]).view(folded, group, rows, head_dim)
+            own = max(start, cached)  # the newest tokens' keys inside this tile
+            here, there = slice(own - start, seen), slice(own - cached, stop - cached)
+            grad_k[..., there] += tile_q[..., :head_dim].transpose(1, 2) @ grad_scores[..., here]
+            grad_v[..., there] += tile_grad[..., :head_dim].transpose(1, 2) @ weights[..., here]
+        grad_sink_q = None
+        if of_sinks:
+            sink_k, sink_v, scores = of_sinks
+            weights = torch.exp(scores - log_total.unsqueeze(-1)).view(batch, kv_heads, group * new, -1)
+            dp = grad.reshape(batch, kv_heads, group * new, head_dim) @ sink_v.transpose(-1, -2)
+            ds = weights * (dp.float() - along.reshape(batch, kv_heads, group * new, 1)) * scale
+            grad_sink_q = (ds.to(q.dtype) @ sink_k).view(q.shape)
+        shape = (batch, kv_heads, head_dim, new)
+        grad_k, grad_v = (g.view(shape).transpose(2, 3) for g in (grad_k, grad_v))
+        return grad_q.mul_(scale).view(q.shape), grad_k, grad_v, grad_sink_q, None, None, None, None
+
+
+def _hide(scores: Tensor, window: int | None) -> None:
+    """Masks a tile's scores [..., rows, keys] in place, touching only the two edges that need it."""
+    rows, keys = scores.shape[-2:]
+    edge = _tile_bias(rows, rows, rows, scores.dtype)  # hides the keys after each row's own
+    scores[..., keys - rows :].add_(edge)
+    if window is not None and keys > window:
+        width = min(keys - window, rows)
+        scores[..., :width].add_(_tile_bias(rows, keys, window, scores.dtype)[:, :width])
+
+
+def window_attention_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None = None,
+    sinks: Sinks | None = None,
+    *,
+    newest: tuple[Tensor, Tensor],
+) -> Tensor:
+    """The CPU path of reading. `newest` are the newest tokens' keys and values, which alone receive gradient;
+    `k`, `v` (which contain them) and the sinks' keys count as constants. Differentiable once."""
+    if not torch.is_grad_enabled():
+        return _forward_cpu(q, k, v, window, sinks)[0]
+    sink_q = sinks.q if sinks is not None else None
+    return _WindowAttentionCPU.apply(q, *newest, sink_q, k, v, window, sinks)

@@ -1,0 +1,153 @@
+"""What must hold between the parts of a memory file; used on loading, and before saving."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ttt_docs.memory.header import DTYPES, Header, Refusal, TensorEntry, shown
+
+FAST_NAMES = ("w1", "w2", "w3")
+WINDOW_NAMES = ("k", "v")
+_DIVERGED = "Reading diverged: read the document again with a smaller inner_lr."
+_SLICE = 1 << 22  # elements looked at in one go
+
+
+def check_layout(header: Header, table: dict[str, TensorEntry], data_bytes: int) -> None:
+    """Names, dtypes, shapes and offsets of all tensors, against the header and the bytes that are there.
+
+    Raises:
+        Refusal: with the first thing that does not fit.
+    """
+    _check_reading(header)
+    _check_names(header, table)
+    for name, entry in table.items():
+        if math.prod(entry.shape) * DTYPES[entry.dtype].itemsize != entry.nbytes:
+            raise Refusal(f"the tensor {name} of shape {list(entry.shape)} does not fill its {entry.nbytes:,} bytes")
+    _check_offsets(table, data_bytes)
+    _check_shapes(header, table)
+
+
+def _check_reading(header: Header) -> None:
+    reading = header.reading
+    for name in ("inner_lr", "inner_clip"):
+        if not math.isfinite(getattr(reading, name)):
+            raise Refusal(f"its reading parameter {name} is not a finite number")
+    if header.skipped < 0:
+        raise Refusal(f"it counts {shown(header.skipped)} skipped updates")
+    if header.position < 0 or header.position % reading.chunk:
+        raise Refusal(f"its position {shown(header.position)} is not a multiple of the chunk ({shown(reading.chunk)})")
+    for blocks in (header.fast_blocks, header.window_blocks):
+        if any(block < 0 for block in blocks) or len(set(blocks)) != len(blocks):
+            raise Refusal("its list of blocks has a negative or repeated number")
+
+
+def _check_names(header: Header, table: dict[str, TensorEntry]) -> None:
+    expected = {"tokens", "nll"}
+    expected |= {f"fast/{block}/{name}" for block in header.fast_blocks for name in FAST_NAMES}
+    expected |= {f"window/{block}/{name}" for block in header.window_blocks for name in WINDOW_NAMES}
+    for name in sorted(expected - table.keys()):
+        raise Refusal(f"the tensor {shown(name)} is missing")
+    for name in sorted(table.keys() - expected - {"text"}):
+        raise Refusal(f"it holds a tensor {shown(name)} that does not belong into a memory")
+
+
+def _check_offsets(table: dict[str, TensorEntry], data_bytes: int) -> None:
+    reached = 0
+    for name, entry in sorted(table.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != reached:
+            raise Refusal(f"the tensor {name} starts at byte {entry.begin:,} instead of {reached:,}")
+        reached = entry.end
+    if reached > data_bytes:
+        raise Refusal(f"the file is cut short: {reached - data_bytes:,} of its {reached:,} tensor bytes are missing")
+    if reached < data_bytes:
+        raise Refusal(f"{data_bytes - reached:,} bytes follow after its end")
+
+
+def _check_shapes(header: Header, table: dict[str, TensorEntry]) -> None:
+    def require(name: str, dtypes: Sequence[str], ranks: int) -> tuple[int, ...]:
+        entry = table[name]
+        if entry.dtype not in dtypes or len(entry.shape) != ranks:
+            raise Refusal(
+                f"the tensor {name} is {entry.dtype} {list(entry.shape)}; it should be {' or '.join(dtypes)} "
+                f"with {ranks} dimension{'s' if ranks > 1 else ''}"
+            )
+        return entry.shape
+
+    (tokens,), (nll,) = require("tokens", ["I32"], 1), require("nll", ["F32"], 1)
+    if tokens != nll:
+        raise Refusal(f"it holds {tokens:,} tokens but {nll:,} losses")
+    if header.position > tokens:
+        raise Refusal(f"its position {shown(header.position)} is past its {tokens:,} tokens")
+    if tokens - header.position >= header.reading.chunk:
+        raise Refusal(
+            f"{tokens - header.position:,} tokens are pending: a whole chunk ({header.reading.chunk:,}) or more"
+        )
+    if "text" in table:
+        require("text", ["U8"], 1)
+
+    stored = "BF16" if header.precision == "bfloat16" else "F32"
+    fast = {f"fast/{b}/{n}": require(f"fast/{b}/{n}", [stored], 2) for b in header.fast_blocks for n in FAST_NAMES}
+    for name, shape in fast.items():
+        mlp, dim = fast[f"fast/{header.fast_blocks[0]}/w1"]
+        if shape != ((dim, mlp) if name.endswith("w2") else (mlp, dim)) or 0 in shape:
+            raise Refusal(f"the fast weights {name} are {list(shape)}, which does not fit w1 {[mlp, dim]} of the first")
+
+    window = [f"window/{b}/{n}" for b in header.window_blocks for n in WINDOW_NAMES]
+    for name in window:
+        shape, first = require(name, ["F32", "BF16"], 3), table[window[0]]
+        if shape != first.shape or table[name].dtype != first.dtype:
+            raise Refusal(
+                f"the window {name} is {table[name].dtype} {list(shape)}, the first {first.dtype} {list(first.shape)}"
+            )
+        if shape[0] == 0 or shape[2] == 0 or max(shape) >= 2**31:
+            raise Refusal(f"the window {name} has the impossible shape {list(shape)}")
+        if shape[1] > header.reading.window + header.reading.sinks:
+            raise Refusal(
+                f"the window {name} keeps {shape[1]:,} keys; window {header.reading.window:,} and "
+                f"{header.reading.sinks:,} sinks allow fewer"
+            )
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """No NaN and no infinite value in a float tensor.
+
+    Raises:
+        Refusal: with the tensor's name.
+    """
+    for part in tensor.reshape(-1).split(_SLICE):  # in parts, so that the mask stays small
+        if not torch.isfinite(part).all():
+            raise Refusal(f"the tensor {name} holds NaN or infinite values", _DIVERGED)
+
+
+def check_tokens(tokens: Tensor) -> None:
+    """Token ids are not negative (whether they are below a model's vocabulary is for its reader to say)."""
+    if tokens.numel() and int(tokens.min()) < 0:
+        raise Refusal("it holds negative token ids")
+
+
+def check_documents(header: Header, characters: int | None) -> None:
+    """Documents and their spans lie in order, inside a text of so many `characters` (None: the text was left out).
+
+    Raises:
+        Refusal: with the document's name.
+    """
+    limit = math.inf if characters is None else characters
+    reached = 0
+    for document in header.documents:
+        if not reached <= document.start <= document.end <= limit:
+            where = f"characters {shown(document.start)}-{shown(document.end)}"
+            raise Refusal(f"the document {shown(document.name)} lies at {where}, out of order or outside the text")
+        reached = document.end
+        last: dict[str, int] = {}  # pages and chapters are two lists, mixed
+        for span in document.spans:
+            if not last.get(span.kind, 0) <= span.start <= span.end <= limit:
+                where = f"characters {shown(span.start)}-{shown(span.end)}"
+                raise Refusal(
+                    f"{shown(span.kind)} {shown(span.label)} of the document {shown(document.name)} lies at {where}, "
+                    "out of order or outside the text"
+                )
+            last[span.kind] = span.start

@@ -1,0 +1,123 @@
+"""What attention remembers of one block: the window's keys and values, and the sinks'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """Keys (rotated) and values of the last `window - 1` tokens, and of the first `sinks` tokens for ever.
+
+    `window=None` keeps everything. While reading, new keys are written into one buffer that is compacted when it is
+    full; a `differentiable` cache concatenates instead, so that gradient reaches the keys of earlier chunks (training).
+    """
+
+    def __init__(self, window: int | None, sinks: int = 0, differentiable: bool = False) -> None:
+        self.window, self.sinks, self.differentiable = window, sinks, differentiable
+        self.sink_k: Tensor | None = None
+        self.sink_v: Tensor | None = None
+        self._k: Tensor | None = None  # [batch, kv_heads, capacity, head_dim]
+        self._v: Tensor | None = None
+        self._end = 0
+
+    def extend(self, k: Tensor, v: Tensor, commit: bool = True) -> tuple[Tensor, Tensor]:
+        """Appends k, v [batch, kv_heads, new, head_dim] and returns everything the new tokens may see, theirs last.
+
+        With `commit=False` the new tokens are seen once and then forgotten.
+        """
+        if self.sinks and commit and (self.sink_k is None or self.sink_k.shape[2] < self.sinks):
+            self._keep_sinks(k, v)
+        if self.differentiable:
+            if self._k is not None and self._v is not None:
+                k, v = torch.cat([self._k, k], 2), torch.cat([self._v, v], 2)
+            if commit:
+                keep = k.shape[2] if self.window is None else min(k.shape[2], self.window - 1)
+                self._k, self._v, self._end = k[:, :, k.shape[2] - keep :], v[:, :, v.shape[2] - keep :], keep
+            return k, v
+        new = k.shape[2]
+        self._reserve(k, new)
+        assert self._k is not None and self._v is not None
+        end = self._end + new
+        self._k[:, :, self._end : end] = k.detach()
+        self._v[:, :, self._end : end] = v.detach()
+        start = 0 if self.window is None else max(0, self._end - self.window + 1)
+        if commit:
+            self._end = end
+        return self._k[:, :, start:end], self._v[:, :, start:end]
+
+    def _keep_sinks(self, k: Tensor, v: Tensor) -> None:
+        if self.sink_k is None or self.sink_v is None:
+            self.sink_k, self.sink_v = k[:, :, : self.sinks], v[:, :, : self.sinks]
+        else:
+            self.sink_k = torch.cat([self.sink_k, k], 2)[:, :, : self.sinks]
+            self.sink_v = torch.cat([self.sink_v, v], 2)[:, :, : self.sinks]
+        if not self.differentiable:
+            self.sink_k, self.sink_v = self.sink_k.detach().clone(), self.sink_v.detach().clone()
+
+    def _reserve(self, like: Tensor, new: int) -> None:
+        """Makes room for `new` tokens after the last one kept."""
+        if self._k is not None and self._end + new <= self._k.shape[2]:
+            return
+        kept = self.kept()
+        held = 0 if kept is None else kept[0].shape[2]
+        capacity = held + max(2 * new, held if self.window is None else self.window)
+        if kept is not None and self._k is not None and capacity <= self._k.shape[2]:
+            assert self._v is not None
+            for buffer, tail in ((self._k, kept[0]), (self._v, kept[1])):
+                buffer[:, :, :held] = tail.clone()
+        else:
+            shape = (like.shape[0], like.shape[1], capacity, like.shape[3])
+            k, v = like.new_empty(shape), like.new_empty(shape)
+            if kept is not None:
+                k[:, :, :held], v[:, :, :held] = kept
+            self._k, self._v = k.detach(), v.detach()
+        self._end = held
+
+    def kept(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [batch, kv_heads, cached, head_dim] that later tokens can still see (views); None if empty."""
+        if self._k is None or self._v is None or self._end == 0:
+            return None
+        start = 0 if self.window is None else max(0, self._end - self.window + 1)
+        return self._k[:, :, start : self._end], self._v[:, :, start : self._end]
+
+    @contextmanager
+    def rewound(self, tokens: int) -> Iterator[None]:
+        """Forgets the last `tokens` tokens inside the `with`; what is written over them is undone at its end."""
+        assert self._k is not None and self._v is not None
+        end, tail = self._end, slice(self._end - tokens, self._end)
+        k, v = self._k[:, :, tail].clone(), self._v[:, :, tail].clone()
+        self._end -= tokens
+        try:
+            yield
+        finally:
+            self._k[:, :, tail], self._v[:, :, tail], self._end = k, v, end
+
+    def copy(self) -> LayerCache:
+        """An independent cache with the same content."""
+        other = LayerCache(self.window, self.sinks, self.differentiable)
+        kept = self.kept()
+        if kept is not None:
+            other._k, other._v, other._end = kept[0].clone(), kept[1].clone(), kept[0].shape[2]
+        other.sink_k, other.sink_v = self.sink_k, self.sink_v
+        return other
+
+    def export(self) -> tuple[Tensor, Tensor]:
+        """Sinks, then window, as one pair [batch, kv_heads, sinks + cached, head_dim] (copies)."""
+        kept = self.kept()
+        assert kept is not None, "nothing was read"
+        k, v = kept
+        if self.sink_k is not None and self.sink_v is not None:
+            k, v = torch.cat([self.sink_k, k], 2), torch.cat([self.sink_v, v], 2)
+        return k.clone(), v.clone()
+
+    def restore(self, k: Tensor, v: Tensor) -> None:
+        """The inverse of `export`."""
+        sinks = min(self.sinks, k.shape[2])
+        if sinks:
+            self.sink_k, self.sink_v = k[:, :, :sinks].clone(), v[:, :, :sinks].clone()
+        self._k, self._v = k[:, :, sinks:].clone(), v[:, :, sinks:].clone()
+        self._end = self._k.shape[2]

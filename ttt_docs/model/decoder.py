@@ -1,0 +1,297 @@
+"""One decoder for the paper's block and for Llama-family models (METHOD section 2).
+
+    x = x + post(attention(pre(x)))
+    x = x + post'(prime_mlp(pre'(x)))      suffix blocks only; its weights are the fast weights
+    x = x + post''(mlp(pre''(x)))
+
+The slow weights are shared by a batch; the fast weights are passed in and carry a leading batch dimension, one set per
+document. The prime MLPs' own parameters are the fast weights' *initial* value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ttt_docs.kernels.attention import Sinks
+from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.model.cache import LayerCache
+from ttt_docs.model.config import ModelConfig
+from ttt_docs.model.rope import Rotation, frequencies, rotate, rotation
+
+
+class FastWeights(NamedTuple):
+    """The fast weights of one block: w1, w3 [batch, hidden, dim] and w2 [batch, dim, hidden]."""
+
+    w1: Tensor
+    w2: Tensor
+    w3: Tensor
+
+
+class ProductWeights(NamedTuple):
+    """Fast weights as the products take them: w1 above w3, in the compute dtype."""
+
+    w13: Tensor  # [batch, 2 * hidden, dim]
+    w2: Tensor  # [batch, dim, hidden]
+
+
+def product_weights(fast: FastWeights, dtype: torch.dtype) -> ProductWeights:
+    return ProductWeights(torch.cat([fast.w1, fast.w3], dim=1).to(dtype), fast.w2.to(dtype))
+
+
+class Table(nn.Module):
+    """A weight [rows, dim] without a forward of its own (embedding, norms)."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(*shape))
+
+
+class Linear(nn.Module):
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        rows = (config.heads + 2 * config.kv_heads) * config.head_dim
+        self.wqkv = Linear(config.dim, rows, bias=config.attention_bias)
+        self.wo = Linear(config.heads * config.head_dim, config.dim)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = Table(config.head_dim), Table(config.head_dim)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w13 = Linear(config.dim, 2 * config.mlp_dim)
+        self.w2 = Linear(config.mlp_dim, config.dim)
+
+
+class PrimeMLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.empty(config.prime_dim, config.dim))
+        self.w2 = nn.Parameter(torch.empty(config.dim, config.prime_dim))
+        self.w3 = nn.Parameter(torch.empty(config.prime_dim, config.dim))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.attention, self.attention_norm = Attention(config), Table(config.dim)
+        self.mlp, self.mlp_norm = MLP(config), Table(config.dim)
+        self.has_prime = index in config.suffix
+        if self.has_prime:
+            self.prime_mlp = PrimeMLP(config)
+            if config.prime_norm:
+                self.prime_norm = Table(config.dim)
+        if config.post_norm:
+            self.attention_post_norm, self.mlp_post_norm = Table(config.dim), Table(config.dim)
+            if self.has_prime:
+                self.prime_post_norm = Table(config.dim)
+
+
+@dataclass(frozen=True)
+class SinkPlace:
+    """How one chunk's queries see the sinks: either queries or sink keys are turned (see `Decoder.place`)."""
+
+    query_turn: Rotation | None
+    key_turn: Rotation | None
+    hidden: Tensor | None  # bool [tokens, sinks]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run of tokens stands in the document: RoPE angles, and the ranges that attend together."""
+
+    turn: Rotation
+    chunks: tuple[tuple[int, int], ...]  # in order; tokens outside all ranges are padding
+    sinks: tuple[SinkPlace | None, ...]  # one per range
+
+
+class Decoder(nn.Module):
+    """Every method is a function of its arguments, except that caches grow."""
+
+    inverse_frequencies: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = Table(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.blocks))
+        self.final_norm = Table(config.dim)
+        if not config.tied_head:
+            self.head = Table(config.vocab_size, config.dim)
+        self.register_buffer("inverse_frequencies", frequencies(config), persistent=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[vocab, dim]"""
+        return self.embed.weight if self.config.tied_head else self.head.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The products' dtype."""
+        return self.embed.weight.dtype
+
+    def initialize(self, generator: torch.Generator | None = None) -> Decoder:
+        """Random weights as the paper starts from: normal with deviation 0.02, norms 1 (METHOD section 4)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter.data, std=0.02, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter.data)
+            else:
+                nn.init.ones_(parameter.data)
+        return self
+
+    def initial_fast_weights(self, batch: int = 1) -> list[FastWeights]:
+        """W0 for each suffix block, float32 (or float64), one set per document; differentiable copies of it."""
+
+        def spread(weight: Tensor) -> Tensor:
+            wide = weight if weight.dtype == torch.float64 else weight.float()
+            return wide.expand(batch, -1, -1)
+
+        primes = [block.prime_mlp for block in self.blocks if block.has_prime]
+        return [FastWeights(spread(p.w1), spread(p.w2), spread(p.w3)) for p in primes]
+
+    def new_caches(self, window: int | None, sinks: int = 0, differentiable: bool = False) -> list[LayerCache]:
+        """Empty caches, one per block."""
+        return [LayerCache(window, sinks, differentiable) for _ in self.blocks]
+
+    def place(
+        self,
+        start: int,
+        tokens: int,
+        window: int | None,
+        sinks: int = 0,
+        chunk: int | None = None,
+        slots: slice | None = None,
+    ) -> Place:
+        """The place of `tokens` tokens that begin at document position `start`.
+
+        With `chunk`, they attend in ranges of that length, of which only `slots` hold real tokens. Sinks (METHOD
+        section 6) stand right before each query's window: a query at position p sees sink s once p >= window + s, at
+        the distance it has at p = window + sinks - 1 for ever after. So beyond that point the sink keys are turned
+        once and the queries come unturned; in the chunk where the window passes it, the queries are turned instead.
+        """
+        device = self.inverse_frequencies.device
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        positions = torch.arange(start, start + tokens, device=device)
+        step = chunk or max(tokens, 1)
+        ranges = [(i, min(i + step, tokens)) for i in range(0, tokens, step)]
+        ranges = ranges[slots] if slots is not None else ranges
+
+        def sink_place(first: int, last: int) -> SinkPlace | None:
+            if not sinks or window is None or start + last <= window:
+                return None
+            farthest = window + sinks - 1
+            if start + first >= farthest:
+                turned = torch.full((sinks,), -farthest, device=device)
+                return SinkPlace(None, rotation(turned, self.inverse_frequencies, wide), None)
+            here = positions[first:last]
+            turn = rotation(here.clamp(max=farthest), self.inverse_frequencies, wide)
+            return SinkPlace(turn, None, (here - window)[:, None] < torch.arange(sinks, device=device))
+
+        turn = rotation(positions, self.inverse_frequencies, wide)
+        return Place(turn, tuple(ranges), tuple(sink_place(a, b) for a, b in ranges))
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Token ids [batch, tokens] -> the residual stream's start [batch, tokens, dim]."""
+        return F.embedding(tokens, self.embed.weight)
+
+    def run(
+        self,
+        x: Tensor,
+        blocks: range,
+        place: Place,
+        caches: Sequence[LayerCache],
+        fast: Sequence[ProductWeights] | None = None,
+        kernels: Kernels = REFERENCE,
+        commit: bool = True,
+    ) -> Tensor:
+        """Runs x [batch, tokens, dim] through `blocks`.
+
+        `fast` holds one entry per suffix block (not needed below them); None leaves the prime MLPs out. With
+        `commit=False` the caches are as before afterwards.
+        """
+        eps, first_suffix = self.config.norm_eps, self.config.prefix_blocks
+
+        def post(block: nn.Module, name: str, y: Tensor) -> Tensor:
+            return kernels.rms_norm(y, getattr(block, name).weight, eps) if self.config.post_norm else y
+
+        for i in blocks:
+            block, cache = self.blocks[i], caches[i]
+            y = kernels.rms_norm(x, block.attention_norm.weight, eps)
+            x = x + post(block, "attention_post_norm", self._attend(block.attention, y, place, cache, kernels, commit))
+            if block.has_prime and fast is not None:
+                norm = block.prime_norm if self.config.prime_norm else block.mlp_norm
+                own = fast[i - first_suffix]
+                y = kernels.swiglu(kernels.rms_norm(x, norm.weight, eps), own.w13, own.w2)
+                x = x + post(block, "prime_post_norm", y)
+            y = kernels.rms_norm(x, block.mlp_norm.weight, eps)
+            x = x + post(block, "mlp_post_norm", kernels.swiglu(y, block.mlp.w13.weight, block.mlp.w2.weight))
+        return x
+
+    def _attend(
+        self, attention: nn.Module, x: Tensor, place: Place, cache: LayerCache, kernels: Kernels, commit: bool
+    ) -> Tensor:
+        c = self.config
+        batch, tokens, _ = x.shape
+        qkv = attention.wqkv(x).view(batch, tokens, c.heads + 2 * c.kv_heads, c.head_dim)
+        straight, v = qkv[:, :, : c.heads + c.kv_heads], qkv[:, :, c.heads + c.kv_heads :].transpose(1, 2)
+        if c.qk_norm:
+            q = kernels.rms_norm(straight[:, :, : c.heads], attention.q_norm.weight, c.norm_eps)
+            k = kernels.rms_norm(straight[:, :, c.heads :], attention.k_norm.weight, c.norm_eps)
+            straight = torch.cat([q, k], dim=2)
+        turned = rotate(straight, place.turn).transpose(1, 2)
+        q, k = turned[:, : c.heads], turned[:, c.heads :]
+        outs = []
+        for (first, last), sink_place in zip(place.chunks, place.sinks, strict=True):
+            newest = k[:, :, first:last], v[:, :, first:last]
+            all_k, all_v = cache.extend(*newest, commit=commit)
+            sinks = None
+            if sink_place is not None:
+                sinks = self._sinks(straight[:, first:last, : c.heads], cache, sink_place)
+            out = kernels.window_attention(q[:, :, first:last], all_k, all_v, cache.window, sinks, newest)
+            outs.append(out.transpose(1, 2))
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+        out = out.reshape(batch, out.shape[1], -1)
+        if out.shape[1] < tokens:  # padding keeps a product's shape, and so its bits, the same whatever is real in it
+            before = place.chunks[0][0]
+            out = F.pad(out, (0, 0, before, tokens - before - out.shape[1]))
+        return attention.wo(out)
+
+    @staticmethod
+    def _sinks(straight_q: Tensor, cache: LayerCache, place: SinkPlace) -> Sinks:
+        k, v = cache.sink_k, cache.sink_v
+        assert k is not None and v is not None
+        if place.query_turn is not None:
+            return Sinks(rotate(straight_q, place.query_turn).transpose(1, 2), k, v, place.hidden)
+        assert place.key_turn is not None
+        turned = rotate(k.transpose(1, 2), place.key_turn).transpose(1, 2)
+        return Sinks(straight_q.transpose(1, 2), turned, v, None)
+
+    def token_nll(self, x: Tensor, targets: Tensor, kernels: Kernels = REFERENCE) -> Tensor:
+        """Losses of `targets` [batch, tokens] after hidden states x [batch, tokens, dim]: float32 nats; BOS counts 0."""
+        x = kernels.rms_norm(x, self.final_norm.weight, self.config.norm_eps).flatten(0, 1)
+        bos = self.config.bos_token_id
+        nll = kernels.linear_cross_entropy(x, self.head_weight, targets.flatten(), bos)
+        return nll.view(targets.shape)
+
+    def logits(self, x: Tensor, kernels: Kernels = REFERENCE) -> Tensor:
+        """[batch, tokens, vocab]"""
+        return F.linear(kernels.rms_norm(x, self.final_norm.weight, self.config.norm_eps), self.head_weight)

@@ -1,0 +1,87 @@
+"""The inner loop: score a chunk, then learn from it (METHOD section 3).
+
+A chunk is predicted with the fast weights of before; the gradient of its mean loss with respect to the fast weights
+makes one step. Nothing below the first prime MLP is touched, so hidden states come in from the prefix blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.model.cache import LayerCache
+from ttt_docs.model.config import ReadingConfig
+from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights
+
+
+class Step(NamedTuple):
+    """One update. Everything is per document: [batch]."""
+
+    fast: list[FastWeights]
+    grad_norm: Tensor  # global norm of the gradient before clipping
+    clip: Tensor  # factor applied to it (1 where it did not bind, or the rule has none)
+
+
+def chunk_loss(nll: Tensor, targets: Tensor, bos: int | None) -> Tensor:
+    """Mean loss per document [batch] of nll [batch, tokens]; targets that are BOS do not count."""
+    if bos is None:
+        return nll.mean(dim=1)
+    return nll.sum(dim=1) / (targets != bos).sum(dim=1).clamp_min(1)
+
+
+def inner_step(fast: Sequence[FastWeights], grads: Sequence[FastWeights], reading: ReadingConfig) -> Step:
+    """W <- W - lr * g, with g clipped by its global norm (`sgd`, the paper's) or normalized matrix by matrix.
+
+    Differentiable: the outer loop goes through it, clip factor included.
+    """
+
+    def squared(g: Tensor) -> Tensor:
+        return g.square().sum(dim=(1, 2))
+
+    square = [[squared(g) for g in block] for block in grads]
+    norm = torch.stack([s for block in square for s in block]).sum(dim=0).sqrt()
+    clip = torch.ones_like(norm)
+    if reading.inner_rule == "sgd" and reading.inner_clip > 0:
+        clip = (reading.inner_clip / norm.clamp_min(1e-30)).clamp_max(1.0)
+
+    def step(w: Tensor, g: Tensor, s: Tensor) -> Tensor:
+        scale = clip if reading.inner_rule == "sgd" else torch.rsqrt(s.clamp_min(1e-30)) * (s > 0)
+        return torch.addcmul(w, g, (scale * -reading.inner_lr)[:, None, None])
+
+    updated = [
+        FastWeights(*(step(w, g, s) for w, g, s in zip(ws, gs, ss, strict=True)))
+        for ws, gs, ss in zip(fast, grads, square, strict=True)
+    ]
+    return Step(updated, norm, clip)
+
+
+def score_and_grads(
+    model: Decoder,
+    hidden: Tensor,
+    targets: Tensor,
+    place: Place,
+    caches: Sequence[LayerCache],
+    weights: Sequence[ProductWeights],
+    kernels: Kernels = REFERENCE,
+) -> tuple[Tensor, list[FastWeights]]:
+    """Loss of each token of a chunk [batch, chunk] (nats) and the gradients of its mean for the fast weights (float32).
+
+    hidden [batch, chunk, dim] comes from the prefix blocks; the caches of the suffix blocks grow by the chunk.
+    """
+    leaves = [ProductWeights(*(w.detach().requires_grad_() for w in block)) for block in weights]
+    with torch.enable_grad():
+        x = model.run(hidden, model.config.suffix, place, caches, leaves, kernels)
+        nll = model.token_nll(x, targets, kernels)
+        # Documents are independent: the gradient of the sum over the batch is each one's own gradient.
+        loss = chunk_loss(nll, targets, model.config.bos_token_id).sum()
+        flat = torch.autograd.grad(loss, [w for block in leaves for w in block])
+    half = leaves[0].w13.shape[1] // 2
+    grads = []
+    for w13, w2 in zip(flat[0::2], flat[1::2], strict=True):
+        w13, w2 = (g if g.dtype == torch.float64 else g.float() for g in (w13, w2))
+        grads.append(FastWeights(w13[:, :half], w2, w13[:, half:]))
+    return nll.detach(), grads
