@@ -74,7 +74,7 @@ def test_every_reference_file_comes_over(path):
 def test_reading_parameters_of_the_meta_file():
     reading = load_reference(FOLDER / "tiny_meta_2suffix.npz").reading
     assert (reading.chunk, reading.window, reading.inner_rule) == (16, 48, "sgd")
-    assert (reading.inner_lr, reading.inner_clip, reading.sinks) == (0.5, 1.0, 0)
+    assert (reading.inner_lr, reading.inner_clip, reading.sinks, reading.guard) == (0.5, 1.0, 0, None)
 
 
 def test_other_files_are_refused(tmp_path):
