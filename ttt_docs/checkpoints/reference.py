@@ -110,6 +110,7 @@ def configs_from_reference(settings: dict[str, Any]) -> tuple[ModelConfig, Readi
         inner_rule="sgd",
         inner_lr=settings["inner_lr"],
         inner_clip=settings["inner_clip"],
+        guard=None,  # the published method has none
     )
     return config, reading
 

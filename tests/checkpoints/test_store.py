@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from ttt_docs.checkpoints import store
+from ttt_docs.checkpoints.huggingface import open_huggingface
+from ttt_docs.checkpoints.retrofit import retrofit
+from ttt_docs.checkpoints.source import WeightSource, state_source
+from ttt_docs.checkpoints.store import is_finished, load_checkpoint, write_checkpoint
+from ttt_docs.errors import CheckpointError
+
+
+@pytest.fixture
+def source(llama):
+    return open_huggingface(llama[1])
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_round_trip(source, tmp_path):
+    folder = write_checkpoint(tmp_path / "m", source, {"licence": "mit", "repository": "a/b"})
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.config == source.config
+    state = source.state()
+    assert checkpoint.state.keys() == state.keys()
+    assert all(torch.equal(checkpoint.state[name], state[name]) for name in state)
+    assert checkpoint.tokenizer_path == folder / "tokenizer.json"
+    assert checkpoint.fingerprint == store.fingerprint(source.config, state)
+    manifest = checkpoint.manifest
+    assert manifest["licence"] == "mit" and manifest["source"]["repository"] == "a/b"
+    assert manifest["source"]["files"]["model.safetensors"] == store.sha256_file(source.files[0])
+    assert manifest["parameters"] == sum(tensor.numel() for tensor in state.values())
+    assert not leftovers(tmp_path)
+    store.verify_checkpoint(folder)
+
+
+def test_mixed_dtypes_and_prime_mlps(source, tmp_path):
+    """Odd sizes of two-byte tensors must not push the four-byte ones out of alignment."""
+    config = source.config.model_copy(update={"vocab_size": 3, "tied_head": True, "dim": 32})
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in source.state().items() if name != "head.weight"}
+    state["embed.weight"] = state["embed.weight"][:3].clone()
+    config, state = retrofit(config, state, 1)
+    folder = write_checkpoint(tmp_path / "m", state_source(config, state))
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.config == config
+    for name, tensor in state.items():
+        assert checkpoint.state[name].dtype == tensor.dtype
+        assert torch.equal(checkpoint.state[name], tensor)
+    assert checkpoint.tokenizer_path is None
+    from safetensors.torch import load_file
+
+    assert load_file(folder / "model.safetensors").keys() == state.keys()  # the library's own reader agrees
+    assert {tensor.dtype for tensor in load_checkpoint(folder, torch.float32).state.values()} == {torch.float32}
+
+
+def test_the_fingerprint_depends_on_weights_and_config_not_on_the_name(source):
+    state = source.state()
+    first = store.fingerprint(source.config, state)
+    assert store.fingerprint(source.config.model_copy(update={"name": "other"}), state) == first
+    assert store.fingerprint(source.config.model_copy(update={"sinks": 4}), state) != first
+    changed = {**state, "final_norm.weight": state["final_norm.weight"] + 1}
+    assert store.fingerprint(source.config, changed) != first
+    assert store.derived_fingerprint(first, source.config) not in (first, store.derived_fingerprint("x", source.config))
+
+
+def failing(source: WeightSource, error: BaseException, after: int = 5) -> WeightSource:
+    seen = []
+
+    def tensor(name: str) -> torch.Tensor:
+        seen.append(name)
+        if len(seen) > after:
+            raise error
+        return source.tensor(name)
+
+    return WeightSource(source.config, source.dtypes, tensor, source.kind)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("x")])
+def test_an_interrupted_conversion_leaves_nothing(source, tmp_path, error):
+    with pytest.raises(type(error)):
+        write_checkpoint(tmp_path / "m", failing(source, error))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_explained(source, tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match=r"no space left.*TTT_DOCS_CACHE"):
+        write_checkpoint(tmp_path / "m", failing(source, OSError(errno.ENOSPC, "full")))
+    assert list(tmp_path.iterdir()) == []
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match="no space left"):
+        write_checkpoint(tmp_path / "m", source)
+
+
+def test_a_killed_conversion_is_never_taken_for_a_finished_one(source, tmp_path):
+    """What a power cut leaves: weights but no manifest, in the place of the folder or beside it."""
+    folder = write_checkpoint(tmp_path / "m", source)
+    (folder / "manifest.json").unlink()
+    assert not is_finished(folder)
+    with pytest.raises(CheckpointError, match="not a finished checkpoint"):
+        load_checkpoint(folder)
+    stale = tmp_path / ".m.partial-old"
+    stale.mkdir()
+    os.utime(stale, (0, 0))
+    running = tmp_path / ".m.partial-running"
+    running.mkdir()
+    write_checkpoint(folder, source)
+    assert is_finished(folder)
+    assert leftovers(tmp_path) == [running.name]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_cut_or_missing_file_is_noticed_and_converted_again(source, tmp_path, name):
+    folder = write_checkpoint(tmp_path / "m", source)
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:-1])
+    with pytest.raises(CheckpointError, match=f"damaged: {name}"):
+        load_checkpoint(folder)
+    (folder / name).unlink()
+    assert not is_finished(folder)
+    write_checkpoint(folder, source)
+    assert (folder / name).read_bytes() == data
+
+
+def test_flipped_bits_are_found_by_verify(source, tmp_path):
+    folder = write_checkpoint(tmp_path / "m", source)
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-2] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="do not match their fingerprint"):
+        store.verify_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": 99}, {"format": None}, {"files": {}}, {"files": None}, {"fingerprint": 5}]
+)
+def test_strange_manifests_are_refused(source, tmp_path, change):
+    folder = write_checkpoint(tmp_path / "m", source)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(CheckpointError, match=r"not a finished checkpoint|newer than this package"):
+        load_checkpoint(folder)
+
+
+def test_two_conversions_at_once_give_one_checkpoint(source, tmp_path):
+    barrier = threading.Barrier(2)
+
+    def slow() -> WeightSource:
+        def tokenizer(folder: Path) -> None:  # both have written their weights when either moves on
+            barrier.wait(timeout=30)
+            source.write_tokenizer(folder)
+
+        return WeightSource(source.config, source.dtypes, source.tensor, source.kind, write_tokenizer=tokenizer)
+
+    results: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(write_checkpoint(tmp_path / "m", slow()))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [tmp_path / "m"] * 2
+    assert is_finished(tmp_path / "m")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_loading_imports_no_transformers_and_needs_no_network(source, tmp_path):
+    folder = write_checkpoint(tmp_path / "m", source)
+    program = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "from ttt_docs.checkpoints.store import load_checkpoint\n"
+        "from ttt_docs.checkpoints.tokenizer import Tokenizer\n"
+        "load_checkpoint(sys.argv[1]); Tokenizer(sys.argv[1]).encode_chat('Hi')\n"
+        "assert not {'transformers', 'huggingface_hub', 'gguf'} & set(sys.modules)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True, cwd=root)
