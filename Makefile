@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-BOOK ?= examples/book.pdf
+BOOK ?= examples/portrait.pdf
 
 .PHONY: demo test check lint clean
 

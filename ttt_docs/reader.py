@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import IO, Any
 
 import torch
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from ttt_docs.checkpoints.registry import resolve
@@ -74,7 +76,7 @@ class TTTReader:
             CheckpointError: weights that cannot be found, downloaded or understood.
             UsageError: parameters that cannot work together.
         """
-        checkpoint = load_checkpoint(resolve(name))
+        checkpoint = load_checkpoint(resolve(Path(name) if isinstance(name, os.PathLike) else name))
         config, state, fingerprint = checkpoint.config, checkpoint.state, checkpoint.fingerprint
         defaults: dict[str, Any] = {"window": config.window or 2048, "chunk": 1024, "sinks": config.sinks}
         if not config.suffix_blocks:
@@ -94,7 +96,12 @@ class TTTReader:
         }
         if inner_rule == "sgd" and inner_lr is None:
             chosen["inner_lr"] = 1.0
-        reading = ReadingConfig(**defaults | {k: v for k, v in chosen.items() if v is not None}, learn=learn)
+        try:
+            reading = ReadingConfig(**defaults | {k: v for k, v in chosen.items() if v is not None}, learn=learn)
+        except ValidationError as error:
+            raise UsageError(
+                "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            ) from error
         where = torch.device(device)
         numbers = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or best_dtype(where)
         if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:

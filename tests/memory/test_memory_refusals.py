@@ -69,7 +69,7 @@ def set_span(**values):
         (set_document(position=6), "not a multiple of the chunk"),
         (set_document(position=12), "past its 10 tokens"),
         (set_document(position=-4), "position -4"),
-        (set_document(position=4), "a whole chunk"),
+        (set_document(position=4), "more than a chunk"),
         (set_document(position=8.5), "position"),
         (set_document(position="8"), "position"),
         (set_document(position=True), "position"),

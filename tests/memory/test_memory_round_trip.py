@@ -194,7 +194,7 @@ def test_the_file_says_which_package_wrote_it(tmp_path):
     ("changes", "words"),
     [
         ({"position": 6}, "not a multiple of the chunk"),
-        ({"position": 4}, "a whole chunk"),
+        ({"position": 4}, "more than a chunk"),
         ({"nll": torch.zeros(9)}, "10 tokens but 9 losses"),
         ({"nll": torch.full((10,), torch.nan)}, "NaN"),
         ({"tokens": torch.full((10,), -1, dtype=torch.int32)}, "negative token"),

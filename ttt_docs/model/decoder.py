@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -147,6 +147,9 @@ class Decoder(nn.Module):
         """The products' dtype."""
         return self.embed.weight.dtype
 
+    def block(self, index: int) -> Block:
+        return cast(Block, self.blocks[index])
+
     def initialize(self, generator: torch.Generator | None = None) -> Decoder:
         """Random weights as the paper starts from: normal with deviation 0.02, norms 1 (METHOD section 4)."""
         for name, parameter in self.named_parameters():
@@ -165,7 +168,7 @@ class Decoder(nn.Module):
             wide = weight if weight.dtype == torch.float64 else weight.float()
             return wide.expand(batch, -1, -1)
 
-        primes = [block.prime_mlp for block in self.blocks if block.has_prime]
+        primes = [self.block(i).prime_mlp for i in self.config.suffix]
         return [FastWeights(spread(p.w1), spread(p.w2), spread(p.w3)) for p in primes]
 
     def new_caches(self, window: int | None, sinks: int = 0, differentiable: bool = False) -> list[LayerCache]:
@@ -230,11 +233,11 @@ class Decoder(nn.Module):
         """
         eps, first_suffix = self.config.norm_eps, self.config.prefix_blocks
 
-        def post(block: nn.Module, name: str, y: Tensor) -> Tensor:
+        def post(block: Block, name: str, y: Tensor) -> Tensor:
             return kernels.rms_norm(y, getattr(block, name).weight, eps) if self.config.post_norm else y
 
         for i in blocks:
-            block, cache = self.blocks[i], caches[i]
+            block, cache = self.block(i), caches[i]
             y = kernels.rms_norm(x, block.attention_norm.weight, eps)
             x = x + post(block, "attention_post_norm", self._attend(block.attention, y, place, cache, kernels, commit))
             if block.has_prime and fast is not None:
@@ -247,7 +250,7 @@ class Decoder(nn.Module):
         return x
 
     def _attend(
-        self, attention: nn.Module, x: Tensor, place: Place, cache: LayerCache, kernels: Kernels, commit: bool
+        self, attention: Attention, x: Tensor, place: Place, cache: LayerCache, kernels: Kernels, commit: bool
     ) -> Tensor:
         c = self.config
         batch, tokens, _ = x.shape
