@@ -39,22 +39,19 @@ def inner_step(fast: Sequence[FastWeights], grads: Sequence[FastWeights], readin
     Differentiable: the outer loop goes through it, clip factor included.
     """
 
-    def squared(g: Tensor) -> Tensor:
-        return g.square().sum(dim=(1, 2))
-
-    square = [[squared(g) for g in block] for block in grads]
-    norm = torch.stack([s for block in square for s in block]).sum(dim=0).sqrt()
+    norms = [[torch.linalg.vector_norm(g, dim=(1, 2)) for g in block] for block in grads]
+    norm = torch.linalg.vector_norm(torch.stack([n for block in norms for n in block]), dim=0)
     clip = torch.ones_like(norm)
     if reading.inner_rule == "sgd" and reading.inner_clip > 0:
         clip = (reading.inner_clip / norm.clamp_min(1e-30)).clamp_max(1.0)
 
-    def step(w: Tensor, g: Tensor, s: Tensor) -> Tensor:
-        scale = clip if reading.inner_rule == "sgd" else torch.rsqrt(s.clamp_min(1e-30)) * (s > 0)
+    def step(w: Tensor, g: Tensor, own_norm: Tensor) -> Tensor:
+        scale = clip if reading.inner_rule == "sgd" else 1 / own_norm.clamp_min(1e-30) * (own_norm > 0)
         return torch.addcmul(w, g, (scale * -reading.inner_lr)[:, None, None])
 
     updated = [
-        FastWeights(*(step(w, g, s) for w, g, s in zip(ws, gs, ss, strict=True)))
-        for ws, gs, ss in zip(fast, grads, square, strict=True)
+        FastWeights(*(step(w, g, n) for w, g, n in zip(ws, gs, ns, strict=True)))
+        for ws, gs, ns in zip(fast, grads, norms, strict=True)
     ]
     return Step(updated, norm, clip)
 

@@ -1,0 +1,66 @@
+"""Reads reference files with the project's model and compares every token's loss (METHOD section 7).
+
+    python benchmarks/parity.py ../shared/reference/*.npz
+
+One JSON line per file: name, mode, max_abs_nll_err (nats), loss, loss_ref. Exit code 1 if a file is off by more than
+--tolerance. The files go through the reading path that users run, in float32, without the guard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import torch
+
+from ttt_docs.checkpoints.reference import load_reference
+from ttt_docs.errors import TTTDocsError
+from ttt_docs.model.loading import build_decoder
+from ttt_docs.model.state import ReadingState
+
+
+def read_reference(path: str) -> dict[str, object]:
+    reference = load_reference(path)
+    model = build_decoder(reference.config, reference.state, torch.device("cpu"), torch.float32)
+    state = ReadingState(model, reference.reading)
+    tokens = torch.as_tensor(reference.tokens).long().unsqueeze(0)
+    chunk, losses = reference.reading.chunk, []
+    whole = (tokens.shape[1] - 1) // chunk
+    while (left := whole - state.position // chunk) > 0:
+        count = min(left, state.slots_left)
+        here = tokens[:, state.position : state.position + count * chunk + 1]
+        losses += [result.nll[0] for result in state.read(here)]
+    if tokens.shape[1] - state.position > 1:
+        losses.append(state.score(tokens[:, state.position :])[0])
+    nll, expected = torch.cat(losses), torch.as_tensor(reference.token_nll)
+    return {
+        "name": reference.settings["name"],
+        "mode": reference.settings["train_mode"],
+        "max_abs_nll_err": float((nll - expected).abs().max()),
+        "loss": float(nll.double().mean()),
+        "loss_ref": float(reference.loss),
+        "kernels": state.kernels.name,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", metavar="FILE.npz")
+    parser.add_argument("--tolerance", type=float, default=5e-6, help="nats (default 5e-6)")
+    options = parser.parse_args()
+    failed = False
+    for path in options.files:
+        try:
+            line = read_reference(path)
+        except (TTTDocsError, OSError) as error:
+            print(f"Error: {path}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        print(json.dumps(line), flush=True)
+        failed |= not line["max_abs_nll_err"] <= options.tolerance  # type: ignore[operator]
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
