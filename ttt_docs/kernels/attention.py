@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ttt_docs.kernels.workspace import workspace
 
-#: Query rows per tile of the CPU path, forward and backward: keys outside a tile's window are never touched. Small tiles
-#: waste fewer scores at the window's edges and stay in cache, large ones make better products; these measured best.
+#: Query rows per tile of the CPU path, forward and backward: keys outside a tile's window are never touched. Small
+#: tiles waste fewer scores at the window's edges, large ones make better products; these measured best.
 TILE = 256
 BACKWARD_TILE = 128
 
@@ -89,43 +89,59 @@ def _tiles(new: int, keys: int, window: int | None, size: int) -> list[tuple[int
     return tiles
 
 
-def _sink_attention(sinks: Sinks, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention over the sinks alone: output, log-sum-exp [batch, heads, new], scores [batch, heads, new, sinks]."""
-    batch, heads, new, head_dim = sinks.q.shape
-    kv_heads = sinks.k.shape[1]
-    grouped = sinks.q.reshape(batch, kv_heads, -1, head_dim)
-    scores = (grouped @ sinks.k.transpose(-1, -2)).float().view(batch, heads, new, -1) * scale
+def _block_diagonal(x: Tensor, heads: int) -> Tensor:
+    """x [batch, kv_heads, sinks, d] -> [batch, heads * sinks, heads * d]: one product then serves all heads, in the
+    memory order [batch, tokens, heads, d] that the projections around attention have."""
+    batch, kv_heads, sinks, d = x.shape
+    out = x.new_zeros(batch, heads, sinks, heads, d)
+    head = torch.arange(heads)
+    out[:, head, :, head] = x.repeat_interleave(heads // kv_heads, dim=1).transpose(0, 1)
+    return out.view(batch, heads * sinks, heads * d)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[batch, heads, tokens, d] -> [batch, tokens, heads * d]"""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _add_sinks(out: Tensor, log_total: Tensor, sinks: Sinks) -> Tensor:
+    """Turns attention over the window into attention over window and sinks, in place, and returns the sinks' weights.
+
+    out [batch, tokens, heads, d] and log_total [batch, tokens, heads] are the window's output and log-sum-exp; the
+    weights are float32 [batch, tokens, heads, sinks].
+    """
+    batch, tokens, heads, head_dim = out.shape
+    scores = _flat(sinks.q) @ _block_diagonal(sinks.k, heads).transpose(1, 2)
+    scores = scores.view(batch, tokens, heads, -1).float().mul_(head_dim**-0.5)
+    weights = scores.sub_(log_total.unsqueeze(-1)).clamp_(max=60.0).exp_()  # relative to the window's total
     if sinks.hidden is not None:
-        scores = scores.masked_fill(sinks.hidden, float("-inf"))
-    log_total = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - log_total.clamp_min(-1e30).unsqueeze(-1)).to(sinks.v.dtype)
-    out = weights.view(batch, kv_heads, -1, weights.shape[-1]) @ sinks.v
-    return out.view(batch, heads, new, head_dim), log_total, scores
+        weights.masked_fill_(sinks.hidden.unsqueeze(1), 0.0)
+    total = 1 + weights.sum(dim=-1, keepdim=True)
+    out.flatten(2).baddbmm_(weights.to(out.dtype).flatten(2), _block_diagonal(sinks.v, heads))
+    out.mul_((1 / total).to(out.dtype))
+    log_total += total.squeeze(-1).log()
+    return weights.div_(total)
 
 
 def _forward_cpu(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Sinks | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Output, log-sum-exp over everything seen [batch, heads, new] float32, and the sinks' scores."""
-    new, keys = q.shape[2], k.shape[2]
-    outs, log_totals = [], []
-    for first, last, start, stop in _tiles(new, keys, window, TILE):
+    """Output, log-sum-exp [batch, heads, new] of all it saw (float32), the sinks' weights [batch, new, heads, sinks]."""
+    batch, heads, new, head_dim = q.shape
+    out = q.new_empty(batch, new, heads, head_dim)
+    log_total = q.new_empty(batch, new, heads, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    for first, last, start, stop in _tiles(new, k.shape[2], window, TILE):
         rows = last - first
         bias = None
         if rows > 1 or (window is not None and stop - start > window):
             bias = _tile_bias(rows, stop - start, window or stop, q.dtype)
-        out, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        tile, tile_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q[:, :, first:last], k[:, :, start:stop], v[:, :, start:stop], 0.0, False, attn_mask=bias
         )
-        outs.append(out)
-        log_totals.append(log_total)
-    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
-    log_total = log_totals[0] if len(log_totals) == 1 else torch.cat(log_totals, dim=2)
-    if sinks is None:
-        return out, log_total, None
-    sink_out, sink_log_total, scores = _sink_attention(sinks, q.shape[-1] ** -0.5)
-    share = torch.sigmoid(sink_log_total - log_total).to(out.dtype).unsqueeze(-1)
-    return torch.lerp(out, sink_out, share), torch.logaddexp(log_total, sink_log_total), scores
+        out[:, first:last] = tile.transpose(1, 2)
+        log_total[:, first:last] = tile_total.transpose(1, 2)
+    weights = None if sinks is None else _add_sinks(out, log_total, sinks)
+    return out.transpose(1, 2), log_total.transpose(1, 2), weights
 
 
 def _with_shift(x: Tensor, shift: Tensor | None) -> Tensor:
@@ -161,12 +177,12 @@ class _WindowAttentionCPU(torch.autograd.Function):
         window: int | None,
         sinks: Sinks | None,
     ) -> Tensor:
-        out, log_total, sink_scores = _forward_cpu(q, k, v, window, sinks)
+        out, log_total, sink_weights = _forward_cpu(q, k, v, window, sinks)
         ctx.window = window
         if sinks is None:
             ctx.save_for_backward(q, k, v, out, log_total)
         else:
-            ctx.save_for_backward(q, k, v, out, log_total, sinks.k, sinks.v, sink_scores)
+            ctx.save_for_backward(q, k, v, out, log_total, sinks.k, sinks.v, sink_weights)
         return out
 
     @staticmethod
@@ -203,11 +219,12 @@ class _WindowAttentionCPU(torch.autograd.Function):
             grad_v[..., there] += tile_grad[..., :head_dim].transpose(1, 2) @ weights[..., here]
         grad_sink_q = None
         if of_sinks:
-            sink_k, sink_v, scores = of_sinks
-            weights = torch.exp(scores - log_total.unsqueeze(-1)).view(batch, kv_heads, group * new, -1)
-            dp = grad.reshape(batch, kv_heads, group * new, head_dim) @ sink_v.transpose(-1, -2)
-            ds = weights * (dp.float() - along.reshape(batch, kv_heads, group * new, 1)) * scale
-            grad_sink_q = (ds.to(q.dtype) @ sink_k).view(q.shape)
+            sink_k, sink_v, weights = of_sinks
+            grad_weights = _flat(grad) @ _block_diagonal(sink_v, heads).transpose(1, 2)
+            grad_scores = grad_weights.view(weights.shape).float() - along.transpose(1, 2).unsqueeze(-1)
+            grad_scores = (grad_scores * weights * scale).to(q.dtype).flatten(2)
+            grad_sink_q = (grad_scores @ _block_diagonal(sink_k, heads)).view(batch, new, heads, head_dim)
+            grad_sink_q = grad_sink_q.transpose(1, 2)
         shape = (batch, kv_heads, head_dim, new)
         grad_k, grad_v = (g.view(shape).transpose(2, 3) for g in (grad_k, grad_v))
         return grad_q.mul_(scale).view(q.shape), grad_k, grad_v, grad_sink_q, None, None, None, None

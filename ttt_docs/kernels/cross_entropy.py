@@ -9,16 +9,18 @@ returns  [rows] float32  -log p(target) in nats, 0 where ignored
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttt_docs.kernels.swiglu import narrow_product
 from ttt_docs.kernels.workspace import workspace
 
-#: Rows per tile: 256 rows of a 49K vocabulary are 25 MB in bfloat16.
-ROWS = 256
+#: Logits are made in tiles of this many rows and vocabulary entries: 16 MB in bfloat16, which caches still hold.
+ROWS = 1024
+COLUMNS = 8192
 
 
 def linear_cross_entropy_reference(x: Tensor, head: Tensor, targets: Tensor, ignore: int | None = None) -> Tensor:
@@ -37,25 +39,54 @@ def _row_sums(x: Tensor) -> Tensor:
     return x.view(rows, pieces, columns // pieces).sum(-1).float().sum(-1, keepdim=True)
 
 
+class _Sums(NamedTuple):
+    total: Tensor  # [rows, 1] float32: sum over the vocabulary of exp(logit - shift)
+    score: Tensor  # [rows, 1] float32: the target's logit
+    mean: Tensor | None  # [rows, dim] float32: sum over the vocabulary of exp(logit - shift) * head
+
+
+def _sums(x: Tensor, head: Tensor, target: Tensor, shift: Tensor | None, with_mean: bool) -> _Sums:
+    """One pass over the vocabulary, tile by tile; one exponential per logit. x [rows, dim], target [rows, 1]."""
+    rows, dim = x.shape
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    total, score = x.new_zeros(rows, 1, dtype=wide), x.new_zeros(rows, 1, dtype=wide)
+    mean = x.new_zeros(rows, dim, dtype=wide) if with_mean else None
+    for first in range(0, head.shape[0], COLUMNS):
+        part = head[first : first + COLUMNS]
+        logits = torch.mm(x, part.t(), out=workspace("logits", (rows, part.shape[0]), x.dtype))
+        local = target - first
+        inside = (local >= 0) & (local < part.shape[0])
+        score = torch.where(inside, logits.gather(1, local.clamp(0, part.shape[0] - 1)).to(wide), score)
+        exponentials = (logits if shift is None else logits.sub_(shift)).exp_()
+        total += _row_sums(exponentials)
+        if mean is not None:
+            mean += narrow_product(exponentials, part)
+    return _Sums(total, score, mean)
+
+
+def _largest_logit(x: Tensor, head: Tensor) -> Tensor:
+    """[rows, 1]"""
+    tiles = (head[first : first + COLUMNS] for first in range(0, head.shape[0], COLUMNS))
+    return torch.stack([(x @ part.t()).amax(dim=1, keepdim=True) for part in tiles]).amax(dim=0)
+
+
 def _score(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-    """Losses [rows] and, if asked for, their gradient with respect to x [rows, dim]; one exponential per logit."""
-    rows, vocab = x.shape[0], head.shape[0]
-    nll = torch.empty(rows, dtype=torch.float32)
-    grad = torch.empty_like(x) if with_grad else None
-    for first in range(0, rows, ROWS):
-        piece = slice(first, min(first + ROWS, rows))
-        target = targets[piece].unsqueeze(1)
-        logits = workspace("logits", (target.shape[0], vocab), x.dtype)
-        torch.mm(x[piece], head.t(), out=logits)
-        top = logits.amax(dim=1, keepdim=True)
-        score = logits.gather(1, target).float()
-        exponentials = logits.sub_(top).exp_()
-        total = _row_sums(exponentials)
-        nll[piece] = (top.float() + total.log() - score).squeeze(1)
-        if grad is not None:
-            expected = (exponentials @ head).div_(total.to(x.dtype))
-            torch.sub(expected, head[target.squeeze(1)], out=grad[piece])
-    return nll, grad
+    """Losses [rows] and, if asked for, their gradient with respect to x [rows, dim].
+
+    Logits of language models stay far inside the range of exp, so they are not shifted at first: finding each row's
+    largest and subtracting it would cost as much as the exponentials. Rows whose sum shows otherwise are done again.
+    """
+    losses, grads = [], []
+    for piece, target in zip(x.split(ROWS), targets.unsqueeze(1).split(ROWS), strict=True):
+        shift = None
+        sums = _sums(piece, head, target, shift, with_grad)
+        if not bool(((sums.total > 1e-30) & (sums.total < 1e30)).all()):
+            shift = _largest_logit(piece, head)
+            sums = _sums(piece, head, target, shift, with_grad)
+        losses.append((sums.total.log() + (0 if shift is None else shift.float()) - sums.score).squeeze(1))
+        if sums.mean is not None:
+            grads.append(sums.mean.div_(sums.total).sub_(head[target.squeeze(1)]).to(x.dtype))
+    return torch.cat(losses), torch.cat(grads) if with_grad else None
 
 
 class _LinearCrossEntropyCPU(torch.autograd.Function):

@@ -192,7 +192,6 @@ class Decoder(nn.Module):
         once and the queries come unturned; in the chunk where the window passes it, the queries are turned instead.
         """
         device = self.inverse_frequencies.device
-        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         positions = torch.arange(start, start + tokens, device=device)
         step = chunk or max(tokens, 1)
         ranges = [(i, min(i + step, tokens)) for i in range(0, tokens, step)]
@@ -204,12 +203,12 @@ class Decoder(nn.Module):
             farthest = window + sinks - 1
             if start + first >= farthest:
                 turned = torch.full((sinks,), -farthest, device=device)
-                return SinkPlace(None, rotation(turned, self.inverse_frequencies, wide), None)
+                return SinkPlace(None, rotation(turned, self.inverse_frequencies, self.dtype), None)
             here = positions[first:last]
-            turn = rotation(here.clamp(max=farthest), self.inverse_frequencies, wide)
+            turn = rotation(here.clamp(max=farthest), self.inverse_frequencies, self.dtype)
             return SinkPlace(turn, None, (here - window)[:, None] < torch.arange(sinks, device=device))
 
-        turn = rotation(positions, self.inverse_frequencies, wide)
+        turn = rotation(positions, self.inverse_frequencies, self.dtype)
         return Place(turn, tuple(ranges), tuple(sink_place(a, b) for a, b in ranges))
 
     def hidden(self, tokens: Tensor) -> Tensor:

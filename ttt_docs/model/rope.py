@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttt_docs.model.config import ModelConfig
 
-#: cos and sin of the angles, float32 [tokens, head_dim] each; sin carries the sign of the first half.
+#: cos and sin of the angles, [tokens, head_dim] each, in the model's dtype; sin carries the first half's sign.
 Rotation = tuple[Tensor, Tensor]
 
 
@@ -27,19 +28,36 @@ def frequencies(config: ModelConfig) -> Tensor:
     return inverse / factor * (1 - blend) + inverse * blend
 
 
-def rotation(positions: Tensor, inverse: Tensor, dtype: torch.dtype = torch.float32) -> Rotation:
+def rotation(positions: Tensor, inverse: Tensor, dtype: torch.dtype) -> Rotation:
     """cos and sin for integer `positions` [tokens]. Angles in float64: float32 is 0.06 rad off at a million tokens."""
     angles = positions.to(torch.float64)[:, None] * inverse.to(positions.device)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
-def rotate(x: Tensor, turn: Rotation) -> Tensor:
-    """Turns x [batch, tokens, heads, head_dim] by the tokens' angles; computed in float32."""
-    cos, sin = (t.unsqueeze(1) for t in turn)
-    wide = x if x.dtype == torch.float64 else x.float()
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    out = wide * cos
-    out[..., :half].addcmul_(wide[..., half:], sin[..., :half])
-    out[..., half:].addcmul_(wide[..., :half], sin[..., half:])
-    return out.to(x.dtype)
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+class _Rotate(torch.autograd.Function):
+    """Turning is linear: its gradient turns back, and the gradient of that turns forth again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _Rotate.apply(grad, cos, -sin), None, None
+
+
+def rotate(x: Tensor, turn: Rotation) -> Tensor:
+    """Turns x [batch, tokens, heads, head_dim] by the tokens' angles, in x's dtype."""
+    cos, sin = (t.unsqueeze(1) for t in turn)
+    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turn(x, cos, sin)
