@@ -36,7 +36,14 @@ Example:
     show_default=True,
     help="How long the summary is to be.",
 )
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Another seed, another summary.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Another seed, another summary.",
+)
 @source_options
 def summarize(source: str, length: Any, seed: int, as_json: bool, **opening: Any) -> None:
     reader, memory = remembered(source, **opening)
@@ -99,13 +106,15 @@ Example:
   ttt-docs continue book.ttt --temperature 0.8 --seed 1 --stop "Chapter" """.rstrip(),
 )
 @click.argument("source", metavar="SOURCE")
-@click.option("--tokens", type=click.IntRange(min=1), metavar="N", default=200, show_default=True, help="How many at most.")
-@click.option("--temperature", type=click.FloatRange(min=0), metavar="NUMBER", help="0: always the likeliest token.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="NUMBER", help="Nucleus sampling.")
-@click.option("--top-k", type=click.IntRange(min=0), metavar="N", help="Sample among the N likeliest tokens; 0: all.")
 @click.option(
-    "--repetition-penalty", type=click.FloatRange(min=1), metavar="NUMBER", help="1: none."
+    "--tokens", type=click.IntRange(min=1), metavar="N", default=200, show_default=True, help="How many at most."
 )
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), metavar="NUMBER", help="0: always the likeliest token.  [0.8]"
+)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="NUMBER", help="Nucleus sampling.  [0.95]")
+@click.option("--top-k", type=click.IntRange(min=0), metavar="N", help="Sample among the N likeliest tokens; 0: all.")
+@click.option("--repetition-penalty", type=click.FloatRange(min=1), metavar="NUMBER", help="1: none.  [1.1]")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The same seed gives the same text.")
 @click.option("--no-learn", is_flag=True, help="Do not learn from what is written, chunk by chunk.")

@@ -24,7 +24,7 @@ model_option = click.option(
 device_option = click.option("--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float64"]),
+    type=click.Choice(["float32", "bfloat16"]),
     help="Numbers of the products.  [default: what the hardware is best at]",
 )
 cache_option = click.option(

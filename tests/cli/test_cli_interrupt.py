@@ -10,31 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, TEXT
-
-import ttt_docs.reading
-from ttt_docs.memory import inspect_memory, memories_equal
+from cli_commands import SMALL, TEXT
 from ttt_docs_cli.shapes import INGEST
 
+from ttt_docs.memory import inspect_memory, memories_equal
+
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Sends SIGINT when so many chunks were read, once."""
-
-    def interrupt(after: int) -> None:
-        genuine, left = ttt_docs.reading.report, [after]
-
-        def report(*arguments):
-            left[0] -= 1
-            if left[0] == 0:
-                signal.raise_signal(signal.SIGINT)
-            return genuine(*arguments)
-
-        monkeypatch.setattr(ttt_docs.reading, "report", report)
-
-    return interrupt
 
 
 def test_the_same_command_goes_on(book, read_book, interrupt, run, load):
