@@ -4,6 +4,9 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 BOOK ?= examples/portrait.pdf
+QUESTION ?= "Who is the hero of this book?"
+
+BOOK_TTT := build/$(basename $(notdir $(BOOK))).ttt
 
 .PHONY: demo test check lint clean
 
@@ -13,6 +16,15 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
+
+# What is there already is neither downloaded nor read again.
+demo: $(BIN)/.installed
+	mkdir -p build
+	$(BIN)/ttt-docs models pull smollm2-135m
+	$(BIN)/ttt-docs ingest $(BOOK) -o $(BOOK_TTT)
+	$(BIN)/ttt-docs summarize $(BOOK_TTT)
+	$(BIN)/ttt-docs continue $(BOOK_TTT) --tokens 80
+	$(BIN)/ttt-docs ask $(BOOK_TTT) $(QUESTION)
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest
@@ -25,4 +37,4 @@ lint: $(BIN)/.installed
 check: lint test
 
 clean:
-	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) build .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -47,6 +47,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         _flush_folder(target.parent)
 
 
+def check_writable(path: Path) -> None:
+    """Raises what `replacing` would raise, as far as that can be known before there is anything to write.
+
+    A file is made beside `path` and removed: no question about permissions covers every file system.
+    """
+    with _saying_why(path):
+        target, _ = _check_target(path)
+        probe = target.parent / f".ttt-{secrets.token_hex(8)}.tmp"
+        try:
+            open(probe, "xb").close()
+        finally:
+            with suppress(OSError):
+                os.unlink(probe)
+
+
 def _check_target(path: Path) -> tuple[Path, int | None]:
     """The file to replace, links followed, and its permission bits (None: there is no such file yet)."""
     target = Path(os.path.realpath(path))

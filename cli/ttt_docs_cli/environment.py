@@ -1,0 +1,91 @@
+"""`ttt-docs env`: what the program runs on, for bug reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import click
+
+from ttt_docs_cli.options import json_option
+from ttt_docs_cli.output import say_json, size, table
+
+PACKAGES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "transformers", "huggingface-hub", "gguf", "pypdf")
+
+
+@click.command(epilog="\b\nExample:\n  ttt-docs env\n  ttt-docs env --json")
+@json_option
+def env(as_json: bool) -> None:
+    """Show versions, devices, number formats, kernels and the cache folder."""
+    facts = _environment()
+    if as_json:
+        say_json(facts)
+        return
+    cpu, kernels, cache = facts["cpu"], facts["kernels"], facts["cache"]
+    able = [name for name in ("bf16", "amx") if cpu[name]]
+    table(
+        [
+            *((name, version or "not installed") for name, version in facts["versions"].items()),
+            ("platform", facts["platform"]),
+            ("devices", f"{', '.join(facts['devices'])}; {facts['device']} unless --device says otherwise"),
+            ("dtype", ", ".join(f"{device}: {dtype}" for device, dtype in facts["dtype"].items())),
+            ("cpu", f"{cpu['capability']}{' with ' + ', '.join(able) if able else ''}"),
+            ("threads", facts["threads"]),
+            ("TTT_DOCS_KERNELS", kernels["TTT_DOCS_KERNELS"] or "not set (auto)"),
+            ("kernels", ", ".join(f"{device}: {name}" for device, name in kernels["chosen"].items())),
+            ("cache", f"{cache['folder']}, with {cache['memories']} memories of {size(cache['bytes'])}"),
+        ]
+    )
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    from ttt_docs import __version__
+    from ttt_docs.checkpoints.registry import cache_folder
+    from ttt_docs.kernels.dispatch import kernels_for
+    from ttt_docs.model.loading import best_dtype
+    from ttt_docs_cli.opening import memories_folder
+
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    versions = {"ttt-docs": __version__, "python": platform.python_version()}
+    memories = list(memories_folder().glob("*.ttt"))
+    return {
+        "versions": versions | {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": "cpu",
+        "devices": devices,
+        "dtype": {device: str(best_dtype(torch.device(device))).removeprefix("torch.") for device in devices},
+        "cpu": {
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "bf16": _has("_is_avx512_bf16_supported"),
+            "amx": _has("_is_amx_tile_supported"),
+        },
+        "threads": torch.get_num_threads(),
+        "kernels": {
+            "TTT_DOCS_KERNELS": os.environ.get("TTT_DOCS_KERNELS"),
+            "chosen": {device: kernels_for(torch.device(device)).name for device in devices},
+        },
+        "cache": {
+            "folder": str(cache_folder()),
+            "memories": len(memories),
+            "bytes": sum(path.stat().st_size for path in memories),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _has(check: str) -> bool:
+    """What torch says about this CPU; a torch without that question counts as no."""
+    import torch
+
+    question = getattr(torch.cpu, check, None)
+    return bool(question and question())

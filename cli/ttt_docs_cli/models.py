@@ -1,0 +1,89 @@
+"""`ttt-docs models`: which models there are, and which of them are here."""
+
+from __future__ import annotations
+
+import click
+
+from ttt_docs_cli.options import json_option
+from ttt_docs_cli.output import note, say, say_json, size, table
+
+model_argument = click.argument("name", metavar="MODEL")
+
+
+@click.group(
+    epilog="""\b
+Example:
+  ttt-docs models list
+  ttt-docs models pull smollm2-135m"""
+)
+def models() -> None:
+    """Models in the cache: list, download, describe, remove.
+
+    A MODEL is a registry name, a folder, a .gguf file or a Hugging Face id.
+    """
+
+
+@models.command("list", epilog="\b\nExample:\n  ttt-docs models list")
+@json_option
+def list_(as_json: bool) -> None:
+    """The models that go by a name."""
+    from ttt_docs.checkpoints.registry import cache_folder, list_models
+
+    rows = list_models()
+    if as_json:
+        say_json({"models": rows, "cache": str(cache_folder())})
+        return
+    for row in rows:
+        here = f"installed, {size(row['bytes'])}" if row["installed"] else "not installed"
+        say(f"{row['name']}  {row['parameters'] / 1e6:.0f}M parameters, {row['licence']}, {here}")
+        say(f"  {row['repository']}")
+
+
+@models.command("pull", epilog="\b\nExample:\n  ttt-docs models pull smollm2-135m")
+@model_argument
+@json_option
+def pull(name: str, as_json: bool) -> None:
+    """Download and convert a model, unless that is done already."""
+    from ttt_docs.checkpoints.registry import resolve
+
+    folder = resolve(name)
+    if as_json:
+        say_json({"name": name, "folder": str(folder)})
+    else:
+        say(f"{name} is ready in {folder}")
+
+
+@models.command("info", epilog="\b\nExample:\n  ttt-docs models info smollm2-135m")
+@model_argument
+@json_option
+def info(name: str, as_json: bool) -> None:
+    """What is known about a model; downloads nothing."""
+    from ttt_docs.checkpoints import registry
+
+    facts = registry.info(name)
+    if as_json:
+        say_json(facts)
+        return
+    shown = {"installed": "yes" if facts["installed"] else "no"}
+    if "bytes" in facts:
+        shown["bytes"] = size(facts["bytes"])
+    if facts.get("parameters"):
+        shown["parameters"] = f"{facts['parameters']:,}"
+    facts.pop("source", None)  # hashes of the converted files: for --json
+    table([(key, shown.get(key, value)) for key, value in facts.items() if value is not None])
+
+
+@models.command("rm", epilog="\b\nExample:\n  ttt-docs models rm smollm2-135m")
+@model_argument
+@json_option
+def rm(name: str, as_json: bool) -> None:
+    """Remove a converted model from the cache, never the files it was made from."""
+    from ttt_docs.checkpoints.registry import remove
+
+    removed = remove(name)
+    if as_json:
+        say_json({"name": name, "removed": removed})
+    elif removed:
+        say(f"{name} is removed")
+    else:
+        note(f"{name} is not in the cache: nothing to remove")

@@ -1,0 +1,103 @@
+"""What --json prints, command by command: the tests compare the commands with it, docs/cli.md shows it."""
+
+INGEST = {
+    "status": '"read", "resumed", "already read" or "interrupted" (exit code 130; the same command goes on)',
+    "output": "path of the memory file",
+    "model": "what the model is called",
+    "documents": "list of {name, sha256, complete}, all that the memory holds, in reading order",
+    "tokens": "tokens in the memory",
+    "pending": "tokens after the last whole chunk: scored, not yet learned from",
+    "skipped": "updates that the guard refused",
+    "loss": "mean of all tokens, nats per token; null if there are none",
+    "bytes": "size of the memory file",
+    "new_tokens": "tokens read by this call",
+    "seconds": "time this call read for; null if it read nothing",
+    "tokens_per_second": "of this call; null if it read nothing",
+}
+SUMMARIZE = {
+    "text": "the summary",
+    "tokens": "how many tokens it has",
+    "route": "how it was made",
+    "model": "what the model is called",
+    "documents": "list of names",
+}
+ASK = {
+    "question": "as it was asked",
+    "text": "the answer",
+    "route": "how it was found",
+    "evidence": "list of {quote, page, start, end, score}; quote is text[start:end] of the memory's text",
+    "seconds": "time the answer took",
+    "model": "what the model is called",
+    "documents": "list of names",
+}
+CONTINUE = {
+    "text": "the continuation",
+    "seconds": "time it took",
+    "model": "what the model is called",
+    "documents": "list of names",
+}
+INSPECT = {
+    "path": "as given",
+    "format_version": "of the file",
+    "package_version": "of the ttt-docs that wrote it",
+    "created": "ISO 8601, UTC",
+    "model": "what the model is called",
+    "fingerprint": "sha256 over the model's configuration and weights",
+    "reading": "{chunk, window, sinks, learn, inner_rule, inner_lr, inner_clip, guard}",
+    "precision": 'how the fast weights are stored: "float32" or "bfloat16"',
+    "tokens": "tokens in the memory",
+    "position": "tokens in whole chunks",
+    "chunks": "whole chunks",
+    "pending": "tokens after the last whole chunk",
+    "skipped": "updates that the guard refused",
+    "documents": "list of {name, sha256, start, end, complete, spans: {kind: count}}; start and end in characters",
+    "text": "whether the documents' text is in the file",
+    "fast": "{blocks, dtype, w1, w2, w3}: block numbers and shapes; {blocks: []} if nothing was learned",
+    "window": "{blocks, dtype, shape}",
+    "bytes": "{file, header, fast, window, tokens, nll, text}",
+    "extra": "notes of whoever wrote the file",
+    "loss": "mean of all tokens, nats per token; null if there are none",
+    "loss_by_quarter": "the same for each quarter of the tokens, in reading order",
+    "fast_norms": "{block: {w1, w2, w3}}: Frobenius norm of each fast weight matrix",
+}
+MODEL = {
+    "name": "as given",
+    "parameters": "how many",
+    "licence": "of the weights; null if unknown",
+    "repository": "where the weights come from; registry names only",
+    "credit": "whose work they are; registry names only",
+    "installed": "whether the converted weights are in the cache",
+    "folder": "where; null if not installed",
+    "bytes": "size on disk; only if installed",
+    "fingerprint": "sha256 over configuration and weights; only if installed",
+    "source": "what was converted; only if installed",
+    "created": "ISO 8601; only if installed",
+}
+MODELS_LIST = {"models": "list of objects as `models info` prints", "cache": "folder of the cache"}
+MODELS_PULL = {"name": "as given", "folder": "where the converted weights are"}
+MODELS_RM = {"name": "as given", "removed": "false: there was nothing to remove"}
+ENV = {
+    "versions": "{name: version} of ttt-docs, python and the packages that matter; null: not installed",
+    "platform": "operating system and machine",
+    "device": "what is used unless --device says otherwise",
+    "devices": "all that could be used",
+    "dtype": "{device: dtype used unless --dtype says otherwise}",
+    "cpu": "{capability, bf16, amx}: what the CPU's products can use",
+    "threads": "that torch uses",
+    "kernels": "{TTT_DOCS_KERNELS, chosen: {device: name}}; the variable's value is null if it is not set",
+    "cache": "{folder, memories, bytes}: where models and memories are kept, how many memories, their size",
+}
+
+#: By command, as typed after `ttt-docs`.
+SHAPES = {
+    "ingest": INGEST,
+    "summarize": SUMMARIZE,
+    "ask": ASK,
+    "continue": CONTINUE,
+    "inspect": INSPECT,
+    "models list": MODELS_LIST,
+    "models pull": MODELS_PULL,
+    "models info": MODEL,
+    "models rm": MODELS_RM,
+    "env": ENV,
+}

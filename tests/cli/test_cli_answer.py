@@ -1,0 +1,185 @@
+"""summarize, ask and continue, with a reader whose answers are known: what is tested is the way to it and back."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cli_commands import SMALL, TEXT
+from ttt_docs_cli.shapes import ASK, CONTINUE, SUMMARIZE
+
+from ttt_docs import Memory, TTTReader
+from ttt_docs.memory import memories_equal
+from ttt_docs.model.loading import best_dtype
+
+CALLS: list[tuple] = []
+QUOTE = SimpleNamespace(quote="the captain,\n who had\x1b[31m not slept", page="3", start=5, end=40, score=0.5)
+
+
+def summarize(reader, memory, length="paragraph", *, seed=0):
+    CALLS.append((reader, memory, length, seed))
+    return SimpleNamespace(text="A ship waits.", tokens=4, route="memory")
+
+
+def ask(reader, memory, question, route="memory"):
+    CALLS.append((reader, memory, question, route))
+    return SimpleNamespace(text="Nobody knows.", route=route, evidence=[QUOTE], seconds=0.25)
+
+
+def continue_text(reader, memory, max_new_tokens=200, *, stream=False, learn=True, **sampling):
+    assert stream
+    CALLS.append((reader, memory, max_new_tokens, learn, sampling))
+    return iter(["And ", "then ", "the wind came."])
+
+
+@pytest.fixture(autouse=True)
+def answers(monkeypatch):
+    CALLS.clear()
+    for method in (summarize, ask, continue_text):
+        monkeypatch.setattr(TTTReader, method.__name__, method, raising=False)
+
+
+def asked_memory() -> Memory:
+    return CALLS[-1][1]
+
+
+def test_summarize(memory, run, run_json, load):
+    assert run("summarize", memory).stdout == "A ship waits.\n"
+    assert CALLS[-1][2:] == ("paragraph", 0) and memories_equal(asked_memory(), load(memory))
+    result = run_json("summarize", memory, "--length", "page", "--seed", "7")
+    assert CALLS[-1][2:] == ("page", 7)
+    assert result.keys() == SUMMARIZE.keys() and result["documents"] == ["book.txt"]
+
+
+def test_ask(memory, run, run_json):
+    result = run("ask", memory, "Who slept?", "--dtype", "float32")
+    assert result.stdout == "Nobody knows.\n\n  page 3: “the captain, who had\\x1b[31m not slept”\n"
+    assert CALLS[-1][2:] == ("Who slept?", "memory") and CALLS[-1][0].model.dtype == torch.float32
+    answer = run_json("ask", memory, "Who slept?", "--route", "memory")
+    assert answer.keys() == ASK.keys() and answer["question"] == "Who slept?"
+    assert answer["evidence"] == [vars(QUOTE)]
+
+
+def test_continue_streams(memory, run, run_json):
+    assert run("continue", memory).stdout == "And then the wind came.\n"
+    assert CALLS[-1][2:] == (200, True, {})
+    sampling = ("--temperature", "0", "--top-p", "0.9", "--top-k", "5", "--repetition-penalty", "1.2", "--seed", "3")
+    run("continue", memory, "--tokens", "9", "--no-learn", *sampling, "--stop", "End", "--stop", "\n\n")
+    expected = dict(temperature=0, top_p=0.9, top_k=5, repetition_penalty=1.2, seed=3, stop=["End", "\n\n"])
+    assert CALLS[-1][2:] == (9, False, expected)
+    result = run_json("continue", memory)
+    assert result.keys() == CONTINUE.keys() and result["text"] == "And then the wind came."
+
+
+def test_ctrl_c_while_it_writes(memory, run, monkeypatch):
+    def interrupted(*_, **__):
+        yield "And "
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TTTReader, "continue_text", interrupted)
+    result = run("continue", memory, code=130)
+    assert result.stdout == "And " and "Interrupted" in result.stderr
+
+
+def test_a_document_is_read_once(book, cache, home, run, monkeypatch):
+    first = run("summarize", book)
+    assert "Reading book.txt" in first.stderr and str(cache / "memories") in first.stderr
+    memory = asked_memory()
+    assert memory.text == TEXT and len(os.listdir(cache / "memories")) == 1
+    ingest, reads = TTTReader.ingest, []
+    monkeypatch.setattr(TTTReader, "ingest", lambda *a, **k: reads.append(1) or ingest(*a, **k))
+    (home / "copy.txt").write_text(TEXT, "utf-8")
+    for arguments in (["summarize", book], ["ask", "copy.txt", "Who?"], ["continue", "-"]):
+        result = run(*arguments, stdin=TEXT)
+        assert result.stderr.count("read before") == 1 and memories_equal(asked_memory(), memory)
+    assert not reads and run("ask", book, "Who?", "-q").stderr == ""
+    assert run("ask", book, "Who?", "--no-cache").stderr.count("memories") == 0 and reads == [1]
+    other = "float32" if best_dtype(torch.device("cpu")) == torch.bfloat16 else "bfloat16"
+    run("ask", book, "Who?", "--dtype", other)  # other numbers, another memory
+    assert reads == [1, 1] and len(os.listdir(cache / "memories")) == 2
+    assert {path.name for path in home.iterdir()} == {"book.txt", "copy.txt"}
+
+
+def test_a_broken_cache_is_read_anew(book, cache, run):
+    run("summarize", book)
+    (path,) = (cache / "memories").iterdir()
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-5])
+    assert "Warning: " in run("summarize", book).stderr
+    assert len(path.read_bytes()) == len(intact)
+
+
+def test_an_unusable_cache_costs_only_a_warning(book, cache, run):
+    (cache / "memories").write_text("in the way")
+    try:
+        result = run("summarize", book)
+    finally:
+        (cache / "memories").unlink()
+    assert "Warning: the memory will not be kept" in result.stderr and result.stdout == "A ship waits.\n"
+
+
+def test_interrupted_reading_goes_on(home, interrupt, run):
+    (home / "long.txt").write_text(TEXT * 2, "utf-8")
+    interrupt(after=3)
+    result = run("ask", "long.txt", "Who?", code=130)
+    assert "the same command goes on" in result.stderr and not CALLS
+    assert "Going on with long.txt" in run("ask", "long.txt", "Who?").stderr
+    memory = asked_memory()
+    run("ask", "long.txt", "Who?", "--no-cache")
+    assert memories_equal(memory, asked_memory()) and memory.documents[-1].complete
+
+
+def test_memory_of_a_local_model(book, other_model, run, fails, monkeypatch):
+    """The path in a file is never followed: it may come from a stranger."""
+    run("ingest", book, "-m", other_model, *SMALL)
+    assert str(other_model) in fails("ask", "book.ttt", "Who?", code=2)
+    run("ask", "book.ttt", "Who?", "-m", other_model)
+    assert "another model" in fails("ask", "book.ttt", "Who?", "-m", "smollm2-135m", code=1)
+
+
+def test_memory_of_another_retrofit(book, home, run):
+    """Made with the library, with fewer fast weights than the command would give the model."""
+    reader = TTTReader.from_pretrained(suffix_blocks=1, sinks=2, window=64, chunk=32, dtype="float32")
+    reader.ingest(book).save("one.ttt")
+    run("ask", "one.ttt", "Who?")
+    assert len(asked_memory().fast) == 1
+
+
+def test_a_memory_is_known_by_its_content(memory, home, run):
+    os.rename(memory, home / "book.mem")
+    assert run("ask", "book.mem", "Who?").stderr == ""
+
+
+@pytest.mark.parametrize("command", [["summarize"], ["ask", "Who?"], ["continue"]])
+def test_sources_that_cannot_be_opened(command, memory, home, fails):
+    (home / "empty.txt").touch()
+    (home / "empty.ttt").touch()
+    (home / "broken.ttt").write_bytes(memory.read_bytes()[:-1])
+    (home / "folder.ttt").mkdir()
+    name, rest = command[0], command[1:]
+    for source in ("missing.ttt", "missing.txt", "empty.ttt", "empty.txt", "broken.ttt", "folder.ttt", "."):
+        assert source in fails(name, source, *rest, code=1) or source == "."
+    assert not CALLS
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("summarize", "book.ttt", "--length", "novel"),
+        ("summarize", "book.ttt", "--seed", "x"),
+        ("summarize", "book.ttt", "--device", "cuda:77"),
+        ("ask", "book.ttt"),
+        ("ask", "book.ttt", "  "),
+        ("ask", "book.ttt", "Who?", "--route", "guess"),
+        ("continue", "book.ttt", "--tokens", "0"),
+        ("continue", "book.ttt", "--temperature", "-1"),
+        ("continue", "book.ttt", "--top-p", "0"),
+        ("continue", "book.ttt", "--stop", ""),
+        ("continue",),
+    ],
+)
+def test_bad_arguments(memory, fails, arguments):
+    fails(*arguments, code=2)
+    assert not CALLS
