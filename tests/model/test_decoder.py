@@ -11,9 +11,10 @@ import torch
 from ttt_docs.checkpoints.reference import load_reference
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.dispatch import CPU, REFERENCE, kernels_for
+from ttt_docs.model import state as state_module
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights
-from ttt_docs.model.inner import inner_step
+from ttt_docs.model.inner import Step, inner_step
 from ttt_docs.model.loading import build_decoder
 from ttt_docs.model.state import ChunkResult, ReadingState
 
@@ -85,7 +86,9 @@ def test_cpu_kernels_read_like_the_definitions(qk_norm: bool, post_norm: bool, r
     for kernels in (CPU, REFERENCE):
         state = ReadingState(model, reading, batch=2, kernels=kernels)
         losses.append(torch.cat([r.nll for r in read_all(state, tokens_of(6 * 16 + 1, 2), 6)], dim=1))
-    torch.testing.assert_close(losses[0], losses[1], atol=2e-4, rtol=1e-4)
+    # A step of fixed norm along a tiny gradient carries its rounding on, so only the first chunks agree closely.
+    torch.testing.assert_close(losses[0][:, :32], losses[1][:, :32], atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(losses[0], losses[1], atol=2e-3, rtol=1e-3)
 
 
 def test_each_document_of_a_batch_gets_what_it_gets_alone() -> None:
@@ -158,15 +161,21 @@ def test_clip_bounds_the_step_and_normalized_gives_each_matrix_its_norm() -> Non
     assert even.fast[0].w1[0].abs().max() == 0  # no gradient, no step
 
 
-def test_the_guard_undoes_a_step_that_worsens_the_chunk_and_reports_it() -> None:
+def test_the_guard_undoes_a_step_that_worsens_the_chunk_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = tiny(), tokens_of(3 * 16 + 1, 2)
-    wild = ReadingConfig(chunk=16, window=24, sinks=4, inner_lr=1e4, inner_rule="normalized", guard=0.05)
-    state = ReadingState(model, wild, batch=2)
-    results = read_all(state, tokens, 3)
-    assert all(bool(result.skipped.all()) for result in results)
+
+    def ruinous(fast: Any, grads: Any, reading: ReadingConfig) -> Step:
+        """A fine step for the first document, noise for the second."""
+        step = inner_step(fast, grads, reading)
+        noise = torch.tensor([0.0, 100.0])[:, None, None]
+        return step._replace(fast=[FastWeights(*(w + noise * torch.randn_like(w) for w in f)) for f in step.fast])
+
+    monkeypatch.setattr(state_module, "inner_step", ruinous)
+    state = ReadingState(model, READING, batch=2)
+    assert [r.skipped.tolist() for r in read_all(state, tokens, 3)] == [[False, True]] * 3
     for block, initial in zip(state.fast, model.initial_fast_weights(2), strict=True):
-        assert torch.equal(block.w2, initial.w2)
-    unguarded = ReadingState(model, wild.model_copy(update={"guard": None}), batch=2)
+        assert torch.equal(block.w2[1], initial.w2[1]) and not torch.equal(block.w2[0], initial.w2[0])
+    unguarded = ReadingState(model, READING.model_copy(update={"guard": None}), batch=2)
     assert not any(bool(result.skipped.any()) for result in read_all(unguarded, tokens, 1))
 
 
