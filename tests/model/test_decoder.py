@@ -165,13 +165,16 @@ def test_the_guard_undoes_a_step_that_worsens_the_chunk_and_reports_it(monkeypat
     model, tokens = tiny(), tokens_of(3 * 16 + 1, 2)
 
     def ruinous(fast: Any, grads: Any, reading: ReadingConfig) -> Step:
-        """A fine step for the first document, noise for the second."""
+        """A fine step for the first document, a long one uphill for the second."""
         step = inner_step(fast, grads, reading)
-        noise = torch.tensor([0.0, 100.0])[:, None, None]
-        return step._replace(fast=[FastWeights(*(w + noise * torch.randn_like(w) for w in f)) for f in step.fast])
+        along = torch.tensor([1.0, -8.0])[:, None, None]
+        blocks = zip(fast, step.fast, strict=True)
+        return step._replace(
+            fast=[FastWeights(*(w + along * (n - w) for w, n in zip(*b, strict=True))) for b in blocks]
+        )
 
     monkeypatch.setattr(state_module, "inner_step", ruinous)
-    state = ReadingState(model, READING, batch=2)
+    state = ReadingState(model, READING.model_copy(update={"guard": 0.05}), batch=2)
     assert [r.skipped.tolist() for r in read_all(state, tokens, 3)] == [[False, True]] * 3
     for block, initial in zip(state.fast, model.initial_fast_weights(2), strict=True):
         assert torch.equal(block.w2[1], initial.w2[1]) and not torch.equal(block.w2[0], initial.w2[0])

@@ -126,7 +126,7 @@ def _add_sinks(out: Tensor, log_total: Tensor, sinks: Sinks) -> Tensor:
 def _forward_cpu(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Sinks | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Output, log-sum-exp of all it saw [batch, heads, new], the sinks' weights [batch, new, heads, sinks] (float32)."""
+    """Output, log-sum-exp of all it saw [batch, heads, new], sinks' weights [batch, new, heads, sinks] (float32)."""
     batch, heads, new, head_dim = q.shape
     out = q.new_empty(batch, new, heads, head_dim)
     log_total = q.new_empty(batch, new, heads, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
