@@ -68,6 +68,6 @@ def tiny_tokenizer(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def tiny_reader(tiny_tokenizer) -> TTTReader:
-    """Reads with chunks of 16 tokens, a window of 32 and 4 sinks, in float32."""
-    reading = ReadingConfig(chunk=16, window=32, sinks=4, inner_rule="normalized", inner_lr=0.3, guard=None)
+    """Reads with chunks of 16 tokens, a window of 1,024 and 4 sinks, in float32."""
+    reading = ReadingConfig(chunk=16, window=1024, sinks=4, inner_rule="normalized", inner_lr=0.3, guard=None)
     return TTTReader(tiny_decoder(), tiny_tokenizer, reading, name="tiny", fingerprint="ab" * 32)

@@ -31,7 +31,16 @@ class Decoding:
         self.learn = learn and memory.reading.learn
         self.tail: list[int] = memory.pending.tolist()
         self.updates = 0
+        self.logits: Tensor | None = None  # [vocab] of the token after the last one, once there is one
         self._single: SingleTokens | None = None
+
+    def copy(self) -> Decoding:
+        """An independent decoding at the same place, to continue in more than one way."""
+        other = object.__new__(Decoding)
+        other.__dict__.update(self.__dict__)
+        other.base, other.tail = self.base.copy(), list(self.tail)
+        other._single = self._single.copy() if self._single is not None else None
+        return other
 
     def feed(self, tokens: Sequence[int] = ()) -> Tensor:
         """Puts `tokens` after what is there and returns the logits [vocab] of the next one."""
@@ -42,9 +51,9 @@ class Decoding:
         live = self.base.copy()
         hidden = live.run(self._tensor(self.tail))[:, -1:]
         with torch.no_grad():
-            logits = live.model.logits(hidden, live.kernels)[0, 0]
+            self.logits = live.model.logits(hidden, live.kernels)[0, 0]
         self._single = SingleTokens(live)
-        return logits
+        return self.logits
 
     def step(self, token: int) -> Tensor:
         """Adds one token and returns the logits [vocab] of the next."""
@@ -52,7 +61,8 @@ class Decoding:
         if self._single is None or full:
             return self.feed([token])
         self.tail.append(token)
-        return self._single.step(token)
+        self.logits = self._single.step(token)
+        return self.logits
 
     def _read_full_chunks(self) -> None:
         chunk = self.base.reading.chunk
@@ -66,10 +76,13 @@ class Decoding:
 
 
 def generate(decoding: Decoding, prompt: Sequence[int], sampling: Sampling, ends: frozenset[int]) -> Iterator[int]:
-    """Tokens after `prompt`, at most `sampling.max_new_tokens`; one of `ends` ends them and is not given out."""
+    """Tokens after `prompt`, at most `sampling.max_new_tokens`; one of `ends` ends them and is not given out.
+
+    The repetition penalty counts the prompt's last tokens, or without a prompt the document's.
+    """
     generator = sampling.generator()
-    logits = decoding.feed(prompt)
-    history = list(prompt[-RECENT:]) if prompt else decoding.tail[-RECENT:]
+    logits = decoding.feed(prompt) if prompt or decoding.logits is None else decoding.logits
+    history = list(prompt or decoding.tail)[-RECENT:]
     for count in range(sampling.max_new_tokens):
         token = choose(logits, history[-RECENT:], sampling, generator)
         if token in ends:

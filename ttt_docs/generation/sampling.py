@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,7 +26,7 @@ class Sampling(BaseModel):
     repetition_penalty: float = Field(1.1, ge=1, allow_inf_nan=False, description="as in the CTRL paper; 1: none")
     no_repeat_ngram: int = Field(0, ge=0, description="never repeat a run of this many tokens; 0: allowed")
     seed: int = Field(0, ge=0, lt=2**63)
-    stop: tuple[str, ...] = Field((), description="generation ends before any of these texts")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="generation ends before any of these texts")
     max_new_tokens: int = Field(200, ge=1)
 
     def generator(self) -> torch.Generator:
@@ -37,8 +37,6 @@ def sampling_of(**values: Any) -> Sampling:
     """A `Sampling` with these values. Raises UsageError that names the parameter that is wrong."""
     if isinstance(values.get("stop"), str):
         values["stop"] = (values["stop"],)
-    if "" in (values.get("stop") or ()):
-        raise UsageError("stop: a stop text must not be empty")
     try:
         return Sampling(**values)
     except ValidationError as error:

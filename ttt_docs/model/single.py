@@ -76,6 +76,13 @@ class SingleTokens:
         self.sink_turns: tuple[Tensor, Tensor] | None = None
         self.turns_from = 0
 
+    def copy(self) -> SingleTokens:
+        """An independent one at the same place."""
+        other = object.__new__(SingleTokens)
+        other.__dict__.update(self.__dict__)
+        other.cache = self.cache.clone()
+        return other
+
     def _prepare(self) -> int:
         """Rotations for the next tokens and room for them; the row of this token's rotation."""
         row = self.position - self.turns_from
