@@ -1,8 +1,8 @@
 """The salient passages of a document: what a summary is built on.
 
 A passage is a paragraph, or a few sentences of a long one. It scores by the proper names and frequent words it carries,
-by how much reading it surprised the model, and by standing in running prose; one is taken from every part of the
-document, so that together they cover it.
+by how much reading it surprised the model, and by standing in running prose. They are grouped by the part of the
+document they stand in, so that a summary can cover it all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ttt_docs.generation.names import TITLES, Name
 from ttt_docs.memory.memory import Memory
 
 #: Characters of a passage.
-SHORTEST, LONGEST = 160, 900
+SHORTEST, LONGEST = 120, 900
 _PARAGRAPH = re.compile(r"\S(?:.|\n(?!\s*\n))*")
 _SENTENCE_END = re.compile(r"(?:[.!?…]+|[。！？]+)[\"'”’»)\]_*]*(?=\s|$)|[。！？]+[」』”]*")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -159,32 +159,20 @@ def _score(passage: str, names: Sequence[Name], frequent: Counter[str], total: i
     return 1.2 * weight + 0.8 * subject + 0.5 * size - 0.5 * min(spoken, 3) - 0.2 * min(asked, 4)
 
 
-def outline(text: str, names: Sequence[Name], parts: int, losses: np.ndarray | None = None) -> list[Passage]:
-    """The best passage of each of `parts` equal stretches of the document's prose, in document order.
+def sections(text: str, names: Sequence[Name], parts: int, losses: np.ndarray | None = None) -> list[list[Passage]]:
+    """The passages of `parts` equal stretches of the document's prose, best first; a stretch without any is left out.
 
-    Names that no passage has had yet count more. Without prose (a table, code), stretches of the text itself; a
-    document that is shorter than its outline would be is its own outline.
+    Without prose (a table, code) each stretch of the text itself is the one passage of its section.
     """
     found = candidates(text, names, losses)
-    if len(found) <= parts:
-        return found or _stretches(text, parts)
+    if not found:
+        return [[p] for p in _stretches(text, parts)]
     length = np.cumsum([p.end - p.start for p in found])
-    missing = {name.full for name in names}
-    chosen = []
-    for part in range(parts):
-        low, high = length[-1] * part / parts, length[-1] * (part + 1) / parts
-        inside = [p for p, upto in zip(found, length, strict=True) if low < upto <= high]
-        if not inside:
-            continue
-
-        def gain(p: Passage) -> float:
-            new = sum(name.full in missing and name.within(text[p.start : p.end]) for name in names)
-            return p.score + 0.8 * min(new, 2)
-
-        best = max(inside, key=gain)
-        missing -= {name.full for name in names if name.within(text[best.start : best.end])}
-        chosen.append(best)
-    return chosen
+    groups: list[list[Passage]] = [[] for _ in range(parts)]
+    for passage, upto in zip(found, length.tolist(), strict=True):
+        middle = upto - (passage.end - passage.start) / 2
+        groups[min(int(middle / length[-1] * parts), parts - 1)].append(passage)
+    return [sorted(group, key=lambda p: (-p.score, p.start)) for group in groups if group]
 
 
 def _stretches(text: str, parts: int) -> list[Passage]:

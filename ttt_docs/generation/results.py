@@ -35,10 +35,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Summary:
-    """A summary, and the passages that stood before the model while it wrote (empty without the document's text)."""
+    """A summary, and the sentences of the document it is made of, in its order (empty where the model wrote freely)."""
 
     text: str
-    tokens: int  # generated for it, retries included
+    tokens: int  # of the text; where the model wrote freely, all it generated, tries that failed a check included
     route: Route = "memory"
     outline: tuple[Evidence, ...] = ()
 
