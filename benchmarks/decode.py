@@ -43,7 +43,10 @@ def transformers_model(reader: TTTReader) -> LlamaForCausalLM:
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     rows = [c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim]
-    state = {"model.embed_tokens.weight": reader.model.embed.weight, "model.norm.weight": reader.model.final_norm.weight}
+    state = {
+        "model.embed_tokens.weight": reader.model.embed.weight,
+        "model.norm.weight": reader.model.final_norm.weight,
+    }
     state["lm_head.weight"] = reader.model.head_weight
     for i in range(c.blocks):
         block, to = reader.model.block(i), f"model.layers.{i}."

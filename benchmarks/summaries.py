@@ -2,8 +2,8 @@
 
     python benchmarks/summaries.py ../shared/books/valid.jsonl.zst --cache build/books --out docs/summaries.md
 
-The checks: at least 3 of the book's 5 most frequent proper names are named; distinct runs of four words / all runs is at
-least 0.9; the text ends in a finished sentence.
+The checks: at least 3 of the book's 5 most frequent proper names are named; distinct runs of four words / all runs is
+at least 0.9; the text ends in a finished sentence.
 """
 
 from __future__ import annotations
@@ -73,17 +73,18 @@ Every one of the {count} held-out books, summarized by `{model}`; nothing was pi
 
     {command}
 
-What was read into the fast weights here is {read} of each book. The sentences come from the whole text: names, place and
-(where it was read) surprise nominate sentences of each part of the book, and the model that has read it chooses those
-likeliest after its memory and the summary so far. So all but the opening sentence is the author's wording. Free summaries
-by this model were tried first and dropped: most of their sentences said what the book does not.
+What was read into the fast weights here is {read} of each book. The sentences come from the whole
+text: names, place and (where it was read) surprise nominate sentences of each part of the book, and the model that has
+read it chooses those likeliest after its memory and the summary so far. So all but the opening sentence is the author's
+wording. Free summaries by this model were tried first and dropped: most of their sentences said what the book does not.
 
-The opening sentence comes from counting names, and the sentences after it are preferred if they carry such names: the first
-check shows that the counting works, not that the model understood the book. The fourth column leaves the opening out.
+The opening sentence comes from counting names, and sentences that carry such names are preferred after it: the first
+check shows that the counting works, not that the model understood the book. "Without opening" counts the names in what
+follows the opening sentence.
 
 {passed} of {count} pass all three checks.
 
-| book | tokens read | frequent names named | of them after the opening | distinct 4-grams | ends in a sentence | passes | seconds |
+| book | tokens read | names named | without opening | distinct 4-grams | whole end | passes | seconds |
 |---|---|---|---|---|---|---|---|
 """
 

@@ -189,7 +189,13 @@ class TTTReader:
 
     @overload
     def continue_text(
-        self, memory: Memory, max_new_tokens: int = ..., *, stream: Literal[False] = ..., learn: bool = ..., **sampling: Any
+        self,
+        memory: Memory,
+        max_new_tokens: int = ...,
+        *,
+        stream: Literal[False] = ...,
+        learn: bool = ...,
+        **sampling: Any,
     ) -> str: ...
 
     @overload

@@ -10,23 +10,28 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+
+def word_set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 #: Not names by themselves; before a name they do not end a sentence ("Mr. Smith").
-TITLES = frozenset(
+TITLES = word_set(
     "mr mrs ms miss master mister dr doctor prof professor sir lord lady dame madam madame mademoiselle monsieur mme "
     "mlle messrs captain capt colonel col major general gen lieutenant lieut sergeant count countess duke duchess "
     "baron baroness marquis marquise prince princess king queen emperor saint st rev reverend father mother brother "
     "sister uncle aunt cousin judge inspector president herr frau señor señora signor signora don donna van von de "
-    "la le du".split()
+    "la le du"
 )
-_NO_NAMES = frozenset(
+_NO_NAMES = word_set(
     "i i'm i'll i've i'd o oh ah god heaven monday tuesday wednesday thursday friday saturday sunday january february "
     "march april may june july august september october november december chapter book volume vol part section page "
     "figure fig table plate appendix note footnote illustration preface introduction contents index no nos ibid ed am "
-    "pm bc ad english french german american european christian latin greek".split()
+    "pm bc ad english french german american european christian latin greek"
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _APOSTROPHE = re.compile(r"['’](s|S)?$|['’].*$")
-_DETERMINERS = frozenset("the a an der die das den dem ein eine einen einem einer le la les un une el los las il lo".split())
+_DETERMINERS = word_set("the a an der die das den dem ein eine einen einem einer le la les un une el los las il lo")
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def _grouped(counts: dict[str, int], pairs: Counter[tuple[str, str]]) -> list[Na
         if first not in counts or second not in counts or first == second:
             continue
         rare, common = sorted((counts[first], counts[second]))
-        if together >= 0.5 * rare and rare >= 0.15 * common and first not in partner and second not in partner:
+        if together > 0.5 * rare and rare >= 0.15 * common and first not in partner and second not in partner:
             partner[first] = partner[second] = f"{first} {second}"
     groups: dict[str, list[str]] = {}
     for word in counts:

@@ -30,7 +30,7 @@ _NOT_PROSE = re.compile(
     r"\[illustration|license|printed in|first edition|published by|et seq\b",
     re.IGNORECASE,
 )
-_QUOTES = "\"“”«»„"
+_QUOTES = '"“”«»„'
 
 
 @dataclass(frozen=True)

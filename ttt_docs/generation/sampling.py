@@ -26,7 +26,9 @@ class Sampling(BaseModel):
     repetition_penalty: float = Field(1.1, ge=1, allow_inf_nan=False, description="as in the CTRL paper; 1: none")
     no_repeat_ngram: int = Field(0, ge=0, description="never repeat a run of this many tokens; 0: allowed")
     seed: int = Field(0, ge=0, lt=2**63)
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="generation ends before any of these texts")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="generation ends before any of these texts"
+    )
     max_new_tokens: int = Field(200, ge=1)
 
     def generator(self) -> torch.Generator:

@@ -6,17 +6,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ttt_docs.generation.names import Name
+from ttt_docs.generation.names import Name, word_set
 from ttt_docs.generation.passages import Passage, sentences
 
 #: Characters of a sentence that a summary quotes; scripts without spaces say as much in fewer.
 SIZE = (45, 260)
 DENSE_SIZE = (12, 120)
 #: A sentence that opens with one of these needs the one before it.
-_LEANING = frozenset(
+_LEANING = word_set(
     "he she it they we you this that these those his her their its him them such there here both neither either thus "
     "hence therefore another others nor or because which who whom whose what when where why how instantly "
-    "immediately suddenly presently afterwards later upon meantime once".split()
+    "immediately suddenly presently afterwards later upon meantime once"
 )
 _PRONOUN = re.compile(r"(?<!\w)(?:he|she|it|they|his|her|him|them|their|this|that|these|those|you|your)(?!\w)", re.I)
 _FIRST_PERSON = re.compile(r"(?<!\w)(?:I|my|me|we|our|us|you|your)(?!\w)")

@@ -2,8 +2,8 @@
 
 A small model that writes freely about a book invents: in trials with the default model most sentences of its own said
 what the document does not. So a summary is built from the document's sentences. Names, surprise and place in the
-document (`passages`) nominate a few from each part of it, and the model that has read the document chooses: the sentence
-that is likeliest, given the fast weights and the summary so far. Where there is no prose to choose from, and where a
+document (`passages`) nominate a few from each part of it, and the model that has read the document chooses the one that
+is likeliest, given the fast weights and the summary so far. Where there is no prose to choose from, and where a
 memory holds no text, the model writes by itself and what it writes is checked.
 """
 
@@ -62,9 +62,7 @@ def summarize(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Leng
     return Summary(joined, len(tokenizer.encode(joined)), outline=outline)
 
 
-def _nominate(
-    text: str, memory: Memory, tokenizer: Tokenizer, names: list[Name], parts: int
-) -> list[list[Quote]]:
+def _nominate(text: str, memory: Memory, tokenizer: Tokenizer, names: list[Name], parts: int) -> list[list[Quote]]:
     """For each part of the document, in order, the sentences to choose among."""
     enough = max(1, len(sentences(text[:20_000])) // 3)  # a short text's summary is shorter than the text
     groups = []
@@ -92,9 +90,7 @@ def _choose(
     names = proper_names(text, 8)
     for group in nominated:
         fresh = [name for name in names if not name.within(said)]
-        ranked = sorted(
-            group, key=lambda q: (-q.score - 0.8 * any(name.within(q.written) for name in fresh), q.start)
-        )
+        ranked = sorted(group, key=lambda q: (-q.score - 0.8 * any(name.within(q.written) for name in fresh), q.start))
         ranked = [q for q in ranked if _overlap(q.written, said) < 0.5][:NOMINATED]
         if not ranked:
             continue
@@ -132,9 +128,7 @@ def _opening(text: str, names: list[Name]) -> str:
     return f"The document is mostly about {', '.join(few[:-1])} and {few[-1]}."
 
 
-def _written(
-    model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Length, seed: int, text: str
-) -> Summary:
+def _written(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Length, seed: int, text: str) -> Summary:
     """The model's own words; the first line of the text if none of its tries is a finished text without loops."""
     task = {"sentence": "in one sentence", "paragraph": "in one paragraph", "page": "in detail"}[length]
     limit = min(PARTS[length][2], memory.reading.window // 3)
@@ -163,7 +157,7 @@ def finished(text: str) -> str:
     """`text` up to the end of its last whole sentence; empty if it has none."""
     text = text.strip()
     spans = sentences(text)
-    ends = [end for _, end in spans if text[end - 1] in ".!?。！？\"”’)"]
+    ends = [end for _, end in spans if text[end - 1] in '.!?。！？"”’)']
     return text[: ends[-1]] if ends else ""
 
 
