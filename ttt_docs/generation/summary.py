@@ -1,6 +1,6 @@
 """Summaries, true to the document before anything else.
 
-A small model that writes freely about a book invents: in trials with the default model most sentences of its own said
+A small model that writes freely about a book invents: in a trial with the default model most sentences of its own said
 what the document does not. So a summary is built from the document's sentences. Names, surprise and place in the
 document (`passages`) nominate a few from each part of it, and the model that has read the document chooses the one that
 is likeliest, given the fast weights and the summary so far. Where there is no prose to choose from, and where a
