@@ -116,6 +116,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     reader = TTTReader.from_pretrained(options.model, dtype=options.dtype, window=options.context)
     model = transformers_model(reader)
+    torch.manual_seed(0)
     tokens = torch.randint(100, reader.model.config.vocab_size, (options.context,)).tolist()
     tokens[:4] = reader.tokenizer.encode("Once upon a time, in a land far away")[:4]
     ours(reader, tokens, 8), theirs(model, tokens, 8)  # warm up
