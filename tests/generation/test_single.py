@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY, tiny_decoder
+from tiny_model import TINY, tiny_decoder
 
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.single import SingleTokens
