@@ -14,6 +14,7 @@ from ttt_docs.errors import (
 )
 
 if TYPE_CHECKING:
+    from ttt_docs.generation.results import Answer, Evidence, Summary
     from ttt_docs.memory.memory import Memory
     from ttt_docs.reader import TTTReader
     from ttt_docs.reading import ChunkReport
@@ -21,20 +22,30 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "CheckpointError",
     "ChunkReport",
     "Document",
     "DocumentError",
+    "Evidence",
     "Memory",
     "MemoryFormatError",
     "MemoryMismatchError",
     "ReadingInterrupted",
+    "Summary",
     "TTTDocsError",
     "TTTReader",
     "UsageError",
 ]
 
-_LATER = {"Memory": "ttt_docs.memory.memory", "TTTReader": "ttt_docs.reader", "ChunkReport": "ttt_docs.reading"}
+_LATER = {
+    "Answer": "ttt_docs.generation.results",
+    "ChunkReport": "ttt_docs.reading",
+    "Evidence": "ttt_docs.generation.results",
+    "Memory": "ttt_docs.memory.memory",
+    "Summary": "ttt_docs.generation.results",
+    "TTTReader": "ttt_docs.reader",
+}
 
 
 def __getattr__(name: str) -> Any:

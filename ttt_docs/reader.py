@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, overload
 
 import torch
 from pydantic import ValidationError
@@ -22,6 +22,11 @@ from ttt_docs.documents import Document, Span, iter_text, load_document
 from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 from ttt_docs.errors import MemoryMismatchError, ReadingInterrupted, UsageError
 from ttt_docs.feed import segments
+from ttt_docs.generation.answer import answer_from_memory
+from ttt_docs.generation.continuation import continue_text
+from ttt_docs.generation.results import Answer, Summary
+from ttt_docs.generation.sampling import sampling_of
+from ttt_docs.generation.summary import Length, summarize
 from ttt_docs.interrupt import Interrupt
 from ttt_docs.memory.memory import Memory, ReadDocument
 from ttt_docs.model.config import InnerRule, ReadingConfig
@@ -181,6 +186,67 @@ class TTTReader:
             _with_document(memory, document, document.name, first, track.memory)
             for memory, document, first, track in zip(memories, documents, firsts, tracks, strict=True)
         ]
+
+    @overload
+    def continue_text(
+        self,
+        memory: Memory,
+        max_new_tokens: int = ...,
+        *,
+        stream: Literal[False] = ...,
+        learn: bool = ...,
+        **sampling: Any,
+    ) -> str: ...
+
+    @overload
+    def continue_text(
+        self, memory: Memory, max_new_tokens: int = ..., *, stream: Literal[True], learn: bool = ..., **sampling: Any
+    ) -> Iterator[str]: ...
+
+    def continue_text(
+        self, memory: Memory, max_new_tokens: int = 200, *, stream: bool = False, learn: bool = True, **sampling: Any
+    ) -> str | Iterator[str]:
+        """Continues the document where it ended; with `stream`, in pieces as they come.
+
+        `sampling` takes temperature (0.8), top_p (0.95), top_k, repetition_penalty (1.1), no_repeat_ngram, seed and
+        stop (texts before which to end). With `learn`, a chunk's worth of new text makes an update, as in reading;
+        `memory` itself never changes.
+
+        Raises MemoryMismatchError; UsageError for bad values.
+        """
+        self.check(memory)
+        chosen = sampling_of(max_new_tokens=max_new_tokens, **sampling)
+        pieces = continue_text(self.model, self.tokenizer, memory, chosen, learn)
+        return pieces if stream else "".join(pieces)
+
+    def summarize(self, memory: Memory, length: Length = "paragraph", *, seed: int = 0) -> Summary:
+        """A summary of everything the memory has read, in a `sentence`, a `paragraph` or a `page`.
+
+        It is written from the fast weights and from salient passages of the document's text, which the summary's
+        `outline` shows. Raises MemoryMismatchError; UsageError for another length or an empty memory.
+        """
+        self.check(memory)
+        return summarize(self.model, self.tokenizer, memory, length, seed)
+
+    def ask(
+        self,
+        memory: Memory,
+        question: str,
+        route: Literal["memory", "auto"] = "memory",
+        *,
+        max_new_tokens: int = 160,
+        temperature: float = 0.0,
+        **sampling: Any,
+    ) -> Answer:
+        """Answers a question from the memory, which the question does not change.
+
+        Raises MemoryMismatchError; UsageError for an empty question, one longer than the window, or an unknown route.
+        """
+        self.check(memory)
+        if route not in ("memory", "auto"):
+            raise UsageError(f"route={route!r}: looking answers up comes with another version; use memory or auto")
+        chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
+        return answer_from_memory(self.model, self.tokenizer, memory, question, chosen)
 
     def check(self, memory: Memory) -> None:
         """Raises MemoryMismatchError unless `memory` was read with this reader's model."""

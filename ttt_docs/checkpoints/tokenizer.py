@@ -52,11 +52,11 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int | None:
-        return self._token_id("bos_token")
+        return self.token_id("bos_token")
 
     @property
     def eos_id(self) -> int | None:
-        return self._token_id("eos_token")
+        return self.token_id("eos_token")
 
     @cached_property
     def adds_bos(self) -> bool:
@@ -173,7 +173,8 @@ class Tokenizer:
         token = self._settings.get(key)
         return token.get("content") if isinstance(token, dict) else token
 
-    def _token_id(self, key: str) -> int | None:
+    def token_id(self, key: str) -> int | None:
+        """Id of the special token that the tokenizer's settings name `key` (`unk_token`, ...)."""
         token = self._token(key)
         return None if token is None else self._backend.token_to_id(token)
 

@@ -1,0 +1,22 @@
+"""A tiny random model with its tokenizer, in a real TTTReader."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_model import byte_tokenizer, tiny_decoder
+
+from ttt_docs.checkpoints.tokenizer import Tokenizer
+from ttt_docs.model.config import ReadingConfig
+from ttt_docs.reader import TTTReader
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory) -> Tokenizer:
+    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def tiny_reader(tiny_tokenizer) -> TTTReader:
+    """Reads with chunks of 16 tokens, a window of 1,024 and 4 sinks, in float32."""
+    reading = ReadingConfig(chunk=16, window=1024, sinks=4, inner_rule="normalized", inner_lr=0.3, guard=None)
+    return TTTReader(tiny_decoder(), tiny_tokenizer, reading, name="tiny", fingerprint="ab" * 32)

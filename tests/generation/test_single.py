@@ -1,0 +1,49 @@
+"""The path for single tokens computes what the path for chunks computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_model import TINY, tiny_decoder
+
+from ttt_docs.model.config import ReadingConfig
+from ttt_docs.model.single import SingleTokens
+from ttt_docs.model.state import ReadingState
+
+FAMILIES = {
+    "retrofit": {"prime_norm": False},
+    "paper": {"post_norm": True, "qk_norm": True},
+    "qk norm, own head": {"qk_norm": True, "tied_head": False},
+    "bias": {"attention_bias": True},
+    "no fast weights": {"suffix_blocks": 0},
+    "one key head": {"kv_heads": 1},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sinks", [0, 4])
+@pytest.mark.parametrize("start", [1, 5, 15, 30, 31, 33, 35, 50])
+def test_single_tokens_give_the_logits_of_the_chunk_path(family, sinks, start, monkeypatch):
+    monkeypatch.setattr("ttt_docs.model.single.ROOM", 24)  # the buffer moves on in the middle
+    model = tiny_decoder(TINY.model_copy(update=FAMILIES[family]))
+    tokens = torch.randint(0, 300, (1, 100), generator=torch.Generator().manual_seed(start))
+    state = ReadingState(model, ReadingConfig(chunk=16, window=32, sinks=sinks))
+    state.run(tokens[:, :start])
+    single = SingleTokens(state)
+    expected = model.logits(state.run(tokens[:, start:]), state.kernels)[0]
+    for i, token in enumerate(tokens[0, start:].tolist()):
+        torch.testing.assert_close(single.step(token), expected[i], atol=1e-4, rtol=1e-4)
+
+
+def test_the_state_stays_as_it_was():
+    model = tiny_decoder()
+    state = ReadingState(model, ReadingConfig(chunk=16, window=32, sinks=4))
+    state.run(torch.arange(40)[None])
+    before = [cache.export() for cache in state.caches]
+    single = SingleTokens(state)
+    for token in range(20):
+        single.step(token)
+    for cache, (k, v) in zip(state.caches, before, strict=True):
+        now_k, now_v = cache.export()
+        assert torch.equal(now_k, k) and torch.equal(now_v, v)
+    assert state.position == 40

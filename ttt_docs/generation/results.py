@@ -1,0 +1,46 @@
+"""What generation returns. Each result prints as its text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: Where an answer came from: the fast weights, or the document's passages read again with full attention.
+Route = Literal["memory", "lookup"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A passage of the memory's text that supports an answer: `quote == memory.text[start:end]`."""
+
+    quote: str
+    page: str | None
+    start: int  # characters
+    end: int
+    score: float  # of the search; larger is better, comparable within one answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a question about the document."""
+
+    text: str
+    route: Route
+    evidence: tuple[Evidence, ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A summary, and the sentences of the document it is made of, in its order (empty where the model wrote freely)."""
+
+    text: str
+    tokens: int  # of the text; where the model wrote freely, all it generated, tries that failed a check included
+    route: Route = "memory"
+    outline: tuple[Evidence, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text

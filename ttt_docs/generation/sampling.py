@@ -1,0 +1,103 @@
+"""Choosing the next token from logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from ttt_docs.errors import UsageError
+
+#: Tokens that top-p looks at before it sorts the whole vocabulary, which costs milliseconds.
+LIKELY = 256
+
+
+class Sampling(BaseModel):
+    """How to choose tokens, and when to stop. Make one with `sampling_of`, which reports bad values as a UsageError."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(0.8, ge=0, allow_inf_nan=False, description="0: always the likeliest token")
+    top_p: float = Field(0.95, gt=0, le=1, description="sample among the likeliest tokens of this total probability")
+    top_k: int = Field(0, ge=0, description="sample among this many likeliest tokens; 0: no limit")
+    repetition_penalty: float = Field(1.1, ge=1, allow_inf_nan=False, description="as in the CTRL paper; 1: none")
+    no_repeat_ngram: int = Field(0, ge=0, description="never repeat a run of this many tokens; 0: allowed")
+    seed: int = Field(0, ge=0, lt=2**63)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="generation ends before any of these texts"
+    )
+    max_new_tokens: int = Field(200, ge=1)
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+
+def sampling_of(**values: Any) -> Sampling:
+    """A `Sampling` with these values. Raises UsageError that names the parameter that is wrong."""
+    if isinstance(values.get("stop"), str):
+        values["stop"] = (values["stop"],)
+    try:
+        return Sampling(**values)
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise UsageError("; ".join(wrong)) from error
+
+
+def choose(logits: Tensor, history: Sequence[int], sampling: Sampling, generator: torch.Generator) -> int:
+    """The next token after logits [vocab], which are left as they are.
+
+    The repetition penalty and `no_repeat_ngram` count the tokens of `history`, the newest last. The same logits,
+    history and generator state give the same token.
+    """
+    logits = logits.detach().to("cpu", torch.float32, copy=True)
+    if sampling.repetition_penalty != 1 and history:
+        _penalize(logits, history, sampling.repetition_penalty)
+    if sampling.no_repeat_ngram:
+        banned = completions(history, sampling.no_repeat_ngram)
+        if banned:
+            logits[banned] = float("-inf")
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    likely, ids = _candidates(logits, sampling)
+    weights = torch.softmax((likely - likely[0]) / sampling.temperature, dim=0).cumsum(0)
+    drawn = torch.rand(1, generator=generator) * weights[-1]
+    return int(ids[min(int(torch.searchsorted(weights, drawn, right=True)), len(ids) - 1)])
+
+
+def _penalize(logits: Tensor, history: Sequence[int], penalty: float) -> None:
+    """Keskar et al. 2019, section 4.1, as everybody implements it: towards less likely whatever the sign."""
+    seen = torch.tensor(sorted(set(history)))
+    score = logits[seen]
+    logits[seen] = torch.where(score > 0, score / penalty, score * penalty)
+
+
+def completions(history: Sequence[int], n: int) -> list[int]:
+    """Tokens that would make the last `n` tokens a run that `history` has already."""
+    if len(history) < n:
+        return []
+    history = list(history)
+    tail = history[len(history) - n + 1 :]
+    return sorted({history[i + n - 1] for i in range(len(history) - n + 1) if history[i : i + n - 1] == tail})
+
+
+def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """The logits that may be drawn, in descending order, and their ids. Top-p counts probability at the temperature."""
+    vocab = logits.numel()
+    limit = min(sampling.top_k or vocab, vocab)
+    if sampling.top_p == 1:
+        return torch.topk(logits, limit)
+    count = min(LIKELY, limit)
+    values, ids = torch.topk(logits, count)
+    total = torch.logsumexp(logits / sampling.temperature, dim=0)
+    if limit < vocab:  # top-k first, then top-p among what is left
+        values, ids = torch.topk(logits, limit)
+        total = torch.logsumexp(values / sampling.temperature, dim=0)
+    mass = torch.exp(values / sampling.temperature - total).cumsum(0)
+    if limit == vocab and mass[-1] < sampling.top_p:
+        values, ids = torch.sort(logits, descending=True)
+        mass = torch.exp(values / sampling.temperature - total).cumsum(0)
+    keep = int((mass < sampling.top_p).sum()) + 1
+    return values[:keep], ids[:keep]

@@ -1,0 +1,174 @@
+"""Summaries, true to the document before anything else.
+
+A small model that writes freely about a book invents: in a trial with the default model most sentences of its own said
+what the document does not. So a summary is built from the document's sentences. Names, surprise and place in the
+document (`passages`) nominate a few from each part of it, and the model that has read the document chooses the one that
+is likeliest, given the fast weights and the summary so far. Where there is no prose to choose from, and where a
+memory holds no text, the model writes by itself and what it writes is checked.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, get_args
+
+import torch
+
+from ttt_docs.checkpoints.tokenizer import Tokenizer
+from ttt_docs.errors import UsageError
+from ttt_docs.generation.names import Name, proper_names
+from ttt_docs.generation.passages import sections, sentences, surprise
+from ttt_docs.generation.prompting import chat_tokens, reply
+from ttt_docs.generation.results import Evidence, Summary
+from ttt_docs.generation.sampling import Sampling
+from ttt_docs.generation.sentences import Quote, quotes, written
+from ttt_docs.memory.memory import Memory
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.state import ReadingState
+from ttt_docs.reading import state_of
+
+Length = Literal["sentence", "paragraph", "page"]
+#: Parts of the document that get a sentence each, sentences to a paragraph, and tokens if the model writes by itself.
+PARTS: dict[Length, tuple[int, int, int]] = {"sentence": (1, 1, 60), "paragraph": (7, 7, 160), "page": (20, 5, 480)}
+#: Sentences of a part that the model chooses among, and what a nat per token weighs against their score.
+NOMINATED, WEIGHT = 6, 0.8
+#: Tokens of an outline that the model sees when it writes by itself.
+SHOWN = 700
+RETRIES = 3
+
+
+def summarize(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Length, seed: int = 0) -> Summary:
+    """A summary of what the memory has read; `seed` matters only where the model writes by itself.
+
+    Raises UsageError for an unknown length or an empty memory.
+    """
+    if length not in get_args(Length):
+        raise UsageError(f"length={length!r}: use {', '.join(get_args(Length))}")
+    if not len(memory.tokens):
+        raise UsageError("this memory is empty: read a document first")
+    parts, to_paragraph, _ = PARTS[length]
+    text = memory.text or ""
+    if not text.strip():
+        return _written(model, tokenizer, memory, length, seed, "")
+    names = proper_names(text, 8)
+    nominated = _nominate(text, memory, tokenizer, names, parts)
+    if not nominated:
+        return _written(model, tokenizer, memory, length, seed, text)
+    opening = _opening(text, names) if parts > 1 and len(nominated) > 3 else ""
+    chosen = _choose(model, tokenizer, memory, nominated, opening)
+    lines = [*([opening] if opening else []), *(quote.written for quote in chosen)]
+    joined = "\n\n".join(" ".join(lines[i : i + to_paragraph + 1]) for i in range(0, len(lines), to_paragraph + 1))
+    outline = tuple(_evidence(memory, q) for q in chosen)
+    return Summary(joined, len(tokenizer.encode(joined)), outline=outline)
+
+
+def _nominate(text: str, memory: Memory, tokenizer: Tokenizer, names: list[Name], parts: int) -> list[list[Quote]]:
+    """For each part of the document, in order, the sentences to choose among."""
+    enough = max(1, len(sentences(text[:20_000])) // 3)  # a short text's summary is shorter than the text
+    groups = []
+    for group in sections(text, names, min(parts, enough), surprise(memory, tokenizer)):
+        found = [quote for passage in group[:40] for quote in quotes(text, passage, names)]
+        named = [quote for quote in found if any(name.within(quote.written) for name in names)]
+        best = sorted(named or found, key=lambda q: (-q.score, q.start))[: 4 * NOMINATED]
+        if best:
+            groups.append(best)
+    return groups
+
+
+def _choose(
+    model: Decoder, tokenizer: Tokenizer, memory: Memory, nominated: list[list[Quote]], opening: str
+) -> list[Quote]:
+    """One sentence of each part: well scored, and likely to the model after the document and the summary so far."""
+    text = memory.text or ""
+    state = state_of(model, memory) if memory.position else ReadingState(model, memory.reading)
+    device = model.embed.weight.device
+    prompt = chat_tokens(tokenizer, "Summarize the document.", opening=opening)
+    held = [*memory.pending.tolist(), *prompt]
+    state.run(torch.tensor([held[:-1]], device=device))
+    last, said = held[-1], opening
+    chosen: list[Quote] = []
+    names = proper_names(text, 8)
+    for group in nominated:
+        fresh = [name for name in names if not name.within(said)]
+        ranked = sorted(group, key=lambda q: (-q.score - 0.8 * any(name.within(q.written) for name in fresh), q.start))
+        ranked = [q for q in ranked if _overlap(q.written, said) < 0.5][:NOMINATED]
+        if not ranked:
+            continue
+        best, best_score, best_ids = ranked[0], float("-inf"), [last]
+        for quote in ranked:
+            ids = tokenizer.encode(f" {quote.written}" if said else quote.written)
+            nll = state.score(torch.tensor([[last, *ids]], device=device))
+            score = quote.score - WEIGHT * float(nll.mean())
+            if score > best_score:
+                best, best_score, best_ids = quote, score, ids
+        state.run(torch.tensor([[last, *best_ids[:-1]]], device=device))
+        last, said = best_ids[-1], f"{said} {best.written}"
+        chosen.append(best)
+    return chosen
+
+
+def _overlap(line: str, said: str) -> float:
+    """Share of the line's runs of four words that were said before."""
+    runs = _runs(line)
+    return len(runs & _runs(said)) / max(len(runs), 1)
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + 4]) for i in range(len(words) - 3)}
+
+
+def _opening(text: str, names: list[Name]) -> str:
+    """What the document is mostly about, by its most frequent names; for English texts with at least three."""
+    words = re.findall(r"[a-z]+", text[:200_000].lower())
+    english = sum(word in ("the", "of", "and", "to") for word in words) > 0.08 * len(words)
+    if not english or len(names) < 3 or names[2].count < 5:
+        return ""
+    few = [name.full for name in names[:4]]
+    return f"The document is mostly about {', '.join(few[:-1])} and {few[-1]}."
+
+
+def _written(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Length, seed: int, text: str) -> Summary:
+    """The model's own words; the first line of the text if none of its tries is a finished text without loops."""
+    task = {"sentence": "in one sentence", "paragraph": "in one paragraph", "page": "in detail"}[length]
+    limit = min(PARTS[length][2], memory.reading.window // 3)
+    shown = tokenizer.decode(tokenizer.encode(text[: 8 * SHOWN])[: min(SHOWN, memory.reading.window // 4)])
+    user = f"{shown}\n\nSummarize this document {task}." if shown else f"Summarize the document above {task}."
+    prompt = chat_tokens(tokenizer, user)
+    total = 0
+    for attempt in range(RETRIES):
+        sampling = Sampling(
+            temperature=0.0 if attempt == 0 else 0.4,
+            repetition_penalty=1.1,
+            no_repeat_ngram=6,
+            seed=seed + attempt,
+            max_new_tokens=limit,
+        )
+        said, tokens = reply(model, tokenizer, memory, prompt, sampling)
+        total += tokens
+        whole = finished(said)
+        if whole and distinct_runs(whole) >= 0.9:
+            return Summary(whole, total)
+    lines = [line for line in text.splitlines() if line.strip()]
+    return Summary(written(lines[0])[:300] if lines else "", total)
+
+
+def finished(text: str) -> str:
+    """`text` up to the end of its last whole sentence; empty if it has none."""
+    text = text.strip()
+    spans = sentences(text)
+    ends = [end for _, end in spans if text[end - 1] in '.!?。！？"”’)']
+    return text[: ends[-1]] if ends else ""
+
+
+def distinct_runs(text: str) -> float:
+    """Distinct runs of four words / all of them: 1 without repetition."""
+    words = re.findall(r"\w+", text.lower())
+    return len(_runs(text)) / max(len(words) - 3, 1) if len(words) > 3 else 1.0
+
+
+def _evidence(memory: Memory, quote: Quote) -> Evidence:
+    text = memory.text or ""
+    spans = (span for document in memory.documents for span in document.spans)
+    page = next((s.label for s in spans if s.kind == "page" and s.start <= quote.start < s.end), None)
+    return Evidence(text[quote.start : quote.end], page, quote.start, quote.end, quote.score)
