@@ -1,7 +1,9 @@
 """Text of unknown length to tokens, in constant memory and independent of how the text arrived.
 
-The text is cut at places that depend on the text alone, right after a line break before a letter, where byte-pair
-tokenizers split anyway: tokens are the same whether a document comes whole, line by line or byte by byte.
+The text is cut at places that depend on the text alone: at a single space or a single line break between two other
+characters, where byte-pair tokenizers split anyway. So tokens are the same whether a document comes whole, line by line
+or byte by byte, and those of its segments are those of the whole. (Runs of white space are no such places: "\\n\\n" is
+one token at the end of a text and two before a word.)
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from collections.abc import Iterable, Iterator
 #: A segment is at least this many characters (but the last), and at most SEGMENT + LONGEST.
 SEGMENT = 4096
 LONGEST = 65_536
-_LINE = re.compile(r"\n(?=\S)")
-_WORD = re.compile(r"\S(?=\s)")
+#: A line break goes with what is before it, a space with what comes after it, as in tokens.
+_SEAM = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")
 
 
 def segments(pieces: Iterable[str]) -> Iterator[str]:
@@ -21,19 +23,19 @@ def segments(pieces: Iterable[str]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         held += piece
-        while (cut := _cut(held)) is not None:
-            yield held[:cut]
-            held = held[cut:]
+        start = 0
+        while (cut := _cut(held, start)) is not None:
+            yield held[start:cut]
+            start = cut
+        held = held[start:]
     if held:
         yield held
 
 
-def _cut(text: str) -> int | None:
-    """Where the first segment of `text` ends; None if more text is needed to tell."""
-    line = _LINE.search(text, SEGMENT - 1, SEGMENT + LONGEST)
-    if line is not None:
-        return line.end()
-    if len(text) < SEGMENT + LONGEST:
-        return None
-    word = _WORD.search(text, SEGMENT - 1, SEGMENT + LONGEST)
-    return word.end() if word is not None else SEGMENT + LONGEST
+def _cut(text: str, start: int) -> int | None:
+    """Where the segment of `text` that begins at `start` ends; None if more text is needed to tell."""
+    longest = start + SEGMENT + LONGEST
+    seam = _SEAM.search(text, start + SEGMENT - 1, longest)
+    if seam is not None:
+        return seam.end()
+    return longest if len(text) >= longest else None
