@@ -35,7 +35,7 @@ def segments(pieces: Iterable[str]) -> Iterator[str]:
 def _cut(text: str, start: int) -> int | None:
     """Where the segment of `text` that begins at `start` ends; None if more text is needed to tell."""
     longest = start + SEGMENT + LONGEST
-    seam = _SEAM.search(text, start + SEGMENT - 1, longest)
+    seam = _SEAM.search(text, start + SEGMENT, longest)
     if seam is not None:
         return seam.end()
     return longest if len(text) >= longest else None

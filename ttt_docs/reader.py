@@ -81,12 +81,17 @@ class TTTReader:
             CheckpointError: weights that cannot be found, downloaded or understood.
             UsageError: parameters that cannot work together.
         """
+        where = _device(device)
+        numbers = _dtype(dtype, where)
         checkpoint = load_checkpoint(resolve(Path(name) if isinstance(name, os.PathLike) else name))
         config, state, fingerprint = checkpoint.config, checkpoint.state, checkpoint.fingerprint
         defaults: dict[str, Any] = {"window": config.window or 2048, "chunk": 1024, "sinks": config.sinks}
         if not config.suffix_blocks:
             config, state = retrofit(
-                config, state, suffix_blocks or min(8, config.blocks), 4 if sinks is None else sinks
+                config,
+                state,
+                min(8, config.blocks) if suffix_blocks is None else suffix_blocks,
+                4 if sinks is None else sinks,
             )
             fingerprint = derived_fingerprint(fingerprint, config)
             defaults |= RETROFIT | {"sinks": config.sinks}
@@ -98,6 +103,7 @@ class TTTReader:
             "inner_rule": inner_rule,
             "inner_lr": inner_lr,
             "inner_clip": inner_clip,
+            "sinks": sinks,
         }
         if inner_rule == "sgd" and inner_lr is None:
             chosen["inner_lr"] = 1.0
@@ -107,10 +113,6 @@ class TTTReader:
             raise UsageError(
                 "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             ) from error
-        where = torch.device(device)
-        numbers = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or best_dtype(where)
-        if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:
-            raise UsageError(f"dtype={dtype!r}: use float32, bfloat16 or float64")
         model = build_decoder(config, state, where, numbers)
         return cls(model, Tokenizer(checkpoint.folder), reading, name=str(name), fingerprint=fingerprint)
 
@@ -284,6 +286,25 @@ class TTTReader:
             history = replace(memory, text=text, documents=memory.documents[:-1])
             return history, chain([SEPARATOR] if before else [], pieces), len(memory.tokens) - last.first_token
         return memory, chain([SEPARATOR], pieces), 0
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """The device, tried out: torch would only say some time later, and in its own words, that it is not there."""
+    try:
+        where = torch.device(device)
+        torch.zeros(1, device=where).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        here = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise UsageError(f"device={str(device)!r} cannot be used on this machine: use {here}") from None
+    return where
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    numbers = best_dtype(device) if dtype is None else named
+    if numbers not in (torch.float32, torch.bfloat16):
+        raise UsageError(f"dtype={str(dtype)!r}: use float32 or bfloat16")
+    return numbers
 
 
 def _open(
