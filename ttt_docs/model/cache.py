@@ -114,11 +114,11 @@ class LayerCache:
             k, v = torch.cat([self.sink_k, k], 2), torch.cat([self.sink_v, v], 2)
         return k.clone(), v.clone()
 
-    def restore(self, k: Tensor, v: Tensor) -> None:
-        """The inverse of `export`; without tokens in k, v the cache stays empty."""
+    def restore(self, k: Tensor, v: Tensor, position: int) -> None:
+        """The inverse of `export` after `position` tokens; without tokens in k, v the cache stays empty."""
         if k.shape[2] == 0:
             return
-        sinks = min(self.sinks, k.shape[2])
+        sinks = min(self.sinks, position)  # fewer than there will be where not that much was read
         if sinks:
             self.sink_k, self.sink_v = k[:, :, :sinks].clone(), v[:, :, :sinks].clone()
         self._k, self._v = k[:, :, sinks:].clone(), v[:, :, sinks:].clone()

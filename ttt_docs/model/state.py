@@ -166,7 +166,7 @@ class ReadingState:
         self.position = position
         self.set_fast(fast)
         for cache, (k, v) in zip(self.caches, caches, strict=True):
-            cache.restore(k, v)
+            cache.restore(k, v, position)
 
     def select(self, documents: list[int]) -> ReadingState:
         """A state of only some of the documents read in step."""
@@ -176,7 +176,7 @@ class ReadingState:
         if self.position:
             for cache, mine in zip(other.caches, self.caches, strict=True):
                 k, v = mine.export()
-                cache.restore(k[index], v[index])
+                cache.restore(k[index], v[index], self.position)
         return other
 
     def copy(self) -> ReadingState:

@@ -1,0 +1,106 @@
+"""TTTReader.from_pretrained: parameters that work, and those that cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import TINY, byte_tokenizer, tiny_decoder
+
+from ttt_docs import CheckpointError, MemoryMismatchError, TTTReader, UsageError
+from ttt_docs.checkpoints.names import parameter_shapes
+from ttt_docs.checkpoints.source import WeightSource
+from ttt_docs.checkpoints.store import write_checkpoint
+from ttt_docs.model.config import ModelConfig
+
+
+def write(folder: Path, config: ModelConfig) -> Path:
+    state = tiny_decoder(config).state_dict()
+    dtypes = dict.fromkeys(parameter_shapes(config), torch.float32)
+    source = WeightSource(config, dtypes, state.__getitem__, "test", (), byte_tokenizer)  # type: ignore[arg-type]
+    return write_checkpoint(folder, source)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """A model that never saw TTT."""
+    return write(tmp_path_factory.mktemp("plain") / "model", TINY.model_copy(update={"suffix_blocks": 0}))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A TTT model, with its own window."""
+    return write(tmp_path_factory.mktemp("trained") / "model", TINY.model_copy(update={"window": 4096}))
+
+
+def test_a_retrofit_gets_fast_weights_sinks_and_its_rule(plain):
+    reader = TTTReader.from_pretrained(plain)
+    config, reading = reader.model.config, reader.reading
+    assert (config.suffix_blocks, config.sinks, reading.sinks) == (4, 4, 4)  # 8 blocks where there are as many
+    assert (reading.window, reading.chunk, reading.inner_rule, reading.inner_lr) == (2048, 1024, "normalized", 0.3)
+    assert all(not block.w2.any() for block in reader.model.initial_fast_weights())  # at first the same model
+    chosen = TTTReader.from_pretrained(str(plain), suffix_blocks=2, sinks=0, window=64, chunk=32, inner_rule="sgd")
+    assert (chosen.model.config.suffix_blocks, chosen.reading.sinks, chosen.reading.inner_lr) == (2, 0, 1.0)
+    assert chosen.fingerprint != reader.fingerprint
+    with pytest.raises(MemoryMismatchError):
+        reader.ingest(text="b", memory=chosen.ingest(text="a"))
+
+
+def test_a_trained_model_reads_as_it_was_trained(trained):
+    reader = TTTReader.from_pretrained(trained)
+    reading = reader.reading
+    assert (reading.window, reading.chunk, reading.sinks, reading.inner_rule, reading.inner_lr) == (
+        4096, 1024, 0, "sgd", 1.0,
+    )  # fmt: skip
+    assert TTTReader.from_pretrained(trained, suffix_blocks=2, sinks=3).reading.sinks == 3
+    assert TTTReader.from_pretrained(trained, learn=False).ingest(text="ab").fast == {}
+    with pytest.raises(UsageError, match="2 suffix blocks"):
+        TTTReader.from_pretrained(trained, suffix_blocks=3)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"window": 512, "chunk": 1024}, "larger window="),
+        ({"window": 0}, "window"),
+        ({"chunk": -1}, "chunk"),
+        ({"sinks": -1}, "sinks"),
+        ({"inner_lr": -0.1}, "inner_lr"),
+        ({"inner_clip": -1.0}, "inner_clip"),
+        ({"inner_rule": "adam"}, "inner_rule"),
+        ({"suffix_blocks": 0}, "suffix_blocks"),
+        ({"suffix_blocks": 5}, "suffix_blocks"),
+        ({"dtype": "nonsense"}, "float32 or bfloat16"),
+        ({"dtype": "manual_seed"}, "float32 or bfloat16"),
+        ({"dtype": "float64"}, "float32 or bfloat16"),
+        ({"dtype": torch.float16}, "float32 or bfloat16"),
+        ({"dtype": torch.int64}, "float32 or bfloat16"),
+        ({"device": "toaster"}, "device='toaster'"),
+        ({"device": "meta"}, "device='meta'"),
+    ],
+    ids=str,
+)
+def test_parameters_that_cannot_work(plain, parameters, message):
+    with pytest.raises(UsageError, match=message):
+        TTTReader.from_pretrained(plain, **parameters)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it would work")
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", torch.device("cuda")])
+def test_cuda_where_there_is_none(plain, device):
+    with pytest.raises(UsageError, match="use cpu"):
+        TTTReader.from_pretrained(plain, device=device)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.float32, torch.bfloat16])
+def test_dtypes(plain, dtype):
+    reader = TTTReader.from_pretrained(plain, dtype=dtype, device=torch.device("cpu"))
+    assert str(reader.model.dtype).endswith(str(dtype).removeprefix("torch."))
+    memory = reader.ingest(text="abc")
+    assert memory.fast[0]["w1"].dtype == torch.float32 and memory.window[0][0].dtype == reader.model.dtype
+
+
+def test_no_model_of_that_name():
+    with pytest.raises(CheckpointError):
+        TTTReader.from_pretrained("smollm2-136m")
