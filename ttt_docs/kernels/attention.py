@@ -251,7 +251,7 @@ def window_attention_cpu(
 ) -> Tensor:
     """The CPU path of reading. `newest` are the newest tokens' keys and values, which alone receive gradient;
     `k`, `v` (which contain them) and the sinks' keys count as constants. Differentiable once."""
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() and (q.requires_grad or newest[0].requires_grad)):
         return _forward_cpu(q, k, v, window, sinks)[0]
     sink_q = sinks.q if sinks is not None else None
     return _WindowAttentionCPU.apply(q, *newest, sink_q, k, v, window, sinks)

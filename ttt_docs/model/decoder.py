@@ -254,13 +254,14 @@ class Decoder(nn.Module):
         c = self.config
         batch, tokens, _ = x.shape
         qkv = attention.wqkv(x).view(batch, tokens, c.heads + 2 * c.kv_heads, c.head_dim)
-        straight, v = qkv[:, :, : c.heads + c.kv_heads], qkv[:, :, c.heads + c.kv_heads :].transpose(1, 2)
+        straight, v = qkv.split([c.heads + c.kv_heads, c.kv_heads], dim=2)
+        v = v.transpose(1, 2)
         if c.qk_norm:
             q = kernels.rms_norm(straight[:, :, : c.heads], attention.q_norm.weight, c.norm_eps)
             k = kernels.rms_norm(straight[:, :, c.heads :], attention.k_norm.weight, c.norm_eps)
             straight = torch.cat([q, k], dim=2)
         turned = rotate(straight, place.turn).transpose(1, 2)
-        q, k = turned[:, : c.heads], turned[:, c.heads :]
+        q, k = turned.split([c.heads, c.kv_heads], dim=1)
         outs = []
         for (first, last), sink_place in zip(place.chunks, place.sinks, strict=True):
             newest = k[:, :, first:last], v[:, :, first:last]

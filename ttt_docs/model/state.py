@@ -20,7 +20,7 @@ from ttt_docs.model.inner import chunk_loss, inner_step, score_and_grads
 #: fewer are at hand): a product's last bits depend on its shape, and reading on must not depend on where it stopped.
 PIECE = 2
 #: Tokens at a chunk's end that the guard predicts again after the update.
-GUARD_TOKENS = 32
+GUARD_TOKENS = 16
 
 
 @dataclass(frozen=True)
