@@ -8,7 +8,7 @@ from ttt_docs.errors import UsageError
 from ttt_docs.generation.names import proper_names
 from ttt_docs.generation.passages import candidates, is_prose, sections, sentences, surprise
 from ttt_docs.generation.sentences import quotes, written
-from ttt_docs.generation.summary import distinct_runs, finished
+from ttt_docs.generation.summary import distinct_runs, finished, outline
 from ttt_docs.memory.memory import memories_equal
 
 PARTS = [
@@ -116,6 +116,15 @@ def test_surprise_counts_every_document(tiny_reader):
     memory = tiny_reader.ingest(text=PARTS[0], progress=False)
     memory = tiny_reader.ingest(text=PARTS[1], memory=memory, progress=False)
     assert surprise(memory, tiny_reader.tokenizer)[-1, 1] == len(memory.tokens)
+
+
+def test_outlines_name_what_is_frequent_and_quote_every_part(tiny_reader):
+    memory = tiny_reader.ingest(text=BOOK, progress=False)
+    text = outline(memory, tiny_reader.tokenizer, 4)
+    assert "Brandt" in text.split(".")[0]
+    assert sum(" ".join(written(BOOK[a:b]).split()) in text for a, b in sentences(BOOK)) >= 3
+    assert outline(memory.with_text(None), tiny_reader.tokenizer, 4) == ""
+    assert tiny_reader.ask(memory, "Who?", max_new_tokens=4).text is not None
 
 
 @pytest.mark.parametrize("length", ["sentence", "paragraph", "page"])

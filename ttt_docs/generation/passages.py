@@ -73,7 +73,7 @@ def surprise(memory: Memory, tokenizer: Tokenizer) -> np.ndarray | None:
     ids, nll = memory.tokens.numpy(), memory.nll.numpy()
     at = len(ids) - _text_tokens(memory)
     offset = 0
-    for segment in segments(_parts(memory)):
+    for segment in (segment for part in _parts(memory) for segment in segments([part])):
         if at >= len(ids):
             break
         pieces, spans = tokenizer.encode_with_offsets(segment)
@@ -94,8 +94,8 @@ def _text_tokens(memory: Memory) -> int:
 def _parts(memory: Memory) -> list[str]:
     """The text as it was fed: each document by itself, with what separates it from the one before."""
     assert memory.text is not None
-    starts = [0, *(d.start for d in memory.documents[1:])]
-    return [memory.text[a:b] for a, b in zip(starts, [*starts[1:], len(memory.text)], strict=True)]
+    ends = [*(d.end for d in memory.documents[:-1]), len(memory.text)]
+    return [memory.text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def candidates(text: str, names: Sequence[Name], losses: np.ndarray | None = None) -> list[Passage]:

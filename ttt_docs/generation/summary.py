@@ -62,6 +62,16 @@ def summarize(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Leng
     return Summary(joined, len(tokenizer.encode(joined)), outline=outline)
 
 
+def outline(memory: Memory, tokenizer: Tokenizer, parts: int) -> str:
+    """What the document is about, found without running the model: its names and a sentence of each of its parts."""
+    text = memory.text or ""
+    if not text.strip():
+        return ""
+    names = proper_names(text, 8)
+    best = [group[0].written for group in _nominate(text, memory, tokenizer, names, parts)]
+    return " ".join([opening, *best] if (opening := _opening(text, names)) else best)
+
+
 def _nominate(text: str, memory: Memory, tokenizer: Tokenizer, names: list[Name], parts: int) -> list[list[Quote]]:
     """For each part of the document, in order, the sentences to choose among."""
     enough = max(1, len(sentences(text[:20_000])) // 3)  # a short text's summary is shorter than the text
