@@ -66,6 +66,8 @@ def ratio(a: list[float], b: list[float]) -> float:
 
 
 def speeds(reader: TTTReader, text: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    if not options.lengths:
+        return []
     forward_only = reader.reading.model_copy(update={"learn": False})
     model = None if options.skip_transformers else transformers_model(reader)
     if model is not None:
