@@ -62,7 +62,7 @@ def transformers_model(reader: TTTReader) -> LlamaForCausalLM:
     model.tie_weights()
     rotary = type(model.model.rotary_emb)(config)  # its buffer is not in the weights: the meta device has none
     model.model.rotary_emb = rotary
-    return model.eval()
+    return model.eval().requires_grad_(False)  # the tensors are shared, and loading made them ask for gradient
 
 
 def ours(reader: TTTReader, tokens: list[int], new: int) -> tuple[float, list[int]]:

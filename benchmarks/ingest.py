@@ -66,10 +66,14 @@ def ratio(a: list[float], b: list[float]) -> float:
 
 
 def speeds(reader: TTTReader, text: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    if not options.lengths:
+        return []
     forward_only = reader.reading.model_copy(update={"learn": False})
     model = None if options.skip_transformers else transformers_model(reader)
     if model is not None:
         assert model.config._attn_implementation == "sdpa"
+    # Weights that asked for gradient would cost reading time that it does not take otherwise.
+    assert not any(parameter.requires_grad for parameter in reader.model.parameters())
     warm = tokens_of(reader, text, 2 * options.chunk)
     read(reader, reader.reading, warm), read(reader, forward_only, warm)
     if model is not None:
