@@ -28,9 +28,17 @@ def frequencies(config: ModelConfig) -> Tensor:
     return inverse / factor * (1 - blend) + inverse * blend
 
 
+#: Positions below this get float32 angles, the ones that pre-trained models were trained with (and that transformers
+#: computes); beyond, float32 would be off by 0.001 rad and more, 0.06 at a million tokens.
+_FLOAT32_POSITIONS = 8192
+
+
 def rotation(positions: Tensor, inverse: Tensor, dtype: torch.dtype) -> Rotation:
-    """cos and sin for integer `positions` [tokens]. Angles in float64: float32 is 0.06 rad off at a million tokens."""
-    angles = positions.to(torch.float64)[:, None] * inverse.to(positions.device)
+    """cos and sin for integer `positions` [tokens], in `dtype`; see `_FLOAT32_POSITIONS` for the angles' precision."""
+    inverse = inverse.to(positions.device)
+    exact = positions.to(torch.float64)[:, None] * inverse
+    narrow = (positions.float()[:, None] * inverse.float()).to(torch.float64)
+    angles = torch.where((positions.abs() < _FLOAT32_POSITIONS)[:, None], narrow, exact)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
