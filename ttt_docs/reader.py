@@ -276,9 +276,11 @@ class TTTReader:
         self, memory: Memory | None, document: Document | None, pieces: Iterable[str], label: str
     ) -> tuple[Memory, Iterable[str], int]:
         """What was read before this document, the text to read, and how many of its tokens were read already."""
-        if memory is None or not memory.documents:
+        if memory is None:
             return self._empty_memory(), pieces, 0
         self.check(memory)
+        if not memory.documents:
+            return memory, pieces, 0
         last = memory.documents[-1]
         if not last.complete and document is not None and last.sha256 == document.sha256:
             before = len(SEPARATOR) if len(memory.documents) > 1 else 0
