@@ -47,7 +47,7 @@ Example:
 @source_options
 def summarize(source: str, length: Any, seed: int, as_json: bool, **opening: Any) -> None:
     reader, memory = remembered(source, **opening)
-    summary = reader.summarize(memory, length, seed=seed)  # type: ignore[attr-defined]
+    summary = reader.summarize(memory, length, seed=seed)
     if as_json:
         say_json({"text": summary.text, "tokens": summary.tokens, "route": summary.route, **_about(memory)})
     else:
@@ -75,7 +75,7 @@ def ask(source: str, question: str, route: Any, as_json: bool, **opening: Any) -
     if not question.strip():
         raise click.BadParameter("the question is empty", param_hint="QUESTION")
     reader, memory = remembered(source, **opening)
-    answer = reader.ask(memory, question, route=route)  # type: ignore[attr-defined]
+    answer = reader.ask(memory, question, route=route)
     if as_json:
         say_json(
             {
@@ -128,7 +128,7 @@ def continue_(source: str, tokens: int, stop: tuple[str, ...], no_learn: bool, a
         sampling["stop"] = list(stop)
     reader, memory = remembered(source, **opening)
     began = time.perf_counter()
-    pieces = reader.continue_text(memory, tokens, stream=True, learn=not no_learn, **sampling)  # type: ignore[attr-defined]
+    pieces = reader.continue_text(memory, tokens, stream=True, learn=not no_learn, **sampling)
     if as_json:
         text = "".join(pieces)
         say_json({"text": text, "seconds": time.perf_counter() - began, **_about(memory)})
