@@ -16,6 +16,7 @@ import statistics
 import time
 
 import torch
+from shared import facts
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ttt_docs import TTTReader
@@ -122,11 +123,11 @@ def main() -> None:
     ours(reader, tokens, 8), theirs(model, tokens, 8)  # warm up
     pairs = [(ours(reader, tokens, options.new), theirs(model, tokens, options.new)) for _ in range(options.runs)]
     same = sum(a == b for a, b in zip(pairs[0][0][1], pairs[0][1][1], strict=True))
-    result = {
+    options.window = options.context
+    result = facts(options, "random tokens, nothing read before them") | {
         "context": options.context,
         "new_tokens": options.new,
-        "dtype": options.dtype,
-        "threads": options.threads,
+        "runs": options.runs,
         "ours_tokens_per_second": round(statistics.median(a[0] for a, _ in pairs), 1),
         "transformers_tokens_per_second": round(statistics.median(b[0] for _, b in pairs), 1),
         "ratio": round(statistics.median(a[0] / b[0] for a, b in pairs), 3),

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import tiny_decoder
 
-import ttt_docs.reading
 from ttt_docs import (
     ChunkReport,
     Document,
@@ -69,24 +68,6 @@ def read_ids(reader: TTTReader, ids: list[int], start: Memory | None = None) -> 
     for _ in read_stream(state, track, ["stands for the ids"], Ids()):  # type: ignore[arg-type]
         pass
     return track.finish(state)
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Sends SIGINT while the chunk number `after` is reported, once."""
-
-    def interrupt(after: int) -> None:
-        genuine, left = ttt_docs.reading.report, [after]
-
-        def report(*arguments):
-            left[0] -= 1
-            if left[0] == 0:
-                signal.raise_signal(signal.SIGINT)
-            return genuine(*arguments)
-
-        monkeypatch.setattr(ttt_docs.reading, "report", report)
-
-    return interrupt
 
 
 def test_every_kind_of_source_gives_the_same_memory(reader, memory, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 from cli_commands import SMALL, TEXT, command, snapshot, write_model
 from click.testing import Result
 
-import ttt_docs.reading
 from ttt_docs import Memory
 
 
@@ -97,21 +95,3 @@ def fails() -> Callable[..., str]:
 @pytest.fixture
 def load() -> Callable[[str | Path], Memory]:
     return Memory.load
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Sends SIGINT when so many chunks were read, once."""
-
-    def interrupt(after: int) -> None:
-        genuine, left = ttt_docs.reading.report, [after]
-
-        def report(*arguments):
-            left[0] -= 1
-            if left[0] == 0:
-                signal.raise_signal(signal.SIGINT)
-            return genuine(*arguments)
-
-        monkeypatch.setattr(ttt_docs.reading, "report", report)
-
-    return interrupt
