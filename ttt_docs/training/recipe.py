@@ -1,0 +1,295 @@
+"""A recipe: everything that decides what a training run computes, as one file (METHOD section 4).
+
+A recipe file is YAML. `base:` names another recipe, whose values it changes; the command line changes values once more
+with `optimizer.lr=1e-3`. The published runs ship with the package: `recipe_names()` lists them, docs/training.md shows
+them as a table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ttt_docs.errors import UsageError
+from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
+
+Mode = Literal["meta", "first-order", "naive", "none"]
+
+_SHIPPED = files("ttt_docs.training") / "recipes"
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRecipe(BaseModel):
+    """Which model: a `config` with random weights, or the weights of a `pretrained` one; with both, of that config."""
+
+    model_config = _STRICT
+
+    config: str | None = Field(None, description="a published size (125m, 350m, 760m, 1.3b, 3b), or custom: all in changes")
+    pretrained: str | None = Field(None, description="what `TTTReader.from_pretrained` takes; its weights are the start")
+    changes: dict[str, Any] = Field(default_factory=dict, description="fields of ModelConfig that differ from it")
+    suffix_blocks: int | Literal["quarter"] | None = Field(
+        None, description="blocks with a prime MLP; with `pretrained`, how many a plain model gets (retrofit)"
+    )
+    sinks: int = Field(4, ge=0, description="first tokens that a retrofit keeps for ever")
+
+    @model_validator(mode="after")
+    def _start(self) -> ModelRecipe:
+        if self.config is None and self.pretrained is None:
+            raise UsageError("give model.config (random weights) or model.pretrained (weights to start from)")
+        if self.config is not None and self.config not in CONFIGS and self.config != "custom":
+            raise UsageError(f"model.config {self.config!r} is none of {', '.join(CONFIGS)}, custom")
+        return self
+
+
+class DataRecipe(BaseModel):
+    """Which documents, and what turns them into tokens."""
+
+    model_config = _STRICT
+
+    train: tuple[str, ...] = Field((), description="files (.jsonl, .jsonl.zst, .txt, .parquet), folders, patterns with *, "
+                                   "or ids of Hugging Face datasets")  # fmt: skip
+    valid: tuple[str, ...] = Field((), description="the same; nothing is trained on them")
+    tokenizer: str = Field("model", description="model: that of model.pretrained; bytes; a folder; a Hugging Face id")
+    field: str = Field("text", description="the column or key that holds a document's text")
+    subset: str | None = Field(None, description="configuration of a Hugging Face dataset")
+    split: str = Field("train", description="split of a Hugging Face dataset")
+    folder: str | None = Field(None, description="where tokenized shards are kept; none: the cache folder")
+
+
+class OptimizerRecipe(BaseModel):
+    """AdamW, its schedule, and the inner learning rate's warm-up."""
+
+    model_config = _STRICT
+
+    lr: float = Field(gt=0)
+    final_lr: float = Field(1e-5, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps over which lr rises from 0")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="of matrices; norms and inner learning rates do not decay")
+    clip: float = Field(1.0, ge=0, description="limit of the global gradient norm; 0 switches it off")
+    inner_warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps over which the inner lr rises to its own")
+    inner_warmup_from: float = Field(0.1, ge=0, le=1, description="the factor that it rises from")
+
+
+class CheckpointRecipe(BaseModel):
+    """What is kept. Changes nothing in what is computed."""
+
+    model_config = _STRICT
+
+    every: int = Field(100, gt=0, description="steps between checkpoints")
+    keep: int = Field(2, gt=0, description="newest checkpoints kept, beside the best")
+    evaluate_every: int = Field(0, ge=0, description="steps between validations; 0: only at the end")
+    evaluate_sequences: int = Field(8, gt=0, description="validation sequences, the first of each document first")
+
+
+class ComputeRecipe(BaseModel):
+    """How it is computed. Another machine may need other values; the loss curve stays the same to rounding."""
+
+    model_config = _STRICT
+
+    device: str = Field("auto", description="auto, cpu, cuda")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="numbers of the products")
+    micro_batch: int = Field(1, gt=0, description="sequences computed together in one process")
+    parallel: Literal["data", "sharded"] = Field("data", description="sharded: FSDP2, for what does not fit one device")
+    recompute: Literal["none", "chunks", "logarithmic"] = "chunks"
+
+
+class Recipe(BaseModel):
+    """One training run."""
+
+    model_config = _STRICT
+
+    name: str
+    mode: Mode = "meta"
+    trains: Literal["all", "adapter"] = Field("all", description="adapter: prime MLPs, norms, learned inner lr")
+    learned_inner_lr: bool = Field(False, description="one inner learning rate per suffix block is trained too")
+    sequence: int = Field(gt=0, description="tokens of a training sequence")
+    batch: int = Field(gt=0, description="sequences of a step, over all processes")
+    steps: int | None = Field(None, gt=0, description="none: one epoch")
+    seed: int = 0
+    output: str | None = Field(None, description="folder of the run; none: runs/NAME")
+    model: ModelRecipe
+    reading: ReadingConfig
+    data: DataRecipe = DataRecipe()
+    optimizer: OptimizerRecipe
+    checkpoint: CheckpointRecipe = CheckpointRecipe()
+    compute: ComputeRecipe = ComputeRecipe()
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Recipe:
+        if self.sequence % self.reading.chunk:
+            raise UsageError(
+                f"sequence ({self.sequence}) must be a multiple of reading.chunk ({self.reading.chunk}), so that every "
+                "chunk is whole"
+            )
+        if self.batch % self.compute.micro_batch:
+            raise UsageError(f"batch ({self.batch}) must be a multiple of compute.micro_batch ({self.compute.micro_batch})")
+        if self.learned_inner_lr and self.mode in ("naive", "none"):
+            raise UsageError(f"learned_inner_lr needs a mode that updates (meta or first-order), not {self.mode}")
+        if self.model.config is not None:
+            config = self.architecture()
+            if self.mode != "none" and not config.suffix_blocks:
+                raise UsageError(f"mode {self.mode} needs suffix blocks: set model.suffix_blocks, or use mode none")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.sequence
+
+    def architecture(self) -> ModelConfig:
+        """The shapes that `model.config` and its changes amount to.
+
+        Raises UsageError for sizes that cannot work together.
+        """
+        assert self.model.config is not None
+        start = {} if self.model.config == "custom" else CONFIGS[self.model.config].model_dump()
+        start["name"] = self.name
+        fields = start | self.model.changes
+        fields["max_positions"] = max(self.sequence, int(self.model.changes.get("max_positions", 0)))
+        blocks = fields.get("blocks", 0)
+        if self.model.suffix_blocks == "quarter":
+            if blocks % 4:
+                raise UsageError(f"{blocks} blocks have no last quarter: use a multiple of 4, or give model.suffix_blocks")
+            fields["suffix_blocks"] = blocks // 4
+        elif self.model.suffix_blocks is not None:
+            fields["suffix_blocks"] = self.model.suffix_blocks
+        try:
+            return ModelConfig(**fields)
+        except ValidationError as error:
+            raise UsageError(f"model.changes: {_sentences(error, ModelConfig)}") from None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: a checkpoint belongs to exactly one of these."""
+        return self.model_dump(mode="json", exclude={"output", "checkpoint", "compute"}) | {
+            "dtype": self.compute.dtype,
+            "data": self.data.model_dump(mode="json", exclude={"folder"}),
+        }
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in _SHIPPED.iterdir() if re.fullmatch(r"[^_].*\.yaml", path.name))
+
+
+def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe by name or from a file, with `key=value` changes (values are YAML; keys may have dots).
+
+    Raises:
+        UsageError: no such recipe, not YAML, an unknown key, a value or size that cannot work.
+    """
+    values = _read(str(source), ())
+    for change in overrides:
+        key, equals, value = change.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{change!r} is not key=value, such as optimizer.lr=1e-3")
+        _set(values, key.split("."), _yaml(value, f"the value of {key}"), key)
+    try:
+        return Recipe(**_numbers(values))
+    except ValidationError as error:
+        raise UsageError(f"recipe {source}: {_sentences(error, Recipe)}") from None
+
+
+def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """The values of a recipe over those of its base."""
+    if source in seen:
+        raise UsageError(f"recipe {source} is its own base: {' -> '.join([*seen, source])}")
+    text, folder = _text(source)
+    values = _yaml(text, f"recipe {source}")
+    if not isinstance(values, dict):
+        raise UsageError(f"recipe {source} is not a list of `key: value` lines")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    named = folder / str(base)
+    return _merge(_read(str(named) if named.is_file() else str(base), (*seen, source)), values)
+
+
+def _text(source: str) -> tuple[str, Path]:
+    path = Path(source)
+    if (_SHIPPED / f"{source}.yaml").is_file() and "/" not in source:
+        return (_SHIPPED / f"{source}.yaml").read_text("utf-8"), Path()
+    if not path.is_file():
+        close = difflib.get_close_matches(source, recipe_names(), n=3)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise UsageError(f"no recipe {source!r}: {hint}Give a .yaml file, or one of those that `ttt-docs train --list` shows")
+    try:
+        return path.read_text("utf-8"), path.parent
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {source} cannot be read: {error}") from None
+
+
+def _yaml(text: str, what: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise UsageError('recipes need PyYAML: pip install "ttt-docs[train]"') from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 takes 1e-3 (no dot) for text; here it is a number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
+    for part in path[:-1]:
+        below = values.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise UsageError(f"{key}: {part} is a value, not a section")
+        values = below
+    values[path[-1]] = value
+
+
+def _sentences(error: ValidationError, model: type[BaseModel]) -> str:
+    return "; ".join(_sentence(detail, model) for detail in error.errors())
+
+
+def _sentence(detail: Any, model: type[BaseModel]) -> str:
+    where = [str(part) for part in detail["loc"]]
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        known = _fields(model, where[:-1])
+        close = difflib.get_close_matches(where[-1], known, n=1)
+        return f"unknown key {'.'.join(where)}" + (f", did you mean {close[0]}?" if close else f" (known: {', '.join(known)})")
+    return f"{'.'.join(where)}: {message}" if where else message
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        below = model.model_fields[part].annotation
+        if not (isinstance(below, type) and issubclass(below, BaseModel)):
+            return []
+        model = below
+    return list(model.model_fields)
