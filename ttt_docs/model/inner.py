@@ -33,25 +33,30 @@ def chunk_loss(nll: Tensor, targets: Tensor, bos: int | None) -> Tensor:
     return nll.sum(dim=1) / (targets != bos).sum(dim=1).clamp_min(1)
 
 
-def inner_step(fast: Sequence[FastWeights], grads: Sequence[FastWeights], reading: ReadingConfig) -> Step:
+def inner_step(
+    fast: Sequence[FastWeights], grads: Sequence[FastWeights], reading: ReadingConfig, rates: Tensor | None = None
+) -> Step:
     """W <- W - lr * g, with g clipped by its global norm (`sgd`, the paper's) or normalized matrix by matrix.
 
-    Differentiable: the outer loop goes through it, clip factor included.
+    `rates` [suffix blocks] multiplies the learning rate, block by block. Differentiable: the outer loop goes through
+    it, clip factor included.
     """
 
     norms = [[torch.linalg.vector_norm(g, dim=(1, 2)) for g in block] for block in grads]
     norm = torch.linalg.vector_norm(torch.stack([n for block in norms for n in block]), dim=0)
     clip = torch.ones_like(norm)
     if reading.inner_rule == "sgd" and reading.inner_clip > 0:
-        clip = (reading.inner_clip / norm.clamp_min(1e-30)).clamp_max(1.0)
+        clip = reading.inner_clip / norm.clamp_min(reading.inner_clip)
 
-    def step(w: Tensor, g: Tensor, own_norm: Tensor) -> Tensor:
-        scale = clip if reading.inner_rule == "sgd" else 1 / own_norm.clamp_min(1e-30) * (own_norm > 0)
-        return torch.addcmul(w, g, (scale * -reading.inner_lr)[:, None, None])
+    def step(w: Tensor, g: Tensor, own_norm: Tensor, rate: float | Tensor) -> Tensor:
+        # A gradient of zero (a matrix behind a w2 of zeros) makes no step, and 1 is a norm that can be differentiated.
+        scale = clip if reading.inner_rule == "sgd" else 1 / torch.where(own_norm > 0, own_norm, 1.0)
+        return torch.addcmul(w, g, (scale * -rate)[:, None, None])
 
+    learning_rates = [reading.inner_lr] * len(fast) if rates is None else (reading.inner_lr * rates).unbind()
     updated = [
-        FastWeights(*(step(w, g, n) for w, g, n in zip(ws, gs, ns, strict=True)))
-        for ws, gs, ns in zip(fast, grads, norms, strict=True)
+        FastWeights(*(step(w, g, n, rate) for w, g, n in zip(ws, gs, ns, strict=True)))
+        for ws, gs, ns, rate in zip(fast, grads, norms, learning_rates, strict=True)
     ]
     return Step(updated, norm, clip)
 
