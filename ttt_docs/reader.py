@@ -14,9 +14,10 @@ import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from ttt_docs.checkpoints.adapter import adapted, base_of, is_adapter, load_adapter
 from ttt_docs.checkpoints.registry import resolve
 from ttt_docs.checkpoints.retrofit import retrofit
-from ttt_docs.checkpoints.store import derived_fingerprint, load_checkpoint
+from ttt_docs.checkpoints.store import derived_fingerprint, load_checkpoint, reading_of
 from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.documents import Document, Span, iter_text, load_document
 from ttt_docs.documents.load import DEFAULT_MAX_BYTES
@@ -59,6 +60,7 @@ class TTTReader:
         cls,
         name: str | os.PathLike[str] = "smollm2-135m",
         *,
+        adapter: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | str | None = None,
         window: int | None = None,
@@ -77,16 +79,28 @@ class TTTReader:
         is the products'; fast weights are always float32. `window` and `chunk` are in tokens (2048 and 1024 for a
         retrofit, what it was trained with otherwise). `learn=False` reads with the window alone.
 
+        `adapter` is a file that `ttt-docs train` made for this model: its weights take the place of the retrofit, and
+        it reads as it was trained to, unless parameters say otherwise. Given as `name`, an adapter opens the model it
+        names as its base, if that is in the registry.
+
         Raises:
             CheckpointError: weights that cannot be found, downloaded or understood.
             UsageError: parameters that cannot work together.
         """
         where = _device(device)
         numbers = _dtype(dtype, where)
-        checkpoint = load_checkpoint(resolve(Path(name) if isinstance(name, os.PathLike) else name))
+        base: str | os.PathLike[str] = name
+        if adapter is None and is_adapter(name):
+            adapter, base = name, base_of(name)
+        checkpoint = load_checkpoint(resolve(Path(base) if isinstance(base, os.PathLike) else base))
         config, state, fingerprint = checkpoint.config, checkpoint.state, checkpoint.fingerprint
         defaults: dict[str, Any] = {"window": config.window or 2048, "chunk": 1024, "sinks": config.sinks}
-        if not config.suffix_blocks:
+        defaults |= reading_of(checkpoint)
+        if adapter is not None:
+            trained = load_adapter(adapter)
+            state, fingerprint = adapted(checkpoint, trained)
+            config, defaults = trained.config, trained.reading.model_dump(exclude={"learn"})
+        if not config.suffix_blocks and adapter is None:
             config, state = retrofit(
                 config,
                 state,
@@ -96,7 +110,7 @@ class TTTReader:
             fingerprint = derived_fingerprint(fingerprint, config)
             defaults |= RETROFIT | {"sinks": config.sinks}
         elif suffix_blocks not in (None, config.suffix_blocks):
-            raise UsageError(f"{name} was trained with {config.suffix_blocks} suffix blocks: leave suffix_blocks out")
+            raise UsageError(f"{adapter or name} was trained with {config.suffix_blocks} suffix blocks: leave suffix_blocks out")
         chosen = {
             "window": window,
             "chunk": chunk,

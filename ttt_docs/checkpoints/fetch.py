@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.request
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ttt_docs.checkpoints.store import sha256_file
@@ -20,7 +21,7 @@ PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokeni
 _HUB_TIMEOUT = 6.0  # seconds to wait for the hub's first answer, so that machines without it go on soon
 
 
-def download_repository(repository: str) -> Path:
+def download_repository(repository: str, patterns: Sequence[str] = PATTERNS) -> Path:
     """The local snapshot of a Hugging Face repository: safetensors, configs and tokenizer only. Resumes and caches.
 
     Honours the hub's own settings (HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT, HF_HOME).
@@ -34,7 +35,7 @@ def download_repository(repository: str) -> Path:
     silent = not constants.HF_HUB_OFFLINE and _silent(constants.ENDPOINT)
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, allow_patterns=PATTERNS, etag_timeout=_HUB_TIMEOUT, local_files_only=silent
+            repository, allow_patterns=list(patterns), etag_timeout=_HUB_TIMEOUT, local_files_only=silent
         )
     except errors.GatedRepoError as error:
         raise CheckpointError(f"{repository} needs a licence accepted on its page and a login (HF_TOKEN)") from error

@@ -146,6 +146,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def reading_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How a model that `ttt-docs train` made was trained to read: fields of ReadingConfig; empty for other models."""
+    return {k: v for k, v in checkpoint.manifest.get("source", {}).get("reading", {}).items() if k != "learn"}
+
+
 def is_finished(folder: Path) -> bool:
     """Whether `folder` holds a complete checkpoint (manifest present, all sizes right)."""
     try:

@@ -111,7 +111,7 @@ class ReadingState:
             return ChunkResult(index, nll, loss, zero, zero + 1, skipped, time.perf_counter() - began)
         nll, grads = score_and_grads(self.model, hidden, targets, place, self.caches, self.products, self.kernels)
         with torch.no_grad():
-            before, step = self.fast, inner_step(self.fast, grads, self.reading)
+            before, step = self.fast, inner_step(self.fast, grads, self.reading, self._rates())
             accepted = step.grad_norm.isfinite()
             self.set_fast(step.fast)
             if self.reading.guard is not None and bool(accepted.all()):
@@ -126,6 +126,10 @@ class ReadingState:
                 )
         loss = chunk_loss(nll, targets, bos)
         return ChunkResult(index, nll, loss, step.grad_norm, step.clip, ~accepted, time.perf_counter() - began)
+
+    def _rates(self) -> Tensor | None:
+        factors = self.reading.inner_lr_factors
+        return torch.tensor(factors, device=self.fast[0].w1.device) if factors else None
 
     def _improved(self, hidden: Tensor, targets: Tensor, nll: Tensor) -> Tensor:
         """False [batch] where the chunk's last tokens, predicted again after the update, lost more than the guard."""

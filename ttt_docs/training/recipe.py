@@ -19,8 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ttt_docs.errors import UsageError
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 
-Mode = Literal["meta", "first-order", "naive", "none"]
-
 _SHIPPED = files("ttt_docs.training") / "recipes"
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,9 +32,8 @@ class ModelRecipe(BaseModel):
     pretrained: str | None = Field(None, description="what `TTTReader.from_pretrained` takes; its weights are the start")
     changes: dict[str, Any] = Field(default_factory=dict, description="fields of ModelConfig that differ from it")
     suffix_blocks: int | Literal["quarter"] | None = Field(
-        None, description="blocks with a prime MLP; with `pretrained`, how many a plain model gets (retrofit)"
+        None, description="blocks with a prime MLP; how many a plain pretrained model gets (retrofit; none: 8)"
     )
-    sinks: int = Field(4, ge=0, description="first tokens that a retrofit keeps for ever")
 
     @model_validator(mode="after")
     def _start(self) -> ModelRecipe:
@@ -87,6 +84,7 @@ class CheckpointRecipe(BaseModel):
     every: int = Field(100, gt=0, description="steps between checkpoints")
     keep: int = Field(2, gt=0, description="newest checkpoints kept, beside the best")
     evaluate_every: int = Field(0, ge=0, description="steps between validations; 0: only at the end")
+    export: Literal["last", "best"] = Field("last", description="which weights the run ends with")
     evaluate_sequences: int = Field(8, gt=0, description="validation sequences, the first of each document first")
 
 
@@ -108,7 +106,7 @@ class Recipe(BaseModel):
     model_config = _STRICT
 
     name: str
-    mode: Mode = "meta"
+    mode: Literal["meta", "first-order", "naive", "none"] = Field("meta", description="see `ttt_docs.training.outer.Mode`")
     trains: Literal["all", "adapter"] = Field("all", description="adapter: prime MLPs, norms, learned inner lr")
     learned_inner_lr: bool = Field(False, description="one inner learning rate per suffix block is trained too")
     sequence: int = Field(gt=0, description="tokens of a training sequence")
@@ -136,8 +134,10 @@ class Recipe(BaseModel):
             raise UsageError(f"learned_inner_lr needs a mode that updates (meta or first-order), not {self.mode}")
         if self.model.config is not None:
             config = self.architecture()
-            if self.mode != "none" and not config.suffix_blocks:
-                raise UsageError(f"mode {self.mode} needs suffix blocks: set model.suffix_blocks, or use mode none")
+            if (self.mode != "none") != bool(config.suffix_blocks):
+                raise UsageError(
+                    f"mode {self.mode} with {config.suffix_blocks} suffix blocks: mode none has none, the others need some"
+                )
         return self
 
     @property

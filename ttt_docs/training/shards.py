@@ -6,7 +6,6 @@
     manifest.json         written last: what the shards were made from, totals, one hash over all shards
 
 A shard is a run of documents that the sources' order alone decides, so an interrupted build skips what it finished.
-Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def build_shards(
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
     heads: list[dict[str, Any]] = []
-    texts = (text for source in sources for text in documents(source))
+    texts = (text.encode("utf-8", "replace").decode() for source in sources for text in documents(source))
     with tqdm(desc="tokenizing", unit="tok", unit_scale=True, disable=None if progress else True) as bar:
         for group in _groups(texts):
             head = _finished(folder, len(heads), dtype)
@@ -94,10 +93,10 @@ def build_shards(
             heads.append(head)
             bar.update(sum(head["documents"]))
     if not any(head["documents"] for head in heads):
-        longest = max((head["longest"] for head in heads), default=0)
+        longest = max((head["longest_characters"] for head in heads), default=0)
         raise DocumentError(
             f"no document of {', '.join(source.name for source in sources[:4])} has {shortest:,} tokens (the longest "
-            f"has {longest:,}): use longer documents or a shorter sequence"
+            f"has {longest:,} characters): use longer documents or a shorter sequence"
         )
     manifest = {
         "format": FORMAT_VERSION,
@@ -156,14 +155,12 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
 def _write_shard(
     folder: Path, index: int, texts: list[str], tokenizer: Tokenizer, bos: list[int], dtype: Any, shortest: int
 ) -> dict[str, Any]:
-    digest, lengths, longest = hashlib.sha256(), [], 0
+    digest, lengths = hashlib.sha256(), []
     with replacing(folder / _name(index, "tokens")) as file:
         for text in texts:
-            if len(text.encode("utf-8", "surrogatepass")) + len(bos) < shortest:  # no token is less than a byte
-                longest = max(longest, len(bos) + len(text) // 4)
+            if len(text.encode()) + len(bos) < shortest:  # no token is less than a byte: spares most web pages the work
                 continue
             ids = bos + [i for part in tokenizer.encode_batch(list(segments([text]))) for i in part]
-            longest = max(longest, len(ids))
             if len(ids) < shortest:
                 continue
             data = np.array(ids, dtype=dtype).tobytes()
@@ -173,7 +170,7 @@ def _write_shard(
     head = {
         "documents": lengths,
         "left_out": len(texts) - len(lengths),
-        "longest": longest,
+        "longest_characters": max(map(len, texts)),
         "sha256": digest.hexdigest(),
     }
     _write_json(folder / _name(index, "json"), head)

@@ -1,0 +1,155 @@
+"""Checkpoints of a run: masters, AdamW's state, step and random state, by torch.distributed.checkpoint.
+
+    RUN/checkpoints/step-000100/    .metadata and *.distcp (DCP), run.json: step, score, recipe, data
+
+A checkpoint is written under another name and renamed when complete, so whatever kills the process leaves only whole
+ones. Sharded tensors are saved and loaded in parts, by any number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+
+from ttt_docs.errors import CheckpointError
+from ttt_docs.memory.files import replacing
+from ttt_docs.training.processes import Processes
+from ttt_docs.training.recipe import Recipe
+from ttt_docs.training.weights import Weights
+
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint on disk."""
+
+    folder: Path
+    step: int
+    score: float | None  # validation loss, or mean training loss since the one before: smaller is better
+
+
+def optimizer_of(recipe: Recipe, weights: Weights) -> torch.optim.AdamW:
+    """AdamW over the masters: matrices decay, norms and inner learning rates do not. Its state is there from the start,
+    zeros, for checkpoints to be loaded into."""
+    chosen = recipe.optimizer
+    matrices = [m for m in weights.masters.values() if m.dim() > 1]
+    vectors = [m for name, m in weights.masters.items() if m.dim() <= 1 and name != "inner_lr"]
+    rates = [m for name, m in weights.masters.items() if name == "inner_lr"]
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((matrices, chosen.weight_decay), (vectors, 0.0), (rates, 0.0))
+        if params
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=chosen.lr, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)
+    for master in weights.masters.values():
+        optimizer.state[master] = {
+            "step": torch.zeros(()),
+            "exp_avg": torch.zeros_like(master, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
+        }
+    return optimizer
+
+
+def save(
+    run: Path, step: int, score: float | None, facts: Mapping[str, Any], weights: Weights,
+    optimizer: torch.optim.Optimizer, processes: Processes,
+) -> None:  # fmt: skip
+    """Writes the checkpoint of `step`. All processes call it together."""
+    folder = run / "checkpoints" / f"step-{step:06d}"
+    building = folder.with_name(f".{folder.name}.partial")
+    if processes.first:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+    processes.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process only
+        dcp.save(_state(weights, optimizer), checkpoint_id=str(building))
+    if processes.first:
+        with replacing(building / "run.json") as file:
+            file.write(json.dumps({"step": step, "score": score, **facts}).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(building, folder)
+    processes.wait()
+
+
+def load(saved: Saved, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a checkpoint's content into `weights` and `optimizer`. All processes call it together."""
+    state = _state(weights, optimizer)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(state, checkpoint_id=str(saved.folder))
+    except Exception as error:  # DCP raises an exception of its own around what every process met
+        raise CheckpointError(f"{saved.folder} cannot be loaded: {error}") from error
+    torch.set_rng_state(state["random"])
+    weights.publish()
+
+
+def saved_checkpoints(run: Path) -> list[Saved]:
+    """The whole checkpoints of a run, oldest first."""
+    found = []
+    for folder in (run / "checkpoints").glob("step-*"):
+        if _NAME.fullmatch(folder.name) and (folder / "run.json").is_file():
+            facts = json.loads((folder / "run.json").read_text("utf-8"))
+            found.append(Saved(folder, facts["step"], facts["score"]))
+    return sorted(found, key=lambda saved: saved.step)
+
+
+def best_of(found: list[Saved]) -> Saved | None:
+    """The one with the smallest score, the newer of equals."""
+    scored = [saved for saved in found if saved.score is not None]
+    return min(reversed(scored), key=lambda saved: saved.score or 0.0, default=None)
+
+
+def remove_old(run: Path, keep: int) -> None:
+    """Keeps the newest `keep` checkpoints and the best."""
+    found = saved_checkpoints(run)
+    best = best_of(found)
+    for saved in found[:-keep]:
+        if saved != best:
+            (saved.folder / "run.json").unlink()  # first, so that an interrupted removal leaves nothing whole
+            shutil.rmtree(saved.folder, ignore_errors=True)
+
+
+def check_same_run(saved: Saved, facts: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raises CheckpointError, naming what differs, if a checkpoint is of another recipe, data or base model."""
+    there = json.loads((saved.folder / "run.json").read_text("utf-8"))
+    for part, here in facts.items():
+        if part != "recipe" and there.get(part) != here:
+            raise CheckpointError(
+                f"{saved.folder} was made from another {part} ({str(there.get(part))[:12]}, here {str(here)[:12]}): "
+                "give another output= folder"
+            )
+    differ = _differences(there["recipe"], json.loads(json.dumps(facts["recipe"])))
+    if differ:
+        raise CheckpointError(
+            f"{saved.folder} is of another recipe than {recipe.name}: {'; '.join(differ[:6])}. Give another output= "
+            "folder, or remove that one"
+        )
+
+
+def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted(there.keys() | here.keys())
+        return [line for key in keys for line in _differences(there.get(key), here.get(key), f"{path}.{key}".strip("."))]
+    return [] if there == here else [f"{path} is {there} there and {here} here"]
+
+
+def _state(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    tensors: dict[str, Tensor] = {name: master.detach() for name, master in weights.masters.items()}
+    moments = {
+        name: {key: value for key, value in optimizer.state[master].items()} for name, master in weights.masters.items()
+    }
+    return {"weights": tensors, "optimizer": moments, "random": torch.get_rng_state()}

@@ -1,0 +1,112 @@
+"""What a run starts from: random weights, a checkpoint, or a plain model that gets prime MLPs (retrofit)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from ttt_docs.checkpoints import fetch
+from ttt_docs.checkpoints.registry import cache_folder, resolve
+from ttt_docs.checkpoints.retrofit import retrofit
+from ttt_docs.checkpoints.source import State, check_state
+from ttt_docs.checkpoints.store import Checkpoint, load_checkpoint
+from ttt_docs.checkpoints.tokenizer import Tokenizer
+from ttt_docs.errors import UsageError
+from ttt_docs.memory.files import replacing
+from ttt_docs.model.config import ModelConfig
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model before its training. `base` is what it was made from (None: random weights)."""
+
+    config: ModelConfig
+    state: State
+    base: Checkpoint | None
+
+
+def start_of(recipe: Recipe) -> Start:
+    """Weights as the recipe says: float32 where random, else in the dtype they are stored in.
+
+    Raises:
+        CheckpointError: weights that cannot be found or read.
+        UsageError: weights of another architecture than the recipe's.
+    """
+    chosen = recipe.model
+    if chosen.pretrained is None:
+        config = recipe.architecture()
+        model = Decoder(config).initialize(torch.Generator().manual_seed(recipe.seed))
+        return Start(config, {name: tensor.detach() for name, tensor in model.state_dict().items()}, None)
+    base = load_checkpoint(resolve(chosen.pretrained))
+    try:
+        longest = max(recipe.sequence, base.config.max_positions)
+        fields = base.config.model_dump() | {"max_positions": longest} | chosen.changes
+        config, state = ModelConfig(**fields), base.state
+    except ValidationError as error:
+        raise UsageError(f"model.changes: {error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}") from None
+    if chosen.config is not None:
+        check_state(recipe.architecture(), state, f"{chosen.pretrained} (the recipe wants {chosen.config})")
+    check_state(config, state, chosen.pretrained)
+    if recipe.mode != "none" and not config.suffix_blocks:
+        wanted = chosen.suffix_blocks if isinstance(chosen.suffix_blocks, int) else 8
+        config, state = retrofit(config, state, min(wanted, config.blocks), recipe.reading.sinks)
+    elif isinstance(chosen.suffix_blocks, int) and chosen.suffix_blocks not in (0, config.suffix_blocks):
+        raise UsageError(f"{chosen.pretrained} has {config.suffix_blocks} suffix blocks, not {chosen.suffix_blocks}")
+    return Start(config, state, base)
+
+
+def tokenizer_folder(recipe: Recipe) -> Path:
+    """The folder with the recipe's tokenizer.json, downloaded first if need be.
+
+    Raises:
+        UsageError: `model`, where there is no pretrained model.
+        CheckpointError: no tokenizer there, or one that cannot be downloaded.
+    """
+    name = recipe.data.tokenizer
+    if name == "bytes":
+        return write_byte_tokenizer(cache_folder() / "tokenizers" / "bytes")
+    if name == "model":
+        if recipe.model.pretrained is None:
+            raise UsageError("data.tokenizer: a model of random weights has none; give bytes, a folder or a model's name")
+        return resolve(recipe.model.pretrained)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if "/" in name:
+        return fetch.download_repository(name, patterns=["tokenizer*"])
+    return resolve(name)
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raises UsageError if the tokenizer has tokens that the model has no row for."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {config.vocab_size:,}: "
+            "set data.tokenizer, or model.changes.vocab_size"
+        )
+
+
+def write_byte_tokenizer(folder: Path) -> Path:
+    """Makes a tokenizer with one token per byte of UTF-8, after three special ones (259 in all); returns `folder`."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    names = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend: Any = Backend(models.BPE({name: index for index, name in enumerate(names)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(special)
+    settings = {"unk_token": special[0], "bos_token": special[1], "eos_token": special[2]}
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "tokenizer_config.json") as file:
+        file.write(json.dumps(settings).encode())
+    with replacing(folder / "tokenizer.json") as file:
+        file.write(backend.to_str().encode())
+    return folder

@@ -1,0 +1,182 @@
+"""Which parameters are trained, in what precision they are kept, and how several processes share them.
+
+Every trained parameter has a float32 master, which AdamW updates. Products run on a copy in the compute dtype; prime
+MLPs stay float32, as fast weights do. With several processes, `data` keeps everything everywhere and averages gradients;
+`sharded` (FSDP2) keeps masters, gradients and AdamW's state in parts and gathers the weights for each step.
+
+Gradients are averaged by one explicit all-reduce: DDP's hooks fire on every backward pass, and the inner loop's own
+gradients are backward passes inside the forward pass. FSDP2 wraps the whole outer loss for the same reason: to it the
+inner loop is a part of one forward pass, and it reduces gradients when the backward pass of the loss has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ttt_docs.checkpoints.source import State
+from ttt_docs.model.config import ModelConfig
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.loading import build_decoder
+from ttt_docs.training.outer import OuterLoss, outer_loss
+from ttt_docs.training.processes import Processes
+from ttt_docs.training.recipe import Recipe
+
+#: The learned inner learning rates' name beside the model's parameters.
+INNER_LR = "inner_lr"
+
+
+class Objective(nn.Module):
+    """The outer loss as a module, which is what FSDP2 can wrap."""
+
+    def __init__(self, model: Decoder, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+
+    def forward(self, tokens: Tensor, lr_scale: float, inner_lr: Tensor | None) -> OuterLoss:
+        gather_prime_mlps(self.model)
+        recipe = self.recipe
+        return outer_loss(
+            self.model,
+            tokens,
+            recipe.reading,
+            mode=recipe.mode,
+            lr_scale=lr_scale,
+            inner_lr=inner_lr,
+            recompute=recipe.compute.recompute,
+        )
+
+
+@dataclass
+class Weights:
+    """A model in training."""
+
+    objective: Objective
+    masters: dict[str, Tensor]  # float32, by parameter name; DTensors where sharded
+    copies: dict[str, nn.Parameter]  # the model's own, where they are not the masters themselves
+    sharded: bool
+
+    @property
+    def model(self) -> Decoder:
+        return self.objective.model
+
+    @property
+    def inner_lr(self) -> Tensor | None:
+        """[suffix blocks], what the inner learning rate is multiplied by; None: it is not trained."""
+        return self.masters.get(INNER_LR)
+
+    def collect_gradients(self) -> None:
+        """Adds the gradients of the compute copies to the masters', in float32."""
+        for name, copy in self.copies.items():
+            if copy.grad is not None:
+                master = self.masters[name]
+                grad = copy.grad.float()
+                master.grad = grad if master.grad is None else master.grad.add_(grad)
+                copy.grad = None
+
+    def average_gradients(self, processes: Processes, pieces: int) -> None:
+        """From sums over this process's `pieces` of a batch to the mean over all processes'."""
+        for master in self.masters.values():
+            if master.grad is not None:
+                master.grad.div_(pieces)
+        apart = [m for m in self.masters.values() if m.grad is not None and not isinstance(m, DTensor)]
+        if processes.count > 1 and apart:
+            flat = processes.mean(torch.cat([m.grad.flatten() for m in apart]))  # type: ignore[union-attr]
+            for master, grad in zip(apart, flat.split([m.numel() for m in apart]), strict=True):
+                assert master.grad is not None
+                master.grad.copy_(grad.view_as(master))
+
+    def gradient_norm(self, processes: Processes) -> Tensor:
+        """The global norm over all trained parameters, float64."""
+        whole, parts = [], []
+        for master in self.masters.values():
+            if isinstance(master.grad, DTensor):
+                parts.append(master.grad.to_local())
+            elif master.grad is not None:
+                whole.append(master.grad)
+        squares = processes.sum(_squares(parts, processes.device)) if self.sharded else 0
+        return (_squares(whole, processes.device) + squares).sqrt()
+
+    def clear_gradients(self) -> None:
+        for master in self.masters.values():
+            master.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copies the masters to the model, after an update."""
+        for name, copy in self.copies.items():
+            copy.copy_(self.masters[name])
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Every trained parameter whole, float32, on the CPU. All processes must go through it together."""
+        for name, master in self.masters.items():
+            full = master.full_tensor() if isinstance(master, DTensor) else master
+            yield name, full.detach().cpu()
+
+
+def trained_names(config: ModelConfig, names: Iterator[str] | list[str], trains: str) -> list[str]:
+    """`all`, or for `adapter` the prime MLPs and every norm."""
+    return [name for name in names if trains == "all" or ".prime_mlp." in name or "norm." in name]
+
+
+def prepare(recipe: Recipe, config: ModelConfig, state: State, dtype: torch.dtype, processes: Processes) -> Weights:
+    """The model on its device, ready to train."""
+    sharded = recipe.compute.parallel == "sharded" and processes.count > 1
+    model = build_decoder(config, state, processes.device, torch.float32 if sharded else dtype)
+    trained = set(trained_names(config, list(state), recipe.trains))
+    for name, parameter in model.named_parameters():
+        if name in trained:
+            own = parameter.detach()
+            # The state may map a checkpoint's file or share tensors: what is trained gets memory of its own.
+            replace_parameter(model, name, nn.Parameter(own.clone()))
+    objective = Objective(model, recipe)
+    if sharded:
+        _shard(objective, dtype, processes)
+    masters: dict[str, Tensor] = {}
+    copies: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if name not in trained:
+            continue
+        if parameter.dtype == torch.float32:
+            masters[name] = parameter
+        else:
+            masters[name], copies[name] = state[name].detach().to(processes.device, torch.float32, copy=True), parameter
+    if recipe.learned_inner_lr:
+        masters[INNER_LR] = torch.ones(config.suffix_blocks, device=processes.device, requires_grad=True)
+    return Weights(objective, masters, copies, sharded)
+
+
+def replace_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)
+
+
+def gather_prime_mlps(model: Decoder) -> None:
+    """With FSDP2, brings the prime MLPs together: they are a group of their own, whose dtype is float32."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for index in model.config.suffix:
+        prime = model.block(index).prime_mlp
+        if isinstance(prime, FSDPModule):
+            prime.unshard()
+
+
+def _shard(objective: Objective, dtype: torch.dtype, processes: Processes) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(processes.device.type, (processes.count,))
+    for index in objective.model.config.suffix:
+        fully_shard(objective.model.block(index).prime_mlp, mesh=mesh)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    fully_shard(objective, mesh=mesh, mp_policy=policy)
+
+
+def _squares(grads: list[Tensor], device: torch.device) -> Tensor:
+    if not grads:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(grads)).double().square().sum()
