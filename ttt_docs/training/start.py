@@ -62,6 +62,17 @@ def start_of(recipe: Recipe) -> Start:
     return Start(config, state, base)
 
 
+def config_of(recipe: Recipe) -> ModelConfig:
+    """The architecture that a recipe trains; of a pretrained model that is not here yet, as far as the recipe says it.
+
+    Raises as `start_of`.
+    """
+    if recipe.model.config is not None:
+        return recipe.architecture()
+    with torch.device("meta"):
+        return start_of(recipe).config
+
+
 def tokenizer_folder(recipe: Recipe) -> Path:
     """The folder with the recipe's tokenizer.json, downloaded first if need be.
 

@@ -1,0 +1,124 @@
+"""What a run will cost, before it runs: parameters, tokens, FLOPs, memory per GPU. Estimates by formula, not measured.
+
+FLOPs of one token, counting a multiply-add as two. With P = prefix blocks forward, S = suffix blocks and head forward,
+each 2 x its matrices' parameters + 4 x heads x head_dim x (keys seen on average) for attention:
+
+    plain or naive       3 (P + S)         forward 1, backward 2
+    first-order          3 P + 5 S         the inner gradient is one more backward (2) through the suffix
+    meta                 3 P + 9 S         and its own backward costs twice its forward (4)
+    recompute            + everything that is forward once more: P + S, or P + 3 S where there is an inner gradient
+
+Memory of one process, in bytes; b = bytes of the compute dtype, N parameters in all, T trained, n processes:
+
+    weights              b N             (prime MLPs and whatever is float32: 4)
+    masters, moments     12 T            AdamW's two moments and the float32 master; / n where sharded
+    gradients            4 T + b T       masters' (/ n where sharded) and, during the backward pass, the copies'
+    fast weights         4 F x micro_batch x states; F fast weights, states = chunks kept: all (+ 1 gradient each for
+                         meta) unless recomputed logarithmically
+    keys and values      2 b kv_dim x blocks x micro_batch x sequence
+    activations          of one chunk with recompute, of all without: per token and block b (8 dim + 3 qkv + 6 mlp),
+                         four times that in the suffix for meta; and float32 logits of 2,048 tokens, twice
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import ceil, log2, prod
+
+from ttt_docs.checkpoints.names import parameter_shapes
+from ttt_docs.model.config import ModelConfig
+from ttt_docs.training.recipe import Recipe
+
+_LOGIT_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes for one process."""
+
+    weights: int
+    optimizer: int
+    gradients: int
+    fast_weights: int
+    keys_and_values: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What `ttt-docs train --dry-run` prints."""
+
+    parameters: int
+    trained: int
+    fast: int
+    tokens: int | None  # None: one epoch of data that is not counted yet
+    flops_per_token: float
+    flops: float | None
+    memory: Memory
+
+
+def budget_of(recipe: Recipe, config: ModelConfig, processes: int = 1, bytes_per_number: int = 2) -> Budget:
+    """The estimates for `config` trained by `recipe` in `processes` processes."""
+    shapes = parameter_shapes(config)
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    adapter = {name for name in sizes if ".prime_mlp." in name or "norm." in name}
+    trained = sum(sizes[name] for name in sizes if recipe.trains == "all" or name in adapter)
+    fast = sum(size for name, size in sizes.items() if ".prime_mlp." in name)
+    tokens = None if recipe.steps is None else recipe.steps * recipe.tokens_per_step
+    per_token = flops_per_token(recipe, config)
+    return Budget(
+        parameters=sum(sizes.values()),
+        trained=trained,
+        fast=fast,
+        tokens=tokens,
+        flops_per_token=per_token,
+        flops=None if tokens is None else per_token * tokens,
+        memory=_memory(recipe, config, sum(sizes.values()), trained, fast, processes, bytes_per_number),
+    )
+
+
+def flops_per_token(recipe: Recipe, config: ModelConfig) -> float:
+    """The table above."""
+    window, length = min(recipe.reading.window, recipe.sequence), recipe.sequence
+    seen = window - window * (window - 1) / (2 * length)  # keys of a query, mean over a sequence
+    attention = 4 * config.heads * config.head_dim * seen
+    prefix = suffix = 0.0
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) < 2 or (name == "embed.weight" and not config.tied_head):
+            continue
+        index = int(name.split(".")[1]) if name.startswith("blocks.") else config.blocks
+        if index in range(config.prefix_blocks):
+            prefix += 2 * prod(shape)
+        else:
+            suffix += 2 * prod(shape)
+    prefix, suffix = prefix + attention * config.prefix_blocks, suffix + attention * config.suffix_blocks
+    updates = recipe.mode in ("meta", "first-order")
+    again = 0.0 if recipe.compute.recompute == "none" else prefix + suffix * (3 if updates else 1)
+    return 3 * prefix + {"meta": 9, "first-order": 5}.get(recipe.mode, 3) * suffix + again
+
+
+def _memory(
+    recipe: Recipe, config: ModelConfig, parameters: int, trained: int, fast: int, processes: int, size: int
+) -> Memory:
+    parts = processes if recipe.compute.parallel == "sharded" else 1
+    chunks, batch = recipe.sequence // recipe.reading.chunk, recipe.compute.micro_batch
+    updates = recipe.mode in ("meta", "first-order")
+    meta = recipe.mode == "meta"
+    states = 0 if not updates else (ceil(log2(chunks)) + 1 if recipe.compute.recompute == "logarithmic" else chunks)
+    kv = config.kv_heads * config.head_dim
+    row = size * (8 * config.dim + 3 * (config.heads * config.head_dim + 2 * kv) + 6 * config.mlp_dim)
+    rows = batch * (recipe.sequence if recipe.compute.recompute == "none" else recipe.reading.chunk)
+    depth = config.prefix_blocks + config.suffix_blocks * (4 if meta else 1)
+    logits = 2 * 4 * min(rows, _LOGIT_ROWS) * config.vocab_size
+    return Memory(
+        weights=size * (parameters - fast) + 4 * fast,
+        optimizer=12 * trained // parts,
+        gradients=4 * trained // parts + size * trained,
+        fast_weights=4 * fast * batch * states * (2 if meta else 1),
+        keys_and_values=2 * size * kv * config.blocks * batch * recipe.sequence,
+        activations=row * rows * depth + logits,
+    )
