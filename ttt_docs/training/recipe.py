@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ttt_docs.errors import UsageError
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
@@ -57,6 +57,11 @@ class DataRecipe(BaseModel):
     subset: str | None = Field(None, description="configuration of a Hugging Face dataset")
     split: str = Field("train", description="split of a Hugging Face dataset")
     folder: str | None = Field(None, description="where tokenized shards are kept; none: the cache folder")
+
+    @field_validator("train", "valid", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class OptimizerRecipe(BaseModel):
