@@ -76,6 +76,15 @@ MODEL = {
 MODELS_LIST = {"models": "list of objects as `models info` prints", "cache": "folder of the cache"}
 MODELS_PULL = {"name": "as given", "folder": "where the converted weights are"}
 MODELS_RM = {"name": "as given", "removed": "false: there was nothing to remove"}
+TRAIN = {
+    "folder": "of the run",
+    "exported": "the trained model's folder, or its adapter.safetensors",
+    "steps": "of the whole run",
+    "tokens": "in training sequences, of the whole run",
+    "loss": "of the last step, nats per token",
+    "valid_loss": "at the end, nats per token; null without validation data",
+    "seconds": "of this call",
+}
 ENV = {
     "versions": "{name: version} of ttt-docs, python and the packages that matter; null: not installed",
     "platform": "operating system and machine",
@@ -99,5 +108,6 @@ SHAPES = {
     "models pull": MODELS_PULL,
     "models info": MODEL,
     "models rm": MODELS_RM,
+    "train": TRAIN,
     "env": ENV,
 }

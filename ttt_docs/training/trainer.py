@@ -33,7 +33,7 @@ from ttt_docs.training.schedule import inner_lr_scale, learning_rate
 from ttt_docs.training.sequences import Sequences
 from ttt_docs.training.shards import Shards, build_shards, shards_folder, wait_for_shards
 from ttt_docs.training.sources import find_sources
-from ttt_docs.training.start import Start, check_vocabulary, start_of, tokenizer_folder
+from ttt_docs.training.start import Start, check_vocabulary, config_of, start_of, tokenizer_folder
 from ttt_docs.training.weights import Weights, gather_prime_mlps, prepare
 
 
@@ -130,9 +130,9 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
             f"a batch of {recipe.batch} sequences cannot be divided between {here.count} processes in pieces of "
             f"{recipe.compute.micro_batch}: change batch, compute.micro_batch or the number of processes"
         )
-    start = start_of(recipe)
     data = prepare_data(recipe, here, progress)
-    check_vocabulary(Tokenizer(data.tokenizer), start.config)
+    check_vocabulary(Tokenizer(data.tokenizer), config_of(recipe))
+    start = start_of(recipe)
     steps = recipe.steps or len(data.train) // recipe.batch
     if not steps:
         raise UsageError(f"the data has {len(data.train)} sequences, less than one batch ({recipe.batch})")

@@ -1,0 +1,146 @@
+"""Adapters: what is in the file, reading with it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from training_files import tiny_recipe, write_books
+
+from ttt_docs import TTTReader
+from ttt_docs.checkpoints import registry
+from ttt_docs.checkpoints.adapter import load_adapter
+from ttt_docs.checkpoints.names import parameter_shapes
+from ttt_docs.checkpoints.source import WeightSource
+from ttt_docs.checkpoints.store import write_checkpoint
+from ttt_docs.errors import CheckpointError, MemoryMismatchError, UsageError
+from ttt_docs.model.config import ModelConfig
+from ttt_docs.training.start import write_byte_tokenizer
+from ttt_docs.training.trainer import train
+
+PLAIN = ModelConfig(
+    name="plain", vocab_size=320, blocks=2, dim=16, heads=2, kv_heads=1, head_dim=8, mlp_dim=24, eos_token_ids=(2,)
+)
+
+
+def write_plain(folder: Path, seed: int) -> Path:
+    noise = torch.Generator().manual_seed(seed)
+    shapes = parameter_shapes(PLAIN)
+    state = {name: 0.2 * torch.randn(shape, generator=noise) for name, shape in shapes.items()}
+    dtypes = {name: torch.float32 for name in shapes}
+    return write_checkpoint(
+        folder, WeightSource(PLAIN, dtypes, state.__getitem__, "test", (), write_byte_tokenizer), progress=False
+    )
+
+
+def adapter_recipe(folder: Path, *changes: str):
+    start = ["model.config=null", "model.changes={}", f"model.pretrained={folder / 'plain'}", "model.suffix_blocks=1"]
+    more = ["trains=adapter", "data.tokenizer=model", "reading.sinks=2", "reading.inner_rule=normalized", "steps=4"]
+    return tiny_recipe(folder, *start, *more, *changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TTT_DOCS_CACHE", str(folder / "cache"))
+        write_plain(folder / "plain", seed=0)
+        done = train(adapter_recipe(folder, "learned_inner_lr=true", "optimizer.lr=1e-2"), progress=False)
+        yield folder, done.exported
+
+
+def test_the_file_holds_only_what_was_trained(trained):
+    folder, path = trained
+    prime = {f"blocks.1.prime_mlp.{name}" for name in ("w1", "w2", "w3")}
+    norms = {f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("attention_norm", "mlp_norm")}
+    state = load_file(path)
+    assert state.keys() == prime | norms | {"final_norm.weight"}
+    base = load_file(folder / "plain" / "model.safetensors")
+    assert all((state[name] != base[name]).any() for name in norms)
+    assert state["blocks.1.prime_mlp.w2"].any()
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["ttt-docs"])
+    assert header["format"] == 1 and header["provenance"]["steps"] == 4 and header["provenance"]["tokens"] == 512
+    assert header["provenance"]["recipe"]["optimizer"]["lr"] == 1e-2 and len(header["provenance"]["data"]) == 64
+    assert len(header["reading"]["inner_lr_factors"]) == 1 and header["reading"]["inner_lr_factors"] != [1.0]
+
+
+def test_reading_with_an_adapter_is_another_model_with_its_own_reading(trained, tmp_path):
+    folder, path = trained
+    text = json.loads(write_books(tmp_path / "b.jsonl").read_text().splitlines()[0])["text"][:200]
+    plain = TTTReader.from_pretrained(folder / "plain", dtype="float32", suffix_blocks=1, chunk=8, window=16)
+    reader = TTTReader.from_pretrained(folder / "plain", adapter=path, dtype="float32")
+    assert (reader.reading.chunk, reader.reading.window, reader.reading.sinks) == (8, 16, 2)
+    assert reader.reading.inner_lr_factors and reader.fingerprint != plain.fingerprint
+    memory, before = reader.ingest(text=text), plain.ingest(text=text)
+    assert memory.nll.mean() < before.nll.mean() - 0.02
+    memory.save(tmp_path / "m.ttt")
+    again = TTTReader.from_pretrained(folder / "plain", adapter=str(path), dtype="float32", chunk=8)
+    again.check(memory)
+    with pytest.raises(MemoryMismatchError):
+        plain.check(memory)
+    assert TTTReader.from_pretrained(folder / "plain", adapter=path, chunk=4).reading.chunk == 4
+
+
+def test_an_adapter_opens_its_base_only_from_the_registry(trained, monkeypatch):
+    folder, path = trained
+    with pytest.raises(CheckpointError, match="open that model, and give the file as its adapter"):
+        TTTReader.from_pretrained(path)
+    name = str(folder / "plain")
+    monkeypatch.setitem(registry.REGISTRY, name, registry.REGISTRY["smollm2-135m"])
+    monkeypatch.setattr(registry, "pull", lambda name: Path(name))
+    assert TTTReader.from_pretrained(path).fingerprint == TTTReader.from_pretrained(name, adapter=path).fingerprint
+
+
+def test_what_does_not_fit_is_refused(trained, tmp_path):
+    folder, path = trained
+    other = write_plain(tmp_path / "other", seed=1)
+    with pytest.raises(CheckpointError, match="trained for another model"):
+        TTTReader.from_pretrained(other, adapter=path)
+    with pytest.raises(CheckpointError, match="there is no adapter"):
+        TTTReader.from_pretrained(folder / "plain", adapter=tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match="not an adapter of ttt-docs"):
+        load_adapter(folder / "plain" / "model.safetensors")
+    with pytest.raises(UsageError, match="1 suffix blocks: leave suffix_blocks out"):
+        TTTReader.from_pretrained(folder / "plain", adapter=path, suffix_blocks=2)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda state, header: state["blocks.1.prime_mlp.w1"].add_(1), "do not match their sha256"),
+        (lambda state, header: state.update({"blocks.1.prime_mlp.w1": torch.zeros(3)}), "tensors that its model"),
+        (lambda state, header: header.update(format=2), "adapter format 2, newer"),
+        (lambda state, header: header.pop("reading"), "not an adapter of ttt-docs, or is damaged"),
+        (lambda state, header: header["config"].update(dim=-1), "not an adapter of ttt-docs, or is damaged"),
+    ],
+)
+def test_damaged_adapters_are_refused(trained, tmp_path, edit, message):
+    _, path = trained
+    state = load_file(path)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["ttt-docs"])
+    edit(state, header)
+    save_file(state, tmp_path / "a.safetensors", {"ttt-docs": json.dumps(header)})
+    with pytest.raises(CheckpointError, match=message):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("mode", ["first-order", "naive", "none"])
+def test_the_other_modes_train_too(trained, tmp_path, mode):
+    folder, _ = trained
+    recipe = adapter_recipe(folder, f"mode={mode}", f"output={tmp_path}", *(["model.suffix_blocks=null"] * (mode == "none")))
+    path = train(recipe, progress=False).exported
+    reader = TTTReader.from_pretrained(folder / "plain", adapter=path, dtype="float32")
+    assert reader.model.config.suffix_blocks == (0 if mode == "none" else 1)
+    assert reader.ingest(text="the ship lay still and the captain").nll.isfinite().all()
+
+
+def test_a_pretrained_model_of_another_architecture_is_refused(trained):
+    folder, _ = trained
+    with pytest.raises(CheckpointError, match=r"the recipe wants 125m\) do not fit their config"):
+        train(adapter_recipe(folder, "model.config=125m"), progress=False)
