@@ -1,6 +1,6 @@
 """Reference outputs of the published method (METHOD section 7): tiny models with their losses and gradients.
 
-The published layout stacks parameters over blocks, stores matrices `[in, out]` and rotates interleaved RoPE pairs.
+`published.py` has the layout of their parameters.
 """
 
 from __future__ import annotations
@@ -13,21 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ttt_docs.checkpoints.names import halves_from_interleaved
-from ttt_docs.checkpoints.source import State, check_state
+from ttt_docs.checkpoints.names import parameter_shapes
+from ttt_docs.checkpoints.published import published_layout, rows_of
+from ttt_docs.checkpoints.source import State, compare_shapes
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig, ReadingConfig
-
-_MODEL = "language_model.model."
-_BLOCKS = _MODEL + "h.blocks."
-_PRIME = _MODEL + "h.prime_storage."
-_NORMS = {
-    "attention_norm": _BLOCKS + "seq_norm",
-    "attention_post_norm": _BLOCKS + "seq_post_norm",
-    "mlp_norm": _BLOCKS + "ffn_norm",
-    "mlp_post_norm": _BLOCKS + "ffn_post_norm",
-}
-_PRIME_NORMS = {"prime_norm": _PRIME + "ffn_prime_norm", "prime_post_norm": _PRIME + "ffn_prime_post_norm"}
 
 
 @dataclass(frozen=True)
@@ -121,41 +111,16 @@ def state_from_published(config: ModelConfig, arrays: dict[str, np.ndarray]) -> 
     Raises:
         CheckpointError: arrays missing, left over or of the wrong shape.
     """
-    left = dict(arrays)
-
-    def take(path: str) -> torch.Tensor:
-        if path not in left:
-            raise CheckpointError(f"{config.name}: {path} is missing")
-        return torch.from_numpy(np.array(left.pop(path)))
-
-    state: State = {"embed.weight": take(_MODEL + "wte.weight"), "final_norm.weight": take(_MODEL + "ln_f.weight")}
-    if not config.tied_head:
-        raise CheckpointError(f"{config.name}: an untied head is not known in this layout")
-    attention = _BLOCKS + "seq_modeling_block."
-    wq, wk, wv, wo = (take(f"{attention}{key}.weight").transpose(1, 2) for key in ("wq", "wk", "wv", "wo"))
-    w1, w2, w3 = (take(f"{_BLOCKS}feed_forward.{key}.weight").transpose(1, 2) for key in ("w1", "w2", "w3"))
-    norms = {name: take(path + ".weight") for name, path in _NORMS.items()}
-    qk_norms = {key: take(f"{attention}{key}.weight") for key in ("q_norm", "k_norm")} if config.qk_norm else {}
-    for index in range(config.blocks):
-        block = f"blocks.{index}."
-        q, k = halves_from_interleaved(wq[index], config.heads), halves_from_interleaved(wk[index], config.heads)
-        state[block + "attention.wqkv.weight"] = torch.cat([q, k, wv[index]])
-        state[block + "attention.wo.weight"] = wo[index].contiguous()
-        state[block + "mlp.w13.weight"] = torch.cat([w1[index], w3[index]])
-        state[block + "mlp.w2.weight"] = w2[index].contiguous()
-        for name, stacked in norms.items():
-            state[f"{block}{name}.weight"] = stacked[index].clone()
-        for name, stacked in qk_norms.items():
-            state[f"{block}attention.{name}.weight"] = halves_from_interleaved(stacked[index], 1)
-    if config.suffix_blocks:
-        prime = {key: take(f"{_PRIME}feed_forward_prime.{key}.weight").transpose(1, 2) for key in ("w1", "w2", "w3")}
-        prime_norms = {name: take(path + ".weight") for name, path in _PRIME_NORMS.items()}
-        for place, index in enumerate(config.suffix):
-            for name, stacked in prime.items():
-                state[f"blocks.{index}.prime_mlp.{name}"] = stacked[place].contiguous()
-            for name, stacked in prime_norms.items():
-                state[f"blocks.{index}.{name}.weight"] = stacked[place].clone()
-    if left:
-        raise CheckpointError(f"{config.name}: unexpected {', '.join(sorted(left))}")
-    check_state(config, state, config.name)
+    layout = published_layout(config)
+    compare_shapes(
+        {path: published.shape for path, published in layout.items()},
+        {path: array.shape for path, array in arrays.items()},
+        config.name,
+    )
+    state = {name: torch.empty(shape) for name, shape in parameter_shapes(config).items()}
+    for path, published in layout.items():
+        array = torch.from_numpy(np.array(arrays[path]))
+        for entry, target in zip(array if published.stacked else [array], published.targets, strict=True):
+            rows = rows_of(entry, target, published.stacked)
+            state[target.name][target.row : target.row + len(rows)] = rows
     return state

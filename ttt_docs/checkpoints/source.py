@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ class WeightSource:
     files: tuple[Path, ...] = ()
     write_tokenizer: Callable[[Path], None] | None = None
     licence: str | None = None
+    #: For sources that are best read in an order of their own: (parameter, first row, rows), covering every parameter.
+    pieces: Callable[[], Iterator[tuple[str, int, torch.Tensor]]] | None = None
 
     def state(self) -> State:
         """The whole model in memory (for tests and small models)."""
@@ -56,15 +58,16 @@ def check_parts(config: ModelConfig, parts: Parts, found: dict[str, tuple[int, .
     wanted: dict[str, tuple[int, ...]] = {}
     for name, shape in parameter_shapes(config).items():
         wanted.update(zip(parts[name], part_shapes(config, name, shape), strict=True))
-    _compare(wanted, found, where)
+    compare_shapes(wanted, found, where)
 
 
 def check_state(config: ModelConfig, state: State, where: str = "the state dict") -> None:
     """As `check_parts`, for a state dict with our own names."""
-    _compare(parameter_shapes(config), {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
+    compare_shapes(parameter_shapes(config), {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
 
 
-def _compare(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], where: str) -> None:
+def compare_shapes(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], where: str) -> None:
+    """Raises CheckpointError that names what `found` lacks, has too much, or has in another shape than `wanted`."""
     wrong = [name for name in wanted if name in found and found[name] != wanted[name]]
     problems = [
         _listed("missing", [name for name in wanted if name not in found]),

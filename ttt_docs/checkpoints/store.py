@@ -227,15 +227,36 @@ def _write_weights(path: Path, source: WeightSource, progress: bool) -> dict[str
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digests = {}
-    with path.open("wb") as file:
+    disable = None if progress else True
+    bar = tqdm(desc=f"converting {source.config.name}", total=end, unit="B", unit_scale=True, disable=disable)
+    with bar, path.open("w+b") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        bar = tqdm(names, desc=f"converting {source.config.name}", unit="tensor", disable=None if progress else True)
-        for name in bar:
-            tensor = source.tensor(name)
-            digests[name] = _digest(name, tensor)
-            file.write(_bytes(tensor))
+        if source.pieces is None:
+            for name in names:
+                tensor = source.tensor(name)
+                digests[name] = _digest(name, tensor)
+                file.write(_bytes(tensor))
+                bar.update(header[name]["data_offsets"][1] - header[name]["data_offsets"][0])
+        else:
+            for name, row, rows in source.pieces():
+                data = _bytes(rows)
+                file.seek(8 + len(text) + header[name]["data_offsets"][0] + row * (len(data) // len(rows)))
+                file.write(data)
+                bar.update(len(data))
+            for name in names:
+                digests[name] = _digest_in(file, 8 + len(text), name, header[name])
         _sync(file)
     return digests
+
+
+def _digest_in(file: BinaryIO, base: int, name: str, entry: dict[str, Any]) -> str:
+    """As `_digest`, of a tensor in a safetensors file whose data begins at `base`; reads a little at a time."""
+    start, end = entry["data_offsets"]
+    file.seek(base + start)
+    digest = hashlib.sha256()
+    for first in range(start, end, 1 << 20):
+        digest.update(file.read(min(1 << 20, end - first)))
+    return f"{json.dumps([name, entry['dtype'], entry['shape']])} {digest.hexdigest()}"
 
 
 def _read_weights(path: Path) -> State:
