@@ -275,8 +275,8 @@ def window_attention_cpu(
     *,
     newest: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """The CPU path. `newest` are the keys and values that receive gradient, the last ones in `k`, `v` or all of them; the
-    others count as constants. Differentiable once."""
+    """The CPU path, differentiable once. `newest` are the keys and values that receive gradient, the last ones in `k`,
+    `v` or all of them; the others count as constants."""
     if not (torch.is_grad_enabled() and (q.requires_grad or newest[0].requires_grad)):
         return _forward_cpu(q, k, v, window, sinks)[0]
     of_sinks = (None, None, None) if sinks is None else sinks[:3]

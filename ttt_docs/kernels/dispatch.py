@@ -62,7 +62,7 @@ REFERENCE = Kernels(
 #: What reading on a CPU uses: differentiable once; cached keys and values are constants.
 CPU = Kernels("cpu", _attention_cpu, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu)
 PAIRS = Kernels("pairs", pair_window_attention, pair_rms_norm, pair_swiglu, pair_linear_cross_entropy, pair_linear)
-#: What training on a CPU uses: differentiable once, cached keys and values that ask for gradient included, and on pairs.
+#: What training on a CPU uses: differentiable once, cached keys and values that ask for it included, and on pairs.
 TRAINING = Kernels("training", _attention_training, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu, pairs=PAIRS)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights
@@ -100,9 +101,10 @@ def score_and_grads(
         # Documents are independent: the gradient of the sum over the batch is each one's own gradient.
         loss = chunk_loss(nll, targets, model.config.bos_token_id).sum()
         flat = torch.autograd.grad(loss, [w for block in leaves for w in block])
-    half = leaves[0].w13.shape[1] // 2
-    grads = []
-    for w13, w2 in zip(flat[0::2], flat[1::2], strict=True):
-        w13, w2 = (g if g.dtype == torch.float64 else g.float() for g in (w13, w2))
-        grads.append(FastWeights(w13[:, :half], w2, w13[:, half:]))
-    return nll.detach(), grads
+    return nll.detach(), fast_gradients([g.to(wide(g.dtype)) for g in flat])
+
+
+def fast_gradients(flat: Sequence[Tensor]) -> list[FastWeights]:
+    """Gradients of product weights, w13 and w2 of each block in turn, as those of fast weights (views)."""
+    pairs = zip(flat[0::2], flat[1::2], strict=True)
+    return [FastWeights(w13[:, : w13.shape[1] // 2], w2, w13[:, w13.shape[1] // 2 :]) for w13, w2 in pairs]
