@@ -112,7 +112,7 @@ def _add_sinks(out: Tensor, log_total: Tensor, sinks: Sinks) -> Tensor:
     """
     batch, tokens, heads, head_dim = out.shape
     scores = _flat(sinks.q) @ _block_diagonal(sinks.k, heads).transpose(1, 2)
-    scores = scores.view(batch, tokens, heads, -1).float().mul_(head_dim**-0.5)
+    scores = scores.view(batch, tokens, heads, -1).to(log_total.dtype).mul_(head_dim**-0.5)
     weights = scores.sub_(log_total.unsqueeze(-1)).clamp_(max=60.0).exp_()  # relative to the window's total
     if sinks.hidden is not None:
         weights.masked_fill_(sinks.hidden.unsqueeze(1), 0.0)
@@ -153,16 +153,17 @@ def _with_shift(x: Tensor, shift: Tensor | None) -> Tensor:
     if shift is None:
         return torch.cat([x, x.new_ones(*x.shape[:-1], 2)], dim=-1)
     coarse = shift.to(x.dtype)
-    rest = (shift - coarse.float()).to(x.dtype)
+    rest = (shift - coarse.to(shift.dtype)).to(x.dtype)
     return torch.cat([x, -coarse.unsqueeze(-1), -rest.unsqueeze(-1)], dim=-1)
 
 
 class _WindowAttentionCPU(torch.autograd.Function):
-    """Tiled attention for reading: gradient for the queries and for the newest tokens' keys and values only.
+    """Tiled attention: gradient for the queries, for the newest tokens' keys and values, and for sinks that ask for it.
 
     The cached keys and values were computed by earlier chunks and carry no gradient at test time, so the backward pass
-    spends nothing on them. In the notation of METHOD section 8, a tile costs two passes over its scores: one makes
-    P = exp(S - log-sum-exp), one makes dS = P * (dP - D); both subtractions happen inside the products.
+    spends nothing on them; in training a whole sequence is new (`kernels/pair_attention.py` does chunks of one). In the
+    notation of METHOD section 8, a tile costs two passes over its scores: one makes P = exp(S - log-sum-exp), one makes
+    dS = P * (dP - D); both subtractions happen inside the products.
     """
 
     @staticmethod
@@ -172,17 +173,22 @@ class _WindowAttentionCPU(torch.autograd.Function):
         new_k: Tensor,
         new_v: Tensor,
         sink_q: Tensor | None,
+        sink_k: Tensor | None,
+        sink_v: Tensor | None,
         k: Tensor,
         v: Tensor,
         window: int | None,
-        sinks: Sinks | None,
+        hidden: Tensor | None,
     ) -> Tensor:
+        sinks = None
+        if sink_q is not None and sink_k is not None and sink_v is not None:
+            sinks = Sinks(sink_q, sink_k, sink_v, hidden)
         out, log_total, sink_weights = _forward_cpu(q, k, v, window, sinks)
-        ctx.window = window
+        ctx.window, ctx.newest = window, new_k.shape[2]
         if sinks is None:
             ctx.save_for_backward(q, k, v, out, log_total)
         else:
-            ctx.save_for_backward(q, k, v, out, log_total, sinks.k, sinks.v, sink_weights)
+            ctx.save_for_backward(q, k, v, out, log_total, *sinks[:3], sink_weights)
         return out
 
     @staticmethod
@@ -191,15 +197,16 @@ class _WindowAttentionCPU(torch.autograd.Function):
         q, k, v, out, log_total, *of_sinks = ctx.saved_tensors
         batch, heads, new, head_dim = q.shape
         kv_heads, keys = k.shape[1], k.shape[2]
-        group, scale, cached, folded = heads // kv_heads, head_dim**-0.5, keys - new, batch * kv_heads
-        along = torch.linalg.vecdot(grad, out).float()  # D = rowsum(dO * O), which is rowsum(P * dP)
+        group, scale, folded = heads // kv_heads, head_dim**-0.5, batch * kv_heads
+        cached = keys - ctx.newest
+        along = torch.linalg.vecdot(grad, out).to(log_total.dtype)  # D = rowsum(dO * O), which is rowsum(P * dP)
 
         q_rows = _with_shift(q * scale, log_total).reshape(folded, group, new, -1)
         grad_rows = _with_shift(grad, along).reshape(folded, group, new, -1)
         all_k, all_v = k.reshape(folded, keys, head_dim), v.reshape(folded, keys, head_dim)
         shifted_k, shifted_v = _with_shift(all_k, None), _with_shift(all_v, None)
         grad_q = torch.empty(folded, group, new, head_dim, dtype=q.dtype)
-        grad_k = q.new_zeros(folded, head_dim, new)
+        grad_k = q.new_zeros(folded, head_dim, ctx.newest)
         grad_v = torch.zeros_like(grad_k)
         for first, last, start, stop in _tiles(new, keys, ctx.window, BACKWARD_TILE):
             rows, seen = last - first, stop - start
@@ -217,17 +224,36 @@ class _WindowAttentionCPU(torch.autograd.Function):
             here, there = slice(own - start, seen), slice(own - cached, stop - cached)
             grad_k[..., there] += tile_q[..., :head_dim].transpose(1, 2) @ grad_scores[..., here]
             grad_v[..., there] += tile_grad[..., :head_dim].transpose(1, 2) @ weights[..., here]
-        grad_sink_q = None
-        if of_sinks:
-            sink_k, sink_v, weights = of_sinks
-            grad_weights = _flat(grad) @ _block_diagonal(sink_v, heads).transpose(1, 2)
-            grad_scores = grad_weights.view(weights.shape).float() - along.transpose(1, 2).unsqueeze(-1)
-            grad_scores = (grad_scores * weights * scale).to(q.dtype).flatten(2)
-            grad_sink_q = (grad_scores @ _block_diagonal(sink_k, heads)).view(batch, new, heads, head_dim)
-            grad_sink_q = grad_sink_q.transpose(1, 2)
-        shape = (batch, kv_heads, head_dim, new)
+        shape = (batch, kv_heads, head_dim, ctx.newest)
         grad_k, grad_v = (g.view(shape).transpose(2, 3) for g in (grad_k, grad_v))
-        return grad_q.mul_(scale).view(q.shape), grad_k, grad_v, grad_sink_q, None, None, None, None
+        sink_grads: tuple[Tensor | None, ...] = (None, None, None)
+        if of_sinks:
+            sink_q, sink_k, sink_v, sink_weights = of_sinks
+            for_keys = ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
+            sink_grads = _sinks_backward(grad, along, sink_q, sink_k, sink_v, sink_weights, for_keys)
+        return grad_q.mul_(scale).view(q.shape), grad_k, grad_v, *sink_grads, None, None, None, None
+
+
+def _sinks_backward(
+    grad: Tensor, along: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, for_keys: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the sinks' queries and, `for_keys`, keys and values; weights [batch, new, heads, sinks]."""
+    heads, scale = q.shape[1], q.shape[-1] ** -0.5
+    grad_weights = _flat(grad) @ _block_diagonal(v, heads).transpose(1, 2)
+    grad_scores = grad_weights.view(weights.shape).to(weights.dtype) - along.transpose(1, 2).unsqueeze(-1)
+    grad_scores = grad_scores * weights * scale
+    flat = grad_scores.to(q.dtype).flatten(2)
+    grad_q = (flat @ _block_diagonal(k, heads)).view(*weights.shape[:3], -1).transpose(1, 2)
+    if not for_keys:
+        return grad_q, None, None
+    return grad_q, sink_columns(grad_scores, q, k), sink_columns(weights, grad, v)
+
+
+def sink_columns(weights: Tensor, rows: Tensor, like: Tensor) -> Tensor:
+    """The sum over queries of weights^T rows, rows [batch, heads, new, d], in shape and dtype of the sinks' `like`."""
+    kv_heads, heads = like.shape[1], rows.shape[1]
+    products = weights.permute(0, 2, 3, 1) @ rows.to(weights.dtype)
+    return products.unflatten(1, (kv_heads, heads // kv_heads)).sum(2).to(like.dtype)
 
 
 def _hide(scores: Tensor, window: int | None) -> None:
@@ -249,9 +275,10 @@ def window_attention_cpu(
     *,
     newest: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """The CPU path of reading. `newest` are the newest tokens' keys and values, which alone receive gradient;
-    `k`, `v` (which contain them) and the sinks' keys count as constants. Differentiable once."""
+    """The CPU path, differentiable once. `newest` are the keys and values that receive gradient, the last ones in `k`,
+    `v` or all of them; the others count as constants."""
     if not (torch.is_grad_enabled() and (q.requires_grad or newest[0].requires_grad)):
         return _forward_cpu(q, k, v, window, sinks)[0]
-    sink_q = sinks.q if sinks is not None else None
-    return _WindowAttentionCPU.apply(q, *newest, sink_q, k, v, window, sinks)
+    of_sinks = (None, None, None) if sinks is None else sinks[:3]
+    hidden = None if sinks is None else sinks.hidden
+    return _WindowAttentionCPU.apply(q, *newest, *of_sinks, k.detach(), v.detach(), window, hidden)

@@ -7,24 +7,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_attention_reference
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
+from ttt_docs.kernels.pair_attention import pair_window_attention
+from ttt_docs.kernels.pair_cross_entropy import pair_linear_cross_entropy
+from ttt_docs.kernels.pairs import pair_linear, pair_rms_norm, pair_swiglu
 from ttt_docs.kernels.rms_norm import rms_norm_cpu, rms_norm_reference
 from ttt_docs.kernels.swiglu import swiglu_cpu, swiglu_reference
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The four operations a decoder is made of."""
+    """The operations a decoder is made of."""
 
     name: str
     window_attention: Callable[..., Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     swiglu: Callable[[Tensor, Tensor, Tensor], Tensor]
     linear_cross_entropy: Callable[..., Tensor]
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
+    #: The same operations on pairs of values and tangents (`kernels/pairs.py`), for kernels that are differentiable
+    #: once: the outer loop's second derivatives. None: these are differentiable twice.
+    pairs: Kernels | None = None
 
 
 def _attention_reference(
@@ -41,12 +49,21 @@ def _attention_cpu(
     return window_attention_cpu(q, k, v, window, sinks, newest=newest)
 
 
+def _attention_training(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Sinks | None, newest: tuple[Tensor, Tensor]
+) -> Tensor:
+    return window_attention_cpu(q, k, v, window, sinks, newest=(k, v) if k.requires_grad else newest)
+
+
 #: Plain PyTorch: the definition of every result, differentiable any number of times (training, tests).
 REFERENCE = Kernels(
     "reference", _attention_reference, rms_norm_reference, swiglu_reference, linear_cross_entropy_reference
 )
-#: What reading on a CPU uses: differentiable once, with respect to activations and fast weights only.
+#: What reading on a CPU uses: differentiable once; cached keys and values are constants.
 CPU = Kernels("cpu", _attention_cpu, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu)
+PAIRS = Kernels("pairs", pair_window_attention, pair_rms_norm, pair_swiglu, pair_linear_cross_entropy, pair_linear)
+#: What training on a CPU uses: differentiable once, cached keys and values that ask for it included, and on pairs.
+TRAINING = Kernels("training", _attention_training, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu, pairs=PAIRS)
 
 
 def kernels_for(device: torch.device) -> Kernels:
@@ -55,3 +72,9 @@ def kernels_for(device: torch.device) -> Kernels:
     if choice not in ("auto", "reference"):
         raise UsageError(f"TTT_DOCS_KERNELS={choice!r}: choose auto or reference")
     return CPU if choice == "auto" and device.type == "cpu" else REFERENCE
+
+
+def training_kernels_for(device: torch.device) -> Kernels:
+    """The kernels for training on `device`; TTT_DOCS_KERNELS overrides as for reading."""
+    kernels = kernels_for(device)
+    return TRAINING if device.type == "cpu" and kernels is not REFERENCE else kernels

@@ -57,13 +57,15 @@ def _down(hidden: Tensor, w2: Tensor) -> Tensor:
     return _per_sequence(lambda h, w: narrow_product(h, w.t()), hidden, w2)
 
 
-def _outer(grad: Tensor, x: Tensor) -> Tensor:
-    """Gradient of each sequence's weight: the sum over tokens of grad^T x."""
+def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The sum over tokens of grad^T x: over the whole batch for a shared weight, else for each sequence by itself."""
+    if weight.dim() == 2:
+        return grad.flatten(0, 1).t() @ x.flatten(0, 1)
     return torch.stack([g.t() @ row for g, row in zip(grad, x, strict=True)])
 
 
 class _SwiGLUCPU(torch.autograd.Function):
-    """Gradient for x and, where asked for, per-sequence weights; frozen weights cost nothing."""
+    """Gradient for x and, where asked for, the weights; frozen ones cost nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:  # type: ignore[override]
@@ -80,18 +82,18 @@ class _SwiGLUCPU(torch.autograd.Function):
         x, w13, w2, both, activated, hidden = ctx.saved_tensors
         gate, up = both.chunk(2, dim=-1)
         grad_hidden = _per_sequence(torch.mm, grad, w2)
-        grad_w2 = _outer(grad, hidden) if hidden is not None else None
+        grad_w2 = _weight_grad(grad, hidden, w2) if hidden is not None else None
         grad_both = torch.empty_like(both)
         grad_gate, grad_up = grad_both.chunk(2, dim=-1)
         torch.mul(grad_hidden, activated, out=grad_up)
         torch.ops.aten.silu_backward.grad_input(grad_hidden.mul_(up), gate, grad_input=grad_gate)
-        grad_w13 = _outer(grad_both, x) if ctx.needs_input_grad[1] else None
+        grad_w13 = _weight_grad(grad_both, x, w13) if ctx.needs_input_grad[1] else None
         grad_x = _per_sequence(narrow_product, grad_both, w13) if ctx.needs_input_grad[0] else None
         return grad_x, grad_w13, grad_w2
 
 
 def swiglu_cpu(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
-    """The CPU path of reading, differentiable once."""
+    """The CPU path, differentiable once."""
     if not torch.is_grad_enabled():
         gate, up = batched_linear(x, w13).chunk(2, dim=-1)
         return _down(F.silu(gate).mul_(up), w2)

@@ -19,3 +19,8 @@ def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if buffer is None or buffer.numel() < size:
         buffer = buffers[name, dtype] = torch.empty(size, dtype=dtype)
     return buffer[:size].view(shape)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums and statistics are kept in: float32, and float64 for float64."""
+    return dtype if dtype == torch.float64 else torch.float32

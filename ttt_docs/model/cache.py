@@ -77,6 +77,12 @@ class LayerCache:
             self._k, self._v = k.detach(), v.detach()
         self._end = held
 
+    def detach(self) -> None:
+        """From here on, what is kept are constants."""
+        for name in ("_k", "_v", "sink_k", "sink_v"):
+            tensor = getattr(self, name)
+            setattr(self, name, None if tensor is None else tensor.detach())
+
     def kept(self) -> tuple[Tensor, Tensor] | None:
         """Keys and values [batch, kv_heads, cached, head_dim] that later tokens can see (views); None if empty."""
         if self._k is None or self._v is None or self._end == 0:

@@ -53,13 +53,12 @@ class Table(nn.Module):
 
 
 class Linear(nn.Module):
+    """A weight [outputs, inputs], and perhaps a bias [outputs], without a forward of its own."""
+
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -230,30 +229,46 @@ class Decoder(nn.Module):
         `fast` holds one entry per suffix block (not needed below them); None leaves the prime MLPs out. With
         `commit=False` the caches are as before afterwards.
         """
-        eps, first_suffix = self.config.norm_eps, self.config.prefix_blocks
-
-        def post(block: Block, name: str, y: Tensor) -> Tensor:
-            return kernels.rms_norm(y, getattr(block, name).weight, eps) if self.config.post_norm else y
-
         for i in blocks:
-            block, cache = self.block(i), caches[i]
-            y = kernels.rms_norm(x, block.attention_norm.weight, eps)
-            x = x + post(block, "attention_post_norm", self._attend(block.attention, y, place, cache, kernels, commit))
-            if block.has_prime and fast is not None:
-                norm = block.prime_norm if self.config.prime_norm else block.mlp_norm
-                own = fast[i - first_suffix]
-                y = kernels.swiglu(kernels.rms_norm(x, norm.weight, eps), own.w13, own.w2)
-                x = x + post(block, "prime_post_norm", y)
-            y = kernels.rms_norm(x, block.mlp_norm.weight, eps)
-            x = x + post(block, "mlp_post_norm", kernels.swiglu(y, block.mlp.w13.weight, block.mlp.w2.weight))
+            x = self.attend(x, i, place, caches[i], kernels, commit)
+            x = self.feed_forward(x, i, fast, kernels)
         return x
+
+    def attend(
+        self, x: Tensor, index: int, place: Place, cache: LayerCache, kernels: Kernels = REFERENCE, commit: bool = True
+    ) -> Tensor:
+        """The first sub-layer of block `index`: x + post(attention(pre(x))). It does not depend on the block's own fast
+        weights, only on those of blocks below."""
+        block = self.block(index)
+        y = kernels.rms_norm(x, block.attention_norm.weight, self.config.norm_eps)
+        y = self._attend(block.attention, y, place, cache, kernels, commit)
+        return x + self._post(block, "attention_post_norm", y, kernels)
+
+    def feed_forward(
+        self, x: Tensor, index: int, fast: Sequence[ProductWeights] | None = None, kernels: Kernels = REFERENCE
+    ) -> Tensor:
+        """The rest of block `index`: the prime MLP, where the block has one and `fast` is given, and the static MLP."""
+        block, eps = self.block(index), self.config.norm_eps
+        if block.has_prime and fast is not None:
+            norm = block.prime_norm if self.config.prime_norm else block.mlp_norm
+            own = fast[index - self.config.prefix_blocks]
+            y = kernels.swiglu(kernels.rms_norm(x, norm.weight, eps), own.w13, own.w2)
+            x = x + self._post(block, "prime_post_norm", y, kernels)
+        y = kernels.rms_norm(x, block.mlp_norm.weight, eps)
+        y = kernels.swiglu(y, block.mlp.w13.weight, block.mlp.w2.weight)
+        return x + self._post(block, "mlp_post_norm", y, kernels)
+
+    def _post(self, block: Block, name: str, y: Tensor, kernels: Kernels) -> Tensor:
+        return kernels.rms_norm(y, getattr(block, name).weight, self.config.norm_eps) if self.config.post_norm else y
 
     def _attend(
         self, attention: Attention, x: Tensor, place: Place, cache: LayerCache, kernels: Kernels, commit: bool
     ) -> Tensor:
         c = self.config
         batch, tokens, _ = x.shape
-        qkv = attention.wqkv(x).view(batch, tokens, c.heads + 2 * c.kv_heads, c.head_dim)
+        qkv = kernels.linear(x, attention.wqkv.weight, attention.wqkv.bias).view(
+            batch, tokens, c.heads + 2 * c.kv_heads, c.head_dim
+        )
         straight, v = qkv.split([c.heads + c.kv_heads, c.kv_heads], dim=2)
         v = v.transpose(1, 2)
         if c.qk_norm:
@@ -276,7 +291,7 @@ class Decoder(nn.Module):
         if out.shape[1] < tokens:  # padding keeps a product's shape, and so its bits, the same whatever is real in it
             before = place.chunks[0][0]
             out = F.pad(out, (0, 0, before, tokens - before - out.shape[1]))
-        return attention.wo(out)
+        return kernels.linear(out, attention.wo.weight, None)
 
     @staticmethod
     def _sinks(straight_q: Tensor, cache: LayerCache, place: SinkPlace) -> Sinks:

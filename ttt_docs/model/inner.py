@@ -7,12 +7,13 @@ makes one step. Nothing below the first prime MLP is touched, so hidden states c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights
@@ -42,23 +43,42 @@ def inner_step(
     it, clip factor included.
     """
 
+    sizes, norm, clip = _step_sizes(grads, reading, rates)
+    return Step(_moved(fast, grads, sizes, -1), norm, clip)
+
+
+def undo_inner_step(
+    fast: Sequence[FastWeights], grads: Sequence[FastWeights], reading: ReadingConfig, rates: Tensor | None = None
+) -> list[FastWeights]:
+    """The fast weights before `inner_step` made `fast` from them and `grads` (but for rounding)."""
+    return _moved(fast, grads, _step_sizes(grads, reading, rates)[0], 1)
+
+
+def _step_sizes(
+    grads: Sequence[FastWeights], reading: ReadingConfig, rates: Tensor | None
+) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+    """What each gradient is multiplied by, [batch] per matrix of each block; the global norm and the clip [batch]."""
     norms = [[torch.linalg.vector_norm(g, dim=(1, 2)) for g in block] for block in grads]
     norm = torch.linalg.vector_norm(torch.stack([n for block in norms for n in block]), dim=0)
     clip = torch.ones_like(norm)
     if reading.inner_rule == "sgd" and reading.inner_clip > 0:
         clip = reading.inner_clip / norm.clamp_min(reading.inner_clip)
 
-    def step(w: Tensor, g: Tensor, own_norm: Tensor, rate: float | Tensor) -> Tensor:
+    def size(own_norm: Tensor) -> Tensor:
         # A gradient of zero (a matrix behind a w2 of zeros) makes no step, and 1 is a norm that can be differentiated.
-        scale = clip if reading.inner_rule == "sgd" else 1 / torch.where(own_norm > 0, own_norm, 1.0)
-        return torch.addcmul(w, g, (scale * -rate)[:, None, None])
+        return clip if reading.inner_rule == "sgd" else 1 / torch.where(own_norm > 0, own_norm, 1.0)
 
-    learning_rates = [reading.inner_lr] * len(fast) if rates is None else (reading.inner_lr * rates).unbind()
-    updated = [
-        FastWeights(*(step(w, g, n, rate) for w, g, n in zip(ws, gs, ns, strict=True)))
-        for ws, gs, ns, rate in zip(fast, grads, norms, learning_rates, strict=True)
+    each: Sequence[Any] = [reading.inner_lr] * len(norms) if rates is None else (reading.inner_lr * rates).unbind()
+    return [[size(n) * rate for n in block] for block, rate in zip(norms, each, strict=True)], norm, clip
+
+
+def _moved(
+    fast: Sequence[FastWeights], grads: Sequence[FastWeights], sizes: list[list[Tensor]], sign: int
+) -> list[FastWeights]:
+    return [
+        FastWeights(*(torch.addcmul(w, g, (sign * s)[:, None, None]) for w, g, s in zip(ws, gs, ss, strict=True)))
+        for ws, gs, ss in zip(fast, grads, sizes, strict=True)
     ]
-    return Step(updated, norm, clip)
 
 
 def score_and_grads(
@@ -81,9 +101,10 @@ def score_and_grads(
         # Documents are independent: the gradient of the sum over the batch is each one's own gradient.
         loss = chunk_loss(nll, targets, model.config.bos_token_id).sum()
         flat = torch.autograd.grad(loss, [w for block in leaves for w in block])
-    half = leaves[0].w13.shape[1] // 2
-    grads = []
-    for w13, w2 in zip(flat[0::2], flat[1::2], strict=True):
-        w13, w2 = (g if g.dtype == torch.float64 else g.float() for g in (w13, w2))
-        grads.append(FastWeights(w13[:, :half], w2, w13[:, half:]))
-    return nll.detach(), grads
+    return nll.detach(), fast_gradients([g.to(wide(g.dtype)) for g in flat])
+
+
+def fast_gradients(flat: Sequence[Tensor]) -> list[FastWeights]:
+    """Gradients of product weights, w13 and w2 of each block in turn, as those of fast weights (views)."""
+    pairs = zip(flat[0::2], flat[1::2], strict=True)
+    return [FastWeights(w13[:, : w13.shape[1] // 2], w2, w13[:, w13.shape[1] // 2 :]) for w13, w2 in pairs]
