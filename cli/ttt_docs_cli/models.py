@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from ttt_docs_cli.options import json_option
@@ -71,6 +73,32 @@ def info(name: str, as_json: bool) -> None:
         shown["parameters"] = f"{facts['parameters']:,}"
     facts.pop("source", None)  # hashes of the converted files: for --json
     table([(key, shown.get(key, value)) for key, value in facts.items() if value is not None])
+
+
+@models.command(
+    "import-orbax", epilog="\b\nExample:\n  ttt-docs models import-orbax checkpoints/ttt-e2e-125m --size 125m -o ttt-125m"
+)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--size", type=click.Choice(["125m", "1b", "3b"]), help="Which published model it is.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="JSON with the configuration of another.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
+@click.option("--tokenizer", metavar="NAME", help="Folder with tokenizer.json, or a Hugging Face id, to put beside it.")
+@json_option
+def import_orbax(
+    folder: Path, size: str | None, config: Path | None, output: Path, tokenizer: str | None, as_json: bool
+) -> None:
+    """Turn a published TTT-E2E checkpoint (Orbax) into a model folder.
+
+    DIR is the checkpoint, one of its steps, or a step's model_weights. The published models use the Llama 3 tokenizer,
+    which is not part of a checkpoint.
+    """
+    from ttt_docs.checkpoints.orbax import import_checkpoint
+
+    written = import_checkpoint(folder, output, size=size, config_file=config, tokenizer=tokenizer)
+    if as_json:
+        say_json({"folder": str(written)})
+    else:
+        say(f"{written} is ready")
 
 
 @models.command("rm", epilog="\b\nExample:\n  ttt-docs models rm smollm2-135m")

@@ -75,6 +75,7 @@ MODEL = {
 }
 MODELS_LIST = {"models": "list of objects as `models info` prints", "cache": "folder of the cache"}
 MODELS_PULL = {"name": "as given", "folder": "where the converted weights are"}
+MODELS_IMPORT_ORBAX = {"folder": "that was written"}
 MODELS_RM = {"name": "as given", "removed": "false: there was nothing to remove"}
 TRAIN = {
     "folder": "of the run",
@@ -107,6 +108,7 @@ SHAPES = {
     "models list": MODELS_LIST,
     "models pull": MODELS_PULL,
     "models info": MODEL,
+    "models import-orbax": MODELS_IMPORT_ORBAX,
     "models rm": MODELS_RM,
     "train": TRAIN,
     "env": ENV,

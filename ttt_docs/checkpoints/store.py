@@ -151,6 +151,13 @@ def reading_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return {k: v for k, v in checkpoint.manifest.get("source", {}).get("reading", {}).items() if k != "learn"}
 
 
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """Copies the tokenizer's files of one folder to another."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (folder / name).is_file():
+            shutil.copy(folder / name, target / name)
+
+
 def is_finished(folder: Path) -> bool:
     """Whether `folder` holds a complete checkpoint (manifest present, all sizes right)."""
     try:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ttt_docs.checkpoints.adapter import save_adapter
 from ttt_docs.checkpoints.source import State, WeightSource
-from ttt_docs.checkpoints.store import write_checkpoint
+from ttt_docs.checkpoints.store import copy_tokenizer, write_checkpoint
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.training.recipe import Recipe
 from ttt_docs.training.start import Start
@@ -39,14 +38,9 @@ def export(
     folder = recipe.folder / "model"
     state = start.state | trained
 
-    def copy_tokenizer(target: Path) -> None:
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            if (tokenizer / name).is_file():
-                shutil.copy(tokenizer / name, target / name)
-
     config = start.config.model_copy(update={"name": recipe.name})
     dtypes = {name: tensor.dtype for name, tensor in state.items()}
-    source = WeightSource(config, dtypes, lambda name: state[name].detach(), "training", (), copy_tokenizer)
+    source = WeightSource(config, dtypes, lambda name: state[name].detach(), "training", (), lambda to: copy_tokenizer(tokenizer, to))
     if (folder / "manifest.json").is_file():  # an earlier export of the same run
         (folder / "manifest.json").unlink()
     return write_checkpoint(folder, source, {"reading": reading.model_dump(mode="json"), "training": provenance}, progress=False)
