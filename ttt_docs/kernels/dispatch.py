@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_attention_reference
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
+from ttt_docs.kernels.native.attention import window_attention_native
+from ttt_docs.kernels.native.build import native_library
 from ttt_docs.kernels.rms_norm import rms_norm_cpu, rms_norm_reference
 from ttt_docs.kernels.swiglu import swiglu_cpu, swiglu_reference
 
@@ -47,11 +49,21 @@ REFERENCE = Kernels(
 )
 #: What reading on a CPU uses: differentiable once, with respect to activations and fast weights only.
 CPU = Kernels("cpu", _attention_cpu, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu)
+#: The same with C++ compiled for CPUs with AMX, for what is in bfloat16.
+NATIVE = replace(CPU, name="native", window_attention=window_attention_native)
+
+CHOICES = ("auto", "cpu", "reference")
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    """The kernels for reading on `device`; the environment variable TTT_DOCS_KERNELS (auto | reference) overrides."""
+    """The kernels for reading on `device`.
+
+    The environment variable TTT_DOCS_KERNELS overrides: `cpu` leaves the compiled ones out, `reference` takes the
+    definitions. Raises UsageError for another value.
+    """
     choice = os.environ.get("TTT_DOCS_KERNELS", "auto")
-    if choice not in ("auto", "reference"):
-        raise UsageError(f"TTT_DOCS_KERNELS={choice!r}: choose auto or reference")
-    return CPU if choice == "auto" and device.type == "cpu" else REFERENCE
+    if choice not in CHOICES:
+        raise UsageError(f"TTT_DOCS_KERNELS={choice!r}: choose {', '.join(CHOICES[:-1])} or {CHOICES[-1]}")
+    if device.type != "cpu" or choice == "reference":
+        return REFERENCE
+    return NATIVE if choice == "auto" and native_library().library is not None else CPU
