@@ -1,9 +1,11 @@
-"""Reads reference files with the project's model and compares every token's loss (METHOD section 7).
+"""Reads reference files with the project's model and compares every token's loss and every gradient (METHOD section 7).
 
     python benchmarks/parity.py ../shared/reference/*.npz
 
-One JSON line per file: name, mode, max_abs_nll_err (nats), loss, loss_ref. Exit code 1 if a file is off by more than
---tolerance. The files go through the reading path that users run, in float32, without the guard.
+One JSON line per file: name, mode, max_abs_nll_err (nats), loss, loss_ref, grad_max_rel_err (largest over parameters of
+||g - g_ref|| / ||g_ref||) and the parameter it belongs to. Exit code 1 if a file is off by more than --tolerance or
+--grad-tolerance. Losses go through the reading path that users run, gradients through the outer loop that training
+runs, both in float32, without the guard.
 """
 
 from __future__ import annotations
@@ -14,10 +16,30 @@ import sys
 
 import torch
 
-from ttt_docs.checkpoints.reference import load_reference
+from ttt_docs.checkpoints.reference import Reference, load_reference
 from ttt_docs.errors import TTTDocsError
+from ttt_docs.model.decoder import Decoder
 from ttt_docs.model.loading import build_decoder
 from ttt_docs.model.state import ReadingState
+from ttt_docs.training.outer import outer_loss
+
+
+def gradient_errors(reference: Reference, model: Decoder) -> dict[str, float]:
+    """||g - g_ref|| / ||g_ref|| of every parameter, for the gradient of the mean loss through the inner updates."""
+    model.requires_grad_(True)
+    tokens, reading = reference.tokens.long().unsqueeze(0), reference.reading
+    if reading.learn:
+        result = outer_loss(model, tokens, reading)
+    else:  # without updates the chunk is only a way of grouping losses
+        reading = reading.model_copy(update={"chunk": tokens.shape[1] - 1})
+        result = outer_loss(model, tokens, reading, mode="none")
+    result.loss.backward()
+    errors = {}
+    for name, parameter in model.named_parameters():
+        expected = reference.grads[name]
+        got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        errors[name] = float((got - expected).norm() / expected.norm())
+    return errors
 
 
 def read_reference(path: str) -> dict[str, object]:
@@ -33,6 +55,8 @@ def read_reference(path: str) -> dict[str, object]:
         losses += [result.nll[0] for result in state.read(here)]
     if tokens.shape[1] - state.position > 1:
         losses.append(state.score(tokens[:, state.position :])[0])
+    errors = gradient_errors(reference, model)
+    worst = max(errors, key=lambda name: errors[name])
     nll, expected = torch.cat(losses), torch.as_tensor(reference.token_nll)
     return {
         "name": reference.settings["name"],
@@ -40,6 +64,8 @@ def read_reference(path: str) -> dict[str, object]:
         "max_abs_nll_err": float((nll - expected).abs().max()),
         "loss": float(nll.double().mean()),
         "loss_ref": float(reference.loss),
+        "grad_max_rel_err": errors[worst],
+        "grad_worst": worst,
         "kernels": state.kernels.name,
     }
 
@@ -48,6 +74,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE.npz")
     parser.add_argument("--tolerance", type=float, default=5e-6, help="nats (default 5e-6)")
+    parser.add_argument("--grad-tolerance", type=float, default=2e-5, help="relative (default 2e-5)")
     options = parser.parse_args()
     failed = False
     for path in options.files:
@@ -59,6 +86,7 @@ def main() -> int:
             continue
         print(json.dumps(line), flush=True)
         failed |= not line["max_abs_nll_err"] <= options.tolerance  # type: ignore[operator]
+        failed |= not line["grad_max_rel_err"] <= options.grad_tolerance  # type: ignore[operator]
     return int(failed)
 
 

@@ -25,6 +25,7 @@ SCOPES = {
     "ttt: update": "update",
     "ttt: attention": "attention forward",
     "_WindowAttentionCPUBackward": "attention backward",
+    "_WindowAttentionNativeBackward": "attention backward",
     "ttt: loss": "loss head",
     "_LinearCrossEntropyCPUBackward": "loss head",
 }

@@ -35,6 +35,7 @@ def env(as_json: bool) -> None:
             ("threads", facts["threads"]),
             ("TTT_DOCS_KERNELS", kernels["TTT_DOCS_KERNELS"] or "not set (auto)"),
             ("kernels", ", ".join(f"{device}: {name}" for device, name in kernels["chosen"].items())),
+            ("native kernels", kernels["native"]),
             ("cache", f"{cache['folder']}, with {cache['memories']} memories of {size(cache['bytes'])}"),
         ]
     )
@@ -44,8 +45,9 @@ def _environment() -> dict[str, Any]:
     import torch
 
     from ttt_docs import __version__
-    from ttt_docs.checkpoints.registry import cache_folder
+    from ttt_docs.folders import cache_folder
     from ttt_docs.kernels.dispatch import kernels_for
+    from ttt_docs.kernels.native.build import native_library
     from ttt_docs.model.loading import best_dtype
     from ttt_docs_cli.opening import memories_folder
 
@@ -66,6 +68,7 @@ def _environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": {
             "TTT_DOCS_KERNELS": os.environ.get("TTT_DOCS_KERNELS"),
+            "native": native_library().reason,
             "chosen": {device: kernels_for(torch.device(device)).name for device in devices},
         },
         "cache": {

@@ -29,7 +29,8 @@ def models() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """The models that go by a name."""
-    from ttt_docs.checkpoints.registry import cache_folder, list_models
+    from ttt_docs.checkpoints.registry import list_models
+    from ttt_docs.folders import cache_folder
 
     rows = list_models()
     if as_json:

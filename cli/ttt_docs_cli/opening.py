@@ -150,7 +150,7 @@ def remembered(
 
 
 def memories_folder() -> Path:
-    from ttt_docs.checkpoints.registry import cache_folder
+    from ttt_docs.folders import cache_folder
 
     return cache_folder() / "memories"
 

@@ -94,7 +94,8 @@ ENV = {
     "dtype": "{device: dtype used unless --dtype says otherwise}",
     "cpu": "{capability, bf16, amx}: what the CPU's products can use",
     "threads": "that torch uses",
-    "kernels": "{TTT_DOCS_KERNELS, chosen: {device: name}}; the variable's value is null if it is not set",
+    "kernels": "{TTT_DOCS_KERNELS, native, chosen: {device: name}}; the variable's value is null if it is not set; "
+    "native: where the compiled kernels came from, or why there are none",
     "cache": "{folder, memories, bytes}: where models and memories are kept, how many memories, their size",
 }
 

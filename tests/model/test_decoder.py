@@ -10,7 +10,7 @@ import torch
 
 from ttt_docs.checkpoints.reference import load_reference
 from ttt_docs.errors import UsageError
-from ttt_docs.kernels.dispatch import CPU, REFERENCE, kernels_for
+from ttt_docs.kernels.dispatch import CPU, NATIVE, REFERENCE, kernels_for
 from ttt_docs.model import state as state_module
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights
@@ -221,6 +221,8 @@ def test_published_sizes_have_the_published_parameter_counts() -> None:
 
 
 def test_kernels_can_be_forced_and_a_wrong_name_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels_for(torch.device("cpu")) in (CPU, NATIVE)
+    monkeypatch.setenv("TTT_DOCS_KERNELS", "cpu")
     assert kernels_for(torch.device("cpu")) is CPU
     monkeypatch.setenv("TTT_DOCS_KERNELS", "reference")
     assert kernels_for(torch.device("cpu")) is REFERENCE

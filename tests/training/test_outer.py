@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ttt_docs.errors import UsageError
 from ttt_docs.kernels import attention, cross_entropy, pair_attention, pair_cross_entropy
 from ttt_docs.kernels.dispatch import REFERENCE, TRAINING
 from ttt_docs.model.config import ModelConfig, ReadingConfig
@@ -104,3 +105,110 @@ def test_other_modes_are_those_of_the_unrolled_loop(mode: Any) -> None:
 def test_meta_gradients_of_other_models(changes: dict[str, Any]) -> None:
     model, tokens = tiny(**changes), tokens_of(4 * 8)
     assert_same(model, outer_loss(model, tokens, READING, recompute="none"), outer_loss(model, tokens, READING))
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    """Along a random direction through all parameters, by central differences of two step sizes."""
+    model, tokens = tiny(), tokens_of(3 * 8)
+    grads = gradients(model, outer_loss(model, tokens, READING))
+    named = dict(model.named_parameters())
+    generator = torch.Generator().manual_seed(1)
+    along = {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) * p.std() for name, p in named.items()}
+
+    def slope(step: float) -> float:
+        sides = []
+        for sign in (1, -1):
+            moved = {name: p.detach() + sign * step * along[name] for name, p in named.items()}
+            with torch.no_grad():
+                other = tiny()
+                other.load_state_dict(moved)
+            sides.append(float(outer_loss(other, tokens, READING).loss.detach()))
+        return (sides[0] - sides[1]) / step  # of 2 * loss, as `gradients` takes it
+
+    expected = (4 * slope(2e-5) - slope(4e-5)) / 3
+    assert float(sum((grads[n] * along[n]).sum() for n in grads)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_first_order_gives_w0_the_mean_of_the_inner_gradients() -> None:
+    from ttt_docs.model.state import ReadingState
+
+    model, tokens = tiny(sinks=0), tokens_of(3 * 8, batch=1)
+    reading = READING.model_copy(update={"sinks": 0})
+    outer_loss(model, tokens, reading, mode="first-order").loss.backward()
+    state = ReadingState(model, reading, kernels=REFERENCE)
+    before, steps = state.fast, []
+    for start in range(0, 24, 8):
+        clip = next(iter(state.read(tokens[:, start : start + 9]))).clip
+        steps.append((before[0].w2 - state.fast[0].w2) / (reading.inner_lr * clip))
+        before = state.fast
+    mean = torch.cat(steps).mean(dim=0)
+    torch.testing.assert_close(model.block(1).prime_mlp.w2.grad, mean, atol=1e-12, rtol=1e-9)
+
+
+def test_each_sequence_of_a_batch_is_a_computation_of_its_own() -> None:
+    model, tokens = tiny(), tokens_of(3 * 8, batch=3)
+    together = outer_loss(model, tokens, READING)
+    alone = [outer_loss(model, row[None], READING) for row in tokens]
+    torch.testing.assert_close(together.chunk_losses, torch.cat([a.chunk_losses for a in alone]))
+    torch.testing.assert_close(together.grad_norms, torch.cat([a.grad_norms for a in alone]))
+    mean = [sum(g) / 3 for g in zip(*(gradients(model, a).values() for a in alone), strict=True)]
+    torch.testing.assert_close(list(gradients(model, together).values()), mean)
+
+
+def test_only_what_asks_for_gradient_gets_it() -> None:
+    model, tokens = tiny(), tokens_of(3 * 8)
+    expected = gradients(model, outer_loss(model, tokens, READING))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".prime_mlp." in name or "norm" in name)
+    got = gradients(model, outer_loss(model, tokens, READING))
+    assert got.keys() == {name for name in expected if ".prime_mlp." in name or "norm" in name}
+    for name, grad in got.items():
+        torch.testing.assert_close(grad, expected[name])
+
+
+def test_evaluation_needs_no_gradient() -> None:
+    model, tokens = tiny(), tokens_of(3 * 8)
+    with torch.no_grad():
+        result = outer_loss(model, tokens, READING)
+    assert not result.loss.requires_grad
+    torch.testing.assert_close(result.loss, outer_loss(model, tokens, READING).loss.detach())
+
+
+def test_the_inner_learning_rate_is_scaled() -> None:
+    model, tokens = tiny(), tokens_of(3 * 8)
+    half = outer_loss(model, tokens, READING, lr_scale=0.5)
+    direct = outer_loss(model, tokens, READING.model_copy(update={"inner_lr": 0.25}))
+    torch.testing.assert_close(half.token_nll, direct.token_nll)
+    none = outer_loss(model, tokens, READING, lr_scale=0.0)
+    torch.testing.assert_close(none.token_nll, outer_loss(model, tokens, READING, mode="naive").token_nll)
+
+
+def test_bfloat16_is_as_close_to_float64_as_plain_autograd_is() -> None:
+    model, tokens = tiny(), tokens_of(2 * 8, batch=1)
+    for name, parameter in model.named_parameters():
+        if ".prime_mlp." not in name:
+            parameter.data = parameter.data.bfloat16().double()
+    wanted = gradients(model, outer_loss(model, tokens, READING))
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if ".prime_mlp." in name else torch.bfloat16)
+    errors = []
+    for recompute in ("chunks", "none"):
+        got = gradients(model, outer_loss(model, tokens, READING, recompute=recompute))
+        errors.append(sum(float((got[n].double() - wanted[n]).norm() / wanted[n].norm()) for n in got) / len(got))
+    assert errors[0] < 1.3 * errors[1] < 0.5
+
+
+def test_bad_input_is_named() -> None:
+    model, tokens = tiny(), tokens_of(3 * 8)
+    with pytest.raises(UsageError, match=r"23 tokens .* not a multiple of the chunk \(8\).*use 16 or 24"):
+        outer_loss(model, tokens[:, 1:], READING)
+    with pytest.raises(UsageError, match="batch"):
+        outer_loss(model, tokens[0], READING)
+    with pytest.raises(UsageError, match="no prime MLPs"):
+        outer_loss(tiny(suffix_blocks=0), tokens, READING)
+    with pytest.raises(UsageError, match="'metaa' is not known"):
+        outer_loss(model, tokens, READING, mode="metaa")
+    with pytest.raises(UsageError, match="'some' is not known"):
+        outer_loss(model, tokens, READING, recompute="some")
+    with pytest.raises(UsageError, match="each of 3 suffix blocks"):
+        outer_loss(model, tokens, READING, inner_lr=torch.ones(2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import re
 import shutil
 import sys
@@ -15,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from ttt_docs.checkpoints import fetch
 from ttt_docs.checkpoints.gguf_file import open_gguf
 from ttt_docs.checkpoints.huggingface import open_huggingface, weight_files
 from ttt_docs.checkpoints.source import WeightSource
 from ttt_docs.checkpoints.store import is_finished, read_manifest, write_checkpoint
 from ttt_docs.errors import CheckpointError
+from ttt_docs.folders import cache_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -62,12 +60,6 @@ REGISTRY: dict[str, Entry] = {
         ),
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Where converted checkpoints live: `TTT_DOCS_CACHE`, or the user's cache folder of this system."""
-    chosen = os.environ.get("TTT_DOCS_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ttt-docs"))
 
 
 def resolve(name_or_path: str | Path) -> Path:

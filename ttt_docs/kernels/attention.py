@@ -230,11 +230,11 @@ class _WindowAttentionCPU(torch.autograd.Function):
         if of_sinks:
             sink_q, sink_k, sink_v, sink_weights = of_sinks
             for_keys = ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
-            sink_grads = _sinks_backward(grad, along, sink_q, sink_k, sink_v, sink_weights, for_keys)
+            sink_grads = sinks_backward(grad, along, sink_q, sink_k, sink_v, sink_weights, for_keys)
         return grad_q.mul_(scale).view(q.shape), grad_k, grad_v, *sink_grads, None, None, None, None
 
 
-def _sinks_backward(
+def sinks_backward(
     grad: Tensor, along: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, for_keys: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of the sinks' queries and, `for_keys`, keys and values; weights [batch, new, heads, sinks]."""

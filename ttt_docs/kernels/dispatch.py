@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,14 @@ from torch import Tensor
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_attention_reference
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
+from ttt_docs.kernels.native.attention import window_attention_native
+from ttt_docs.kernels.native.build import native_library
 from ttt_docs.kernels.pair_attention import pair_window_attention
 from ttt_docs.kernels.pair_cross_entropy import pair_linear_cross_entropy
 from ttt_docs.kernels.pairs import pair_linear, pair_rms_norm, pair_swiglu
 from ttt_docs.kernels.rms_norm import rms_norm_cpu, rms_norm_reference
 from ttt_docs.kernels.swiglu import swiglu_cpu, swiglu_reference
+from ttt_docs.kernels.training_attention import window_attention_training
 
 
 @dataclass(frozen=True)
@@ -49,29 +52,33 @@ def _attention_cpu(
     return window_attention_cpu(q, k, v, window, sinks, newest=newest)
 
 
-def _attention_training(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Sinks | None, newest: tuple[Tensor, Tensor]
-) -> Tensor:
-    return window_attention_cpu(q, k, v, window, sinks, newest=(k, v) if k.requires_grad else newest)
-
-
 #: Plain PyTorch: the definition of every result, differentiable any number of times (training, tests).
 REFERENCE = Kernels(
     "reference", _attention_reference, rms_norm_reference, swiglu_reference, linear_cross_entropy_reference
 )
 #: What reading on a CPU uses: differentiable once; cached keys and values are constants.
 CPU = Kernels("cpu", _attention_cpu, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu)
+#: The same with C++ compiled for CPUs with AMX, for what is in bfloat16.
+NATIVE = replace(CPU, name="native", window_attention=window_attention_native)
 PAIRS = Kernels("pairs", pair_window_attention, pair_rms_norm, pair_swiglu, pair_linear_cross_entropy, pair_linear)
 #: What training on a CPU uses: differentiable once, cached keys and values that ask for it included, and on pairs.
-TRAINING = Kernels("training", _attention_training, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu, pairs=PAIRS)
+TRAINING = replace(CPU, name="training", window_attention=window_attention_training, pairs=PAIRS)
+
+CHOICES = ("auto", "cpu", "reference")
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    """The kernels for reading on `device`; the environment variable TTT_DOCS_KERNELS (auto | reference) overrides."""
+    """The kernels for reading on `device`.
+
+    The environment variable TTT_DOCS_KERNELS overrides: `cpu` leaves the compiled ones out, `reference` takes the
+    definitions. Raises UsageError for another value.
+    """
     choice = os.environ.get("TTT_DOCS_KERNELS", "auto")
-    if choice not in ("auto", "reference"):
-        raise UsageError(f"TTT_DOCS_KERNELS={choice!r}: choose auto or reference")
-    return CPU if choice == "auto" and device.type == "cpu" else REFERENCE
+    if choice not in CHOICES:
+        raise UsageError(f"TTT_DOCS_KERNELS={choice!r}: choose {', '.join(CHOICES[:-1])} or {CHOICES[-1]}")
+    if device.type != "cpu" or choice == "reference":
+        return REFERENCE
+    return NATIVE if choice == "auto" and native_library().library is not None else CPU
 
 
 def training_kernels_for(device: torch.device) -> Kernels:

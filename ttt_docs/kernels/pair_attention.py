@@ -30,13 +30,12 @@ from torch import Tensor
 from ttt_docs.kernels.attention import (
     Sinks,
     _block_diagonal,
-    _flat,
-    _forward_cpu,
     _hide,
     _tiles,
     _with_shift,
     sink_columns,
 )
+from ttt_docs.kernels.training_attention import attention_forward, sink_scores
 from ttt_docs.kernels.workspace import wide, workspace
 
 #: Query rows per tile, forward and backward.
@@ -49,13 +48,6 @@ def _tile_weights(rows: Tensor, shifted_k: Tensor, group: int, window: int | Non
     folded, all_rows, seen = out.shape
     _hide(out.view(folded, group, all_rows // group, seen), window)
     return out.exp_()
-
-
-def _sink_scores(q: Tensor, k: Tensor) -> Tensor:
-    """Products [batch, new, heads, sinks] (float32) of q [batch, heads, new, d] and k [batch, kv_heads, sinks, d]."""
-    batch, heads, new, _ = q.shape
-    scores = _flat(q) @ _block_diagonal(k, heads).transpose(1, 2)
-    return scores.view(batch, new, heads, -1).to(wide(q.dtype))
 
 
 def _sink_rows(weights: Tensor, x: Tensor) -> Tensor:
@@ -130,12 +122,12 @@ class _PairAttention(torch.autograd.Function):
         sinks = None
         if sink_q is not None and sink_k is not None and sink_v is not None:
             sinks = Sinks(sink_q[:batch], sink_k[:batch], sink_v[:batch], hidden)
-        out, log_total, weights = _forward_cpu(q[:batch], k[:batch], v[:batch], window, sinks)
+        out, log_total, weights = attention_forward(q[:batch], k[:batch], v[:batch], window, sinks)
         folded = _Folded(q, k, v, log_total)
         tangent, moved = _tangent(folded, out, window)
         moved = moved.to(wide(q.dtype))
         if sinks is not None and sink_q is not None and weights is not None:
-            of_sinks = weights * _sink_scores(sink_q[batch:], sinks.k).mul_(folded.scale)
+            of_sinks = weights * sink_scores(sink_q[batch:], sinks.k).mul_(folded.scale)
             tangent += _sink_rows(of_sinks, sinks.v).transpose(1, 2)
             moved = moved + of_sinks.sum(-1).transpose(1, 2)
         result = q.new_empty(2, batch, folded.new, folded.heads, folded.head_dim).transpose(2, 3)
@@ -218,10 +210,10 @@ def _sinks_backward(
     def column(rows: Tensor) -> Tensor:
         return rows.transpose(1, 2).unsqueeze(-1)
 
-    moves = _sink_scores(q[batch:], sink_k) * scale - column(moved)
-    grad_weights = _sink_scores(grad_tangent, sink_v) - column(along)
+    moves = sink_scores(q[batch:], sink_k) * scale - column(moved)
+    grad_weights = sink_scores(grad_tangent, sink_v) - column(along)
     first_order = weights * grad_weights * scale
-    scores = moves * grad_weights + _sink_scores(grad_out, sink_v) - column(level)
+    scores = moves * grad_weights + sink_scores(grad_out, sink_v) - column(level)
     scores = weights * scores * scale
     grad_q = torch.cat([_sink_rows(scores, sink_k), _sink_rows(first_order, sink_k)]).transpose(1, 2)
     grad_k = sink_columns(scores, q[:batch], sink_k) + sink_columns(first_order, q[batch:], sink_k)

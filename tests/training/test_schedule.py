@@ -1,0 +1,41 @@
+"""The published schedules: values worked out by hand from METHOD section 4."""
+
+import pytest
+
+from ttt_docs.errors import UsageError
+from ttt_docs.training.schedule import inner_lr_scale, learning_rate
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.0),
+        (48, 3e-4),
+        (240, 1.5e-3),
+        (480, 3e-3),
+        (1560, 2.562125e-3),  # a quarter of the cosine: 1e-5 + 2.99e-3 * (1 + cos(pi / 4)) / 2
+        (2640, 1.505e-3),  # its middle
+        (4800, 1e-5),
+    ],
+)
+def test_learning_rate_of_the_125m_run(step: int, expected: float) -> None:
+    assert learning_rate(step, 4800, 3e-3) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.1), (120, 0.325), (240, 0.55), (480, 1.0), (4800, 1.0)])
+def test_inner_learning_rate_of_the_125m_run(step: int, expected: float) -> None:
+    assert inner_lr_scale(step, 4800) == pytest.approx(expected, rel=1e-9)
+
+
+def test_extension_has_no_inner_warm_up() -> None:
+    assert inner_lr_scale(0, 120, warm_up=0) == 1.0
+    assert learning_rate(6, 120, 4e-4) == pytest.approx(2e-4)
+    assert learning_rate(12, 120, 4e-4) == pytest.approx(4e-4)
+
+
+def test_steps_outside_the_run_are_refused() -> None:
+    for step in (-1, 11):
+        with pytest.raises(UsageError, match="not inside a run of 10 steps"):
+            learning_rate(step, 10, 1.0)
+    with pytest.raises(UsageError, match="warm-up"):
+        inner_lr_scale(0, 10, warm_up=1.0)

@@ -1,0 +1,102 @@
+"""Compiles the C++ sources beside this file, once per machine, and loads them.
+
+The library lies in the user's cache folder under a name made of everything it depends on: sources, flags and compiler.
+Where it cannot be had (another processor, no compiler, a failing one), `native_library` says why and reading goes on
+without it, more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from ttt_docs.folders import cache_folder
+
+SOURCES = ("common.h", "attention.cpp")
+FLAGS = (
+    "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
+    "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
+)  # fmt: skip
+#: What the flags need, as Linux names it.
+FEATURES = {"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}
+COMPILERS = ("c++", "g++", "clang++")
+COMPILE_SECONDS = 120
+
+logger = logging.getLogger(__name__)
+
+
+class Native(NamedTuple):
+    library: ctypes.CDLL | None
+    reason: str  # why there is none, or where it came from
+
+
+@cache
+def native_library() -> Native:
+    """The compiled kernels, or why this process goes without them. Tried once per process; never raises."""
+    try:
+        native = _load()
+    except subprocess.CalledProcessError as error:
+        said = [line for line in error.stderr.splitlines() if "error" in line] or [f"exit code {error.returncode}"]
+        native = Native(None, f"{Path(error.cmd[0]).name} failed: {said[0]}")
+    except (OSError, subprocess.SubprocessError) as error:
+        native = Native(None, f"compiling or loading failed: {error}")
+    logger.debug("native kernels: %s", native.reason)
+    return native
+
+
+def _load() -> Native:
+    missing = sorted(FEATURES - cpu_features())
+    if missing:
+        return Native(None, f"the processor has no {missing[0]}")
+    compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX", ""), *COMPILERS])), None)
+    if compiler is None:
+        return Native(None, "no C++ compiler (c++, g++ or clang++, or the one that CXX names)")
+    path = library_path(compiler)
+    if not path.exists():
+        compile_library(compiler, path)
+    library = ctypes.CDLL(str(path))
+    if library.allow_tiles() != 0:
+        return Native(None, "the operating system does not give this process AMX tiles")
+    return Native(library, f"compiled with {Path(compiler).name}")
+
+
+def cpu_features() -> set[str]:
+    """What this processor and its Linux can do; empty on other systems."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return set()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+
+
+def library_path(compiler: str) -> Path:
+    """Where the library of these sources, flags and this compiler belongs."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+    digest = hashlib.sha256(repr((version, FLAGS)).encode())
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return cache_folder() / "kernels" / f"native-{digest.hexdigest()[:16]}.so"
+
+
+def compile_library(compiler: str, path: Path) -> None:
+    """Raises OSError or SubprocessError. Processes that do this at the same time all succeed: the last rename stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sources = [str(Path(__file__).with_name(name)) for name in SOURCES if name.endswith(".cpp")]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        subprocess.run(
+            [compiler, *FLAGS, *sources, "-o", str(made)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=COMPILE_SECONDS,
+        )
+        made.replace(path)
