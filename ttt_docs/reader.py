@@ -110,7 +110,9 @@ class TTTReader:
             fingerprint = derived_fingerprint(fingerprint, config)
             defaults |= RETROFIT | {"sinks": config.sinks}
         elif suffix_blocks not in (None, config.suffix_blocks):
-            raise UsageError(f"{adapter or name} was trained with {config.suffix_blocks} suffix blocks: leave suffix_blocks out")
+            raise UsageError(
+                f"{adapter or name} was trained with {config.suffix_blocks} suffix blocks: leave suffix_blocks out"
+            )
         chosen = {
             "window": window,
             "chunk": chunk,

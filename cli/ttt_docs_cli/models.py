@@ -77,11 +77,14 @@ def info(name: str, as_json: bool) -> None:
 
 
 @models.command(
-    "import-orbax", epilog="\b\nExample:\n  ttt-docs models import-orbax checkpoints/ttt-e2e-125m --size 125m -o ttt-125m"
+    "import-orbax",
+    epilog="\b\nExample:\n  ttt-docs models import-orbax checkpoints/ttt-e2e-125m --size 125m -o ttt-125m",
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--size", type=click.Choice(["125m", "1b", "3b"]), help="Which published model it is.")
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="JSON with the configuration of another.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="JSON with the configuration of another."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
 @click.option("--tokenizer", metavar="NAME", help="Folder with tokenizer.json, or a Hugging Face id, to put beside it.")
 @json_option

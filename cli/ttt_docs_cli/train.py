@@ -81,7 +81,10 @@ def _dry_run(recipe: Recipe, as_json: bool) -> None:
     rows: list[tuple[str, object]] = [
         ("recipe", f"{recipe.name}, mode {recipe.mode}, trains {recipe.trains}"),
         ("parameters", f"{budget.parameters:,}, {budget.trained:,} of them trained, {budget.fast:,} fast weights"),
-        ("steps", counted if recipe.steps is None else f"{recipe.steps:,} of {recipe.batch} x {recipe.sequence:,} tokens"),
+        (
+            "steps",
+            counted if recipe.steps is None else f"{recipe.steps:,} of {recipe.batch} x {recipe.sequence:,} tokens",
+        ),
     ]
     if budget.tokens is not None and budget.flops is not None:
         rows += [("tokens", f"{budget.tokens:,}"), ("FLOPs", f"{budget.flops:.3g}")]

@@ -35,7 +35,11 @@ def write_orbax(folder: Path, arrays: dict[str, np.ndarray], chunks=lambda shape
     item = folder / "7" / "model_weights"
     base = {"driver": "file", "path": f"{item}/"}
     for path, array in arrays.items():
-        kinds = {"zstd": {"id": "zstd", "level": 1}, "zlib": {"id": "zlib", "level": 1}, "bz2": {"id": "bz2", "level": 1}}
+        kinds = {
+            "zstd": {"id": "zstd", "level": 1},
+            "zlib": {"id": "zlib", "level": 1},
+            "bz2": {"id": "bz2", "level": 1},
+        }
         metadata = {"shape": array.shape, "chunks": chunks(array.shape), "dtype": array.dtype.str}
         spec = {
             "driver": "zarr",

@@ -23,7 +23,9 @@ def test_the_default_model_is_adapted_and_reads_with_its_adapter(run, run_json, 
     assert shown["reading"]["chunk"] == 16 and shown["reading"]["inner_rule"] == "normalized"
     again = run("train", "smollm2-135m-adapt", "data.train=book.txt", *TINY)
     assert "2 steps, 256 tokens" in again.stderr and "0 documents are shorter" in again.stderr
-    assert "going on after step 2" in again.stderr and again.stdout.startswith("run/adapter.safetensors: 2 steps, loss ")
+    assert "going on after step 2" in again.stderr and again.stdout.startswith(
+        "run/adapter.safetensors: 2 steps, loss "
+    )
 
 
 def test_estimates_print_without_data(run, run_json, home):

@@ -133,7 +133,9 @@ def test_damaged_adapters_are_refused(trained, tmp_path, edit, message):
 @pytest.mark.parametrize("mode", ["first-order", "naive", "none"])
 def test_the_other_modes_train_too(trained, tmp_path, mode):
     folder, _ = trained
-    recipe = adapter_recipe(folder, f"mode={mode}", f"output={tmp_path}", *(["model.suffix_blocks=null"] * (mode == "none")))
+    recipe = adapter_recipe(
+        folder, f"mode={mode}", f"output={tmp_path}", *(["model.suffix_blocks=null"] * (mode == "none"))
+    )
     path = train(recipe, progress=False).exported
     reader = TTTReader.from_pretrained(folder / "plain", adapter=path, dtype="float32")
     assert reader.model.config.suffix_blocks == (0 if mode == "none" else 1)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from ttt_docs.errors import UsageError
 from ttt_docs.model.config import CONFIGS
 from ttt_docs.training.recipe import load_recipe, recipe_names
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: METHOD section 4: lr, steps and sequences per batch at 8K, steps and sequences per batch at 32K, plain MLP width.
 PUBLISHED = {
     "125m": (3e-3, 4_800, 64, 120, 32, 2048),
@@ -134,3 +138,11 @@ def test_recipe_files_that_are_none(tmp_path):
         bad.write_text(text)
         with pytest.raises(UsageError, match=message):
             load_recipe(bad)
+
+
+def test_the_tables_of_the_page_are_current():
+    spec = importlib.util.spec_from_file_location("make_training", DOCS / "make_training.py")
+    make_training = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_training)
+    page = (DOCS / "training.md").read_text("utf-8")
+    assert make_training.page(page) == page, "run: python docs/make_training.py"

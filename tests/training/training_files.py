@@ -9,7 +9,25 @@ import numpy as np
 
 from ttt_docs.training.recipe import Recipe, load_recipe
 
-WORDS = "the ship lay still and captain counted waves under a grey sky while nobody spoke of land".split()
+WORDS = [
+    "the",
+    "ship",
+    "lay",
+    "still",
+    "and",
+    "captain",
+    "counted",
+    "waves",
+    "under",
+    "a",
+    "grey",
+    "sky",
+    "while",
+    "nobody",
+    "spoke",
+    "of",
+    "land",
+]
 
 
 def write_books(path: Path, lengths: tuple[int, ...] = (700, 90, 400, 1000, 20, 650), seed: int = 0) -> Path:

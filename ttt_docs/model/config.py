@@ -93,7 +93,9 @@ class ReadingConfig(BaseModel):
     learn: bool = Field(True, description="False: read with the window only, never update")
     inner_rule: InnerRule = "sgd"
     inner_lr: float = Field(1.0, ge=0)
-    inner_lr_factors: tuple[float, ...] = Field((), description="learned: what inner_lr is multiplied by, block by block")
+    inner_lr_factors: tuple[float, ...] = Field(
+        (), description="learned: what inner_lr is multiplied by, block by block"
+    )
     inner_clip: float = Field(1.0, ge=0, description="global gradient norm limit for `sgd`; 0 switches it off")
     guard: float | None = Field(
         1.0,

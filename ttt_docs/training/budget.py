@@ -28,6 +28,7 @@ from math import ceil, log2, prod
 from ttt_docs.checkpoints.names import parameter_shapes
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.training.recipe import Recipe
+from ttt_docs.training.weights import trained_names
 
 _LOGIT_ROWS = 2048
 
@@ -65,8 +66,7 @@ def budget_of(recipe: Recipe, config: ModelConfig, processes: int = 1, bytes_per
     """The estimates for `config` trained by `recipe` in `processes` processes."""
     shapes = parameter_shapes(config)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
-    adapter = {name for name in sizes if ".prime_mlp." in name or "norm." in name}
-    trained = sum(sizes[name] for name in sizes if recipe.trains == "all" or name in adapter)
+    trained = sum(sizes[name] for name in trained_names(recipe, sizes))
     fast = sum(size for name, size in sizes.items() if ".prime_mlp." in name)
     tokens = None if recipe.steps is None else recipe.steps * recipe.tokens_per_step
     per_token = flops_per_token(recipe, config)

@@ -143,7 +143,9 @@ def check_same_run(saved: Saved, facts: Mapping[str, Any], recipe: Recipe) -> No
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:
     if isinstance(there, dict) and isinstance(here, dict):
         keys = sorted(there.keys() | here.keys())
-        return [line for key in keys for line in _differences(there.get(key), here.get(key), f"{path}.{key}".strip("."))]
+        return [
+            line for key in keys for line in _differences(there.get(key), here.get(key), f"{path}.{key}".strip("."))
+        ]
     return [] if there == here else [f"{path} is {there} there and {here} here"]
 
 

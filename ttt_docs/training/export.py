@@ -40,7 +40,11 @@ def export(
 
     config = start.config.model_copy(update={"name": recipe.name})
     dtypes = {name: tensor.dtype for name, tensor in state.items()}
-    source = WeightSource(config, dtypes, lambda name: state[name].detach(), "training", (), lambda to: copy_tokenizer(tokenizer, to))
+    source = WeightSource(
+        config, dtypes, lambda name: state[name].detach(), "training", (), lambda to: copy_tokenizer(tokenizer, to)
+    )
     if (folder / "manifest.json").is_file():  # an earlier export of the same run
         (folder / "manifest.json").unlink()
-    return write_checkpoint(folder, source, {"reading": reading.model_dump(mode="json"), "training": provenance}, progress=False)
+    return write_checkpoint(
+        folder, source, {"reading": reading.model_dump(mode="json"), "training": provenance}, progress=False
+    )

@@ -28,12 +28,17 @@ class ModelRecipe(BaseModel):
 
     model_config = _STRICT
 
-    config: str | None = Field(None, description="a published size (125m, 350m, 760m, 1.3b, 3b), or custom: all in changes")
-    pretrained: str | None = Field(None, description="what `TTTReader.from_pretrained` takes; its weights are the start")
+    config: str | None = Field(
+        None, description="a published size (125m, 350m, 760m, 1.3b, 3b), or custom: all in changes"
+    )
+    pretrained: str | None = Field(
+        None, description="what `TTTReader.from_pretrained` takes; its weights are the start"
+    )
     changes: dict[str, Any] = Field(default_factory=dict, description="fields of ModelConfig that differ from it")
     suffix_blocks: int | Literal["quarter"] | None = Field(
         None, description="blocks with a prime MLP; how many a plain pretrained model gets (retrofit; none: 8)"
     )
+    attention: bool = Field(True, description="False: attention adds nothing in any block, and is not trained")
 
     @model_validator(mode="after")
     def _start(self) -> ModelRecipe:
@@ -77,7 +82,9 @@ class OptimizerRecipe(BaseModel):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0, description="of matrices; norms and inner learning rates do not decay")
     clip: float = Field(1.0, ge=0, description="limit of the global gradient norm; 0 switches it off")
-    inner_warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps over which the inner lr rises to its own")
+    inner_warmup: float = Field(
+        0.0, ge=0, lt=1, description="share of the steps over which the inner lr rises to its own"
+    )
     inner_warmup_from: float = Field(0.1, ge=0, le=1, description="the factor that it rises from")
 
 
@@ -111,7 +118,9 @@ class Recipe(BaseModel):
     model_config = _STRICT
 
     name: str
-    mode: Literal["meta", "first-order", "naive", "none"] = Field("meta", description="see `ttt_docs.training.outer.Mode`")
+    mode: Literal["meta", "first-order", "naive", "none"] = Field(
+        "meta", description="see `ttt_docs.training.outer.Mode`"
+    )
     trains: Literal["all", "adapter"] = Field("all", description="adapter: prime MLPs, norms, learned inner lr")
     learned_inner_lr: bool = Field(False, description="one inner learning rate per suffix block is trained too")
     sequence: int = Field(gt=0, description="tokens of a training sequence")
@@ -134,7 +143,9 @@ class Recipe(BaseModel):
                 "chunk is whole"
             )
         if self.batch % self.compute.micro_batch:
-            raise UsageError(f"batch ({self.batch}) must be a multiple of compute.micro_batch ({self.compute.micro_batch})")
+            raise UsageError(
+                f"batch ({self.batch}) must be a multiple of compute.micro_batch ({self.compute.micro_batch})"
+            )
         if self.learned_inner_lr and self.mode in ("naive", "none"):
             raise UsageError(f"learned_inner_lr needs a mode that updates (meta or first-order), not {self.mode}")
         if self.model.config is not None:
@@ -166,7 +177,9 @@ class Recipe(BaseModel):
         blocks = fields.get("blocks", 0)
         if self.model.suffix_blocks == "quarter":
             if blocks % 4:
-                raise UsageError(f"{blocks} blocks have no last quarter: use a multiple of 4, or give model.suffix_blocks")
+                raise UsageError(
+                    f"{blocks} blocks have no last quarter: use a multiple of 4, or give model.suffix_blocks"
+                )
             fields["suffix_blocks"] = blocks // 4
         elif self.model.suffix_blocks is not None:
             fields["suffix_blocks"] = self.model.suffix_blocks
@@ -185,7 +198,9 @@ class Recipe(BaseModel):
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in _SHIPPED.iterdir() if re.fullmatch(r"[^_].*\.yaml", path.name))
+    return sorted(
+        path.name.removesuffix(".yaml") for path in _SHIPPED.iterdir() if re.fullmatch(r"[^_].*\.yaml", path.name)
+    )
 
 
 def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -228,7 +243,9 @@ def _text(source: str) -> tuple[str, Path]:
     if not path.is_file():
         close = difflib.get_close_matches(source, recipe_names(), n=3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise UsageError(f"no recipe {source!r}: {hint}Give a .yaml file, or one of those that `ttt-docs train --list` shows")
+        raise UsageError(
+            f"no recipe {source!r}: {hint}Give a .yaml file, or one of those that `ttt-docs train --list` shows"
+        )
     try:
         return path.read_text("utf-8"), path.parent
     except (OSError, UnicodeDecodeError) as error:
@@ -287,7 +304,9 @@ def _sentence(detail: Any, model: type[BaseModel]) -> str:
     if detail["type"] == "extra_forbidden":
         known = _fields(model, where[:-1])
         close = difflib.get_close_matches(where[-1], known, n=1)
-        return f"unknown key {'.'.join(where)}" + (f", did you mean {close[0]}?" if close else f" (known: {', '.join(known)})")
+        return f"unknown key {'.'.join(where)}" + (
+            f", did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
+        )
     return f"{'.'.join(where)}: {message}" if where else message
 
 

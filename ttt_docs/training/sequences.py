@@ -18,7 +18,9 @@ class Sequences:
 
     def __init__(self, shards: Shards, length: int) -> None:
         self.length = length
-        self._tokens = [shards.tokens_of(shard) if len(lengths) else None for shard, lengths in enumerate(shards.lengths)]
+        self._tokens = [
+            shards.tokens_of(shard) if len(lengths) else None for shard, lengths in enumerate(shards.lengths)
+        ]
         rows = []
         for shard, lengths in enumerate(shards.lengths):
             counts = (lengths - 1) // length

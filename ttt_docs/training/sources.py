@@ -169,7 +169,9 @@ def _package(name: str) -> Any:
         return import_module(name)
     except ImportError:
         wanted = name.partition(".")[0]
-        raise UsageError(f'this data needs {wanted}: pip install {wanted}, or "ttt-docs[train]" with all of them') from None
+        raise UsageError(
+            f'this data needs {wanted}: pip install {wanted}, or "ttt-docs[train]" with all of them'
+        ) from None
 
 
 _READERS = {

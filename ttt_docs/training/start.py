@@ -43,7 +43,11 @@ def start_of(recipe: Recipe) -> Start:
     if chosen.pretrained is None:
         config = recipe.architecture()
         model = Decoder(config).initialize(torch.Generator().manual_seed(recipe.seed))
-        return Start(config, {name: tensor.detach() for name, tensor in model.state_dict().items()}, None)
+        state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        if not chosen.attention:
+            for index in range(config.blocks):
+                state[f"blocks.{index}.attention.wo.weight"].zero_()
+        return Start(config, state, None)
     base = load_checkpoint(resolve(chosen.pretrained))
     try:
         longest = max(recipe.sequence, base.config.max_positions)
@@ -85,7 +89,9 @@ def tokenizer_folder(recipe: Recipe) -> Path:
         return write_byte_tokenizer(cache_folder() / "tokenizers" / "bytes")
     if name == "model":
         if recipe.model.pretrained is None:
-            raise UsageError("data.tokenizer: a model of random weights has none; give bytes, a folder or a model's name")
+            raise UsageError(
+                "data.tokenizer: a model of random weights has none; give bytes, a folder or a model's name"
+            )
         return resolve(recipe.model.pretrained)
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()

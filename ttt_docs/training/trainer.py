@@ -180,7 +180,10 @@ def _steps(
     record = Record(run, first) if here.first else None
     valid_loss = found[-1].score if found and first == steps and data.valid is not None else None
     since: list[float] = []
-    with Interrupt() as interrupt, tqdm(initial=first, total=steps, unit="step", disable=None if progress else True) as bar:
+    with (
+        Interrupt() as interrupt,
+        tqdm(initial=first, total=steps, unit="step", disable=None if progress else True) as bar,
+    ):
         for step in range(first + 1, steps + 1):
             line = _step(recipe, here, data, step, steps, weights, optimizer, interrupt.requested)
             stop = line.pop("stop")
@@ -190,7 +193,7 @@ def _steps(
             bar.set_postfix(loss=f"{line['loss']:.4f}", tok_s=f"{line['tokens_per_second']:.0f}", refresh=False)
             bar.update()
             score = None
-            if data.valid is not None and (step == steps or kept.evaluate_every and step % kept.evaluate_every == 0):
+            if data.valid is not None and (step == steps or (kept.evaluate_every and step % kept.evaluate_every == 0)):
                 score, chunks = _validate(recipe, here, data, weights)
                 valid_loss = score
                 if record is not None:
@@ -203,7 +206,9 @@ def _steps(
                 if here.first:
                     checkpoint.remove_old(run, kept.keep)
             if stop and step < steps:
-                raise KeyboardInterrupt(f"stopped after step {step:,} of {steps:,}; the same command goes on from there")
+                raise KeyboardInterrupt(
+                    f"stopped after step {step:,} of {steps:,}; the same command goes on from there"
+                )
     if record is not None:
         record.close()
     return valid_loss
@@ -236,8 +241,8 @@ def _step(
     loss = chunk_losses.mean().item()
     if not np.isfinite(loss) or not bool(norm.isfinite()):
         raise TTTDocsError(
-            f"step {step:,}: the loss ({loss:.4g}) or its gradient ({float(norm):.4g}) is not a number any more. Nothing "
-            f"of this step was kept; the last checkpoint is whole. Try a smaller optimizer.lr or reading.inner_lr"
+            f"step {step:,}: the loss ({loss:.4g}) or its gradient ({float(norm):.4g}) is not a number any more. "
+            f"Nothing of this step was kept; the last checkpoint is whole. Try a smaller optimizer.lr or reading.inner_lr"
         )
     if chosen.clip:
         for master in weights.masters.values():

@@ -1,8 +1,8 @@
 """Which parameters are trained, in what precision they are kept, and how several processes share them.
 
 Every trained parameter has a float32 master, which AdamW updates. Products run on a copy in the compute dtype; prime
-MLPs stay float32, as fast weights do. With several processes, `data` keeps everything everywhere and averages gradients;
-`sharded` (FSDP2) keeps masters, gradients and AdamW's state in parts and gathers the weights for each step.
+MLPs stay float32, as fast weights do. With several processes, `data` keeps everything everywhere and averages
+gradients; `sharded` (FSDP2) keeps masters, gradients and AdamW's state in parts and gathers the weights for each step.
 
 Gradients are averaged by one explicit all-reduce: DDP's hooks fire on every backward pass, and the inner loop's own
 gradients are backward passes inside the forward pass. FSDP2 wraps the whole outer loss for the same reason: to it the
@@ -11,7 +11,7 @@ inner loop is a part of one forward pass, and it reduces gradients when the back
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -118,16 +118,17 @@ class Weights:
             yield name, full.detach().cpu()
 
 
-def trained_names(config: ModelConfig, names: Iterator[str] | list[str], trains: str) -> list[str]:
-    """`all`, or for `adapter` the prime MLPs and every norm."""
-    return [name for name in names if trains == "all" or ".prime_mlp." in name or "norm." in name]
+def trained_names(recipe: Recipe, names: Iterable[str]) -> list[str]:
+    """All parameters, or for an adapter the prime MLPs and every norm; never those of an attention that is off."""
+    chosen = [name for name in names if recipe.trains == "all" or ".prime_mlp." in name or "norm." in name]
+    return [name for name in chosen if recipe.model.attention or ".attention." not in name]
 
 
 def prepare(recipe: Recipe, config: ModelConfig, state: State, dtype: torch.dtype, processes: Processes) -> Weights:
     """The model on its device, ready to train."""
     sharded = recipe.compute.parallel == "sharded" and processes.count > 1
     model = build_decoder(config, state, processes.device, torch.float32 if sharded else dtype)
-    trained = set(trained_names(config, list(state), recipe.trains))
+    trained = set(trained_names(recipe, state))
     for name, parameter in model.named_parameters():
         if name in trained:
             own = parameter.detach()

@@ -1,0 +1,136 @@
+"""The paper's toy figure: loss by token index of a small Transformer without attention, and of the same with attention.
+
+    python examples/toy_figure.py BOOKS/train-00.jsonl.zst BOOKS/valid.jsonl.zst --json toy.json --figure toy.png
+
+Trains recipe `toy` in four ways (six with --b1) and reads held-out text with each. Without attention a model knows the
+current byte alone, unless it learns from the text while it reads:
+
+    no TTT       trained without inner updates, read without them
+    TTT-naive    the same model, read with updates it was never trained for (its best inner learning rate is searched)
+    TTT-E2E      trained through its updates, b = 16 tokens each (and b = 1)
+
+A run that is stopped goes on where it was when the command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ttt_docs import TTTReader
+from ttt_docs.model.config import ReadingConfig
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.state import ReadingState
+from ttt_docs.training.processes import Processes
+from ttt_docs.training.recipe import load_recipe
+from ttt_docs.training.trainer import prepare_data, train
+
+#: Inner learning rates that TTT-naive may choose from, by its loss on the first half of the held-out sequences.
+NAIVE_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+BUCKETS = 16
+ALONE = Processes(0, 1, 0, torch.device("cpu"))
+
+
+def loss_by_index(model: Decoder, reading: ReadingConfig, tokens: Tensor) -> Tensor:
+    """Mean loss [length] over tokens [sequences, length + 1], each sequence read by itself; nats."""
+    state = ReadingState(model, reading, len(tokens))
+    pieces: list[Tensor] = []
+    while (left := (tokens.shape[1] - 1 - state.position) // reading.chunk) > 0:
+        count = min(left, state.slots_left)
+        here = tokens[:, state.position : state.position + count * reading.chunk + 1]
+        pieces += [result.nll for result in state.read(here)]
+    return torch.cat(pieces, dim=1).mean(dim=0)
+
+
+def naive(model: Decoder, reading: ReadingConfig, tokens: Tensor) -> tuple[float, Tensor]:
+    """The best inner learning rate on one half of the sequences, and the losses with it on the other."""
+    half = len(tokens) // 2
+    tried = {r: reading.model_copy(update={"inner_lr": r}) for r in NAIVE_RATES}
+    best = min(NAIVE_RATES, key=lambda rate: float(loss_by_index(model, tried[rate], tokens[:half]).mean()))
+    return best, loss_by_index(model, tried[best], tokens[half:])
+
+
+def measure(options: argparse.Namespace, attention: bool) -> dict[str, dict[str, object]]:
+    """Every curve of the models with or without attention."""
+    kind, curves = "attention" if attention else "no attention", {}
+    shared = [f"data.train={options.train}", f"data.valid={options.valid}", f"model.attention={str(attention).lower()}"]
+    shared += [f"steps={options.steps}", "checkpoint.evaluate_sequences=8"]
+    variants = {"naive": ["mode=naive"], "b=16": ["mode=meta"]}
+    if options.b1:
+        variants["b=1"] = ["mode=meta", "reading.chunk=1"]
+    for name, changes in variants.items():
+        output = options.folder / f"{kind}-{name}".replace(" ", "-")
+        recipe = load_recipe("toy", [*shared, *changes, f"output={output}"])
+        began = time.perf_counter()
+        done = train(recipe)
+        seconds = time.perf_counter() - began
+        model = TTTReader.from_pretrained(done.exported, dtype="float32").model
+        data = prepare_data(recipe, ALONE, progress=False).valid
+        assert data is not None
+        tokens = torch.from_numpy(data.take(data.spread(options.sequences)))
+        half = tokens[len(tokens) // 2 :]
+        facts = {"train_seconds": seconds, "train_loss": done.loss}
+        reading = recipe.reading
+        if name != "naive":
+            curves[f"{kind}, TTT-E2E {name}"] = {**facts, "nll": loss_by_index(model, reading, half)}
+            continue
+        off = reading.model_copy(update={"learn": False})
+        curves[f"{kind}, no TTT"] = {**facts, "nll": loss_by_index(model, off, half)}
+        for chunk in (16, 1) if options.b1 else (16,):
+            rate, nll = naive(model, reading.model_copy(update={"chunk": chunk}), tokens)
+            curves[f"{kind}, TTT-naive b={chunk}"] = {"inner_lr": rate, "nll": nll}
+    return curves
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train")
+    parser.add_argument("valid")
+    parser.add_argument("--folder", type=Path, default=Path("runs/toy"))
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--sequences", type=int, default=64, help="held-out ones, of which half choose naive's rate")
+    parser.add_argument("--b1", action="store_true", help="b = 1 too")
+    parser.add_argument("--attention", choices=["both", "off", "on"], default="both")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--figure", type=Path, required=True)
+    options = parser.parse_args()
+    curves: dict[str, dict[str, object]] = {}
+    for attention in (False, True):
+        if options.attention in ("both", "on" if attention else "off"):
+            curves |= measure(options, attention)
+    rows = []
+    for name, curve in curves.items():
+        nll = curve["nll"]
+        assert isinstance(nll, Tensor)
+        quarters = nll.view(4, -1).mean(dim=1).tolist()
+        curve |= {"nll": [round(x, 4) for x in nll.tolist()], "mean": float(nll.mean()), "quarters": quarters}
+        rows.append(f"| {name} | {float(nll.mean()):.3f} | " + " | ".join(f"{q:.3f}" for q in quarters) + " |")
+    facts = {"steps": options.steps, "sequences": options.sequences // 2, "torch": torch.__version__}
+    options.json.write_text(json.dumps({**facts, "curves": curves}) + "\n")
+    draw(curves, options.figure)
+    print("\n".join(["| | all | 1st quarter | 2nd | 3rd | 4th |", "|---|---|---|---|---|---|", *rows]))
+
+
+def draw(curves: dict[str, dict[str, object]], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        values = torch.tensor(curve["nll"]).view(BUCKETS, -1).mean(dim=1)
+        middle = (torch.arange(BUCKETS) + 0.5) * (len(curve["nll"]) / BUCKETS)  # type: ignore[arg-type]
+        axes.plot(middle, values, "--" if name.startswith("attention") else "-", marker="o", ms=3, label=name)
+    axes.set(xlabel="token index (bytes)", ylabel="loss (nats per byte)")
+    axes.legend(fontsize=8)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
