@@ -21,14 +21,22 @@ START, END = "<!-- tables: made by docs/make_training.py -->", "<!-- end of tabl
 
 def tables() -> str:
     """The recipes, then every key."""
-    head = "| Recipe | mode | sequence | sequences a step | steps | lr | inner lr warm-up |\n|---|---|---|---|---|---|---|"
-    return "\n".join([head, *map(_recipe, recipe_names()), "", "| Key | Default | Meaning |", "|---|---|---|", *_keys(Recipe)])
+    head = (
+        "| Recipe | mode | sequence | sequences a step | steps | lr | inner lr warm-up |\n|---|---|---|---|---|---|---|"
+    )
+    return "\n".join(
+        [head, *map(_recipe, recipe_names()), "", "| Key | Default | Meaning |", "|---|---|---|", *_keys(Recipe)]
+    )
 
 
 def _recipe(name: str) -> str:
     r = load_recipe(name)
     steps = "one epoch" if r.steps is None else f"{r.steps:,}"
-    warm = f"from {r.optimizer.inner_warmup_from:g} over {r.optimizer.inner_warmup:.0%}" if r.optimizer.inner_warmup else ""
+    warm = (
+        f"from {r.optimizer.inner_warmup_from:g} over {r.optimizer.inner_warmup:.0%}"
+        if r.optimizer.inner_warmup
+        else ""
+    )
     mode = f"{r.mode}, adapter" if r.trains == "adapter" else r.mode
     return f"| `{name}` | {mode} | {r.sequence:,} | {r.batch} | {steps} | {r.optimizer.lr:g} | {warm} |"
 

@@ -39,8 +39,8 @@ def train(
 ) -> None:
     """Train the initialization that reading starts from, by a recipe.
 
-    A run leaves in its folder (output=, else runs/NAME) the trained model or adapter, checkpoints, log.jsonl, TensorBoard
-    events and loss.png.
+    A run leaves in its folder (output=, else runs/NAME) the trained model or adapter, checkpoints, log.jsonl,
+    TensorBoard events and loss.png.
     """
     from ttt_docs.training.recipe import load_recipe, recipe_names
 
@@ -100,8 +100,8 @@ def _train(recipe: Recipe, quiet: bool, as_json: bool) -> None:
     def announce(plan: Plan) -> None:
         note(
             f"{recipe.name}: {plan.steps:,} steps, {plan.tokens:,} tokens ({plan.epochs:.2f} epochs) from "
-            f"{plan.sequences:,} sequences of {plan.documents:,} documents; {plan.left_out:,} documents are shorter than "
-            f"a sequence and left out" + (f"; going on after step {plan.resumes_at:,}" if plan.resumes_at else ""),
+            f"{plan.sequences:,} sequences of {plan.documents:,} documents; {plan.left_out:,} documents are shorter "
+            f"than a sequence and left out" + (f"; going on after step {plan.resumes_at:,}" if plan.resumes_at else ""),
             quiet,
         )
 

@@ -150,7 +150,7 @@ def test_ctrl_c_makes_a_checkpoint_and_the_same_call_goes_on(tmp_path, monkeypat
 def test_a_run_that_diverges_says_so(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path)
     monkeypatch.setattr(trainer, "learning_rate", lambda *_: float("nan"))
-    with pytest.raises(TTTDocsError, match="step 2: the loss .* not a number"):
+    with pytest.raises(TTTDocsError, match=r"step 2: the loss .* not a number"):
         train(recipe, progress=False)
     assert saved_checkpoints(recipe.folder) == []
 

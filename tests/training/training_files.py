@@ -9,25 +9,7 @@ import numpy as np
 
 from ttt_docs.training.recipe import Recipe, load_recipe
 
-WORDS = [
-    "the",
-    "ship",
-    "lay",
-    "still",
-    "and",
-    "captain",
-    "counted",
-    "waves",
-    "under",
-    "a",
-    "grey",
-    "sky",
-    "while",
-    "nobody",
-    "spoke",
-    "of",
-    "land",
-]
+WORDS = ["the", "ship", "lay", "still", "and", "captain", "counted", "waves", "nobody", "spoke", "of", "land"]
 
 
 def write_books(path: Path, lengths: tuple[int, ...] = (700, 90, 400, 1000, 20, 650), seed: int = 0) -> Path:

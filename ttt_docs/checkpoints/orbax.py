@@ -253,7 +253,7 @@ def _decompressor(compressor: str | None) -> Any:
 
 
 class _Chunk:
-    """The bytes of a chunk, taken a known number at a time into one buffer: what `take` gave is gone at the next call."""
+    """The bytes of a chunk, a known number at a time, in one buffer: what `take` gave is gone at the next call."""
 
     def __init__(self, store: Any, array: _Array, place: tuple[int, ...]) -> None:
         self._array, self._pieces, self._left = array, _stream(store, array, place), memoryview(b"")

@@ -54,8 +54,10 @@ class DataRecipe(BaseModel):
 
     model_config = _STRICT
 
-    train: tuple[str, ...] = Field((), description="files (.jsonl, .jsonl.zst, .txt, .parquet), folders, patterns with *, "
-                                   "or ids of Hugging Face datasets")  # fmt: skip
+    train: tuple[str, ...] = Field(
+        (),
+        description="files (.jsonl, .jsonl.zst, .txt, .md, .parquet), folders, patterns, ids of Hugging Face datasets",
+    )
     valid: tuple[str, ...] = Field((), description="the same; nothing is trained on them")
     tokenizer: str = Field("model", description="model: that of model.pretrained; bytes; a folder; a Hugging Face id")
     field: str = Field("text", description="the column or key that holds a document's text")
@@ -152,7 +154,7 @@ class Recipe(BaseModel):
             config = self.architecture()
             if (self.mode != "none") != bool(config.suffix_blocks):
                 raise UsageError(
-                    f"mode {self.mode} with {config.suffix_blocks} suffix blocks: mode none has none, the others need some"
+                    f"mode {self.mode} with {config.suffix_blocks} suffix blocks: none has none, the others need some"
                 )
         return self
 

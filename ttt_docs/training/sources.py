@@ -157,8 +157,8 @@ def _text(row: Any, source: DataSource, where: str) -> str:
 
 def _no_field(source: DataSource, where: str, there: list[str]) -> DocumentError:
     return DocumentError(
-        f"{source.name}: {where} has no text under {source.field!r} (there are: {', '.join(map(str, there)) or 'none'}); "
-        "set data.field"
+        f"{source.name}: {where} has no text under {source.field!r} "
+        f"(there are: {', '.join(map(str, there)) or 'none'}); set data.field"
     )
 
 
