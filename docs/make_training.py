@@ -21,9 +21,7 @@ START, END = "<!-- tables: made by docs/make_training.py -->", "<!-- end of tabl
 
 def tables() -> str:
     """The recipes, then every key."""
-    head = (
-        "| Recipe | mode | sequence | sequences a step | steps | lr | inner lr warm-up |\n|---|---|---|---|---|---|---|"
-    )
+    head = "| Recipe | mode | sequence | sequences a step | steps | lr | inner lr |\n|---|---|---|---|---|---|---|"
     return "\n".join(
         [head, *map(_recipe, recipe_names()), "", "| Key | Default | Meaning |", "|---|---|---|", *_keys(Recipe)]
     )
@@ -32,13 +30,11 @@ def tables() -> str:
 def _recipe(name: str) -> str:
     r = load_recipe(name)
     steps = "one epoch" if r.steps is None else f"{r.steps:,}"
-    warm = (
-        f"from {r.optimizer.inner_warmup_from:g} over {r.optimizer.inner_warmup:.0%}"
-        if r.optimizer.inner_warmup
-        else ""
-    )
+    inner = f"{r.reading.inner_lr:g}" if r.mode != "none" else ""
+    if inner and r.optimizer.inner_warmup:
+        inner += f", from {r.optimizer.inner_warmup_from:g} of it over {r.optimizer.inner_warmup:.0%}"
     mode = f"{r.mode}, adapter" if r.trains == "adapter" else r.mode
-    return f"| `{name}` | {mode} | {r.sequence:,} | {r.batch} | {steps} | {r.optimizer.lr:g} | {warm} |"
+    return f"| `{name}` | {mode} | {r.sequence:,} | {r.batch} | {steps} | {r.optimizer.lr:g} | {inner} |"
 
 
 def _keys(model: type[BaseModel], path: str = "") -> Iterator[str]:

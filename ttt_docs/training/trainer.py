@@ -242,7 +242,7 @@ def _step(
     if not np.isfinite(loss) or not bool(norm.isfinite()):
         raise TTTDocsError(
             f"step {step:,}: the loss ({loss:.4g}) or its gradient ({float(norm):.4g}) is not a number any more. "
-            "Nothing of this step was kept; the last checkpoint is whole. Try a smaller optimizer.lr or reading.inner_lr"
+            "Nothing of it was kept; the last checkpoint is whole. Try a smaller optimizer.lr or reading.inner_lr"
         )
     if chosen.clip:
         for master in weights.masters.values():
