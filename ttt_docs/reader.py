@@ -100,7 +100,7 @@ class TTTReader:
             trained = load_adapter(adapter)
             state, fingerprint = adapted(checkpoint, trained)
             config, defaults = trained.config, trained.reading.model_dump(exclude={"learn"})
-        if not config.suffix_blocks and adapter is None:
+        if not config.suffix_blocks and not config.post_norm and adapter is None:  # a baseline stays what it is
             config, state = retrofit(
                 config,
                 state,

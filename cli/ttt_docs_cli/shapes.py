@@ -43,7 +43,7 @@ INSPECT = {
     "created": "ISO 8601, UTC",
     "model": "what the model is called",
     "fingerprint": "sha256 over the model's configuration and weights",
-    "reading": "{chunk, window, sinks, learn, inner_rule, inner_lr, inner_clip, guard}",
+    "reading": "{chunk, window, sinks, learn, inner_rule, inner_lr, inner_lr_factors, inner_clip, guard}",
     "precision": 'how the fast weights are stored: "float32" or "bfloat16"',
     "tokens": "tokens in the memory",
     "position": "tokens in whole chunks",

@@ -110,6 +110,14 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, parallel):
     assert one.reading.inner_lr_factors == pytest.approx(two.reading.inner_lr_factors, abs=1e-5)
 
 
+def test_a_baseline_without_prime_mlps_reads_with_its_window_alone(tmp_path):
+    changes = ["mode=none", "model.changes.suffix_blocks=0", "reading.window=32", "steps=2"]
+    done = train(tiny_recipe(tmp_path, *changes), progress=False)
+    reader = TTTReader.from_pretrained(done.exported, dtype="float32")
+    assert reader.model.config.suffix_blocks == 0 and reader.reading.window == 32
+    assert reader.ingest(text="the ship lay still").nll[1:].min() > 0
+
+
 def test_bfloat16_products_train_float32_masters(tmp_path):
     recipe = tiny_recipe(tmp_path, "compute.dtype=bfloat16", "optimizer.lr=1e-5", "steps=3")
     done = train(recipe, progress=False)

@@ -36,6 +36,9 @@ def _check_reading(header: Header) -> None:
     for name in ("inner_lr", "inner_clip"):
         if not math.isfinite(getattr(reading, name)):
             raise Refusal(f"its reading parameter {name} is not a finite number")
+    factors = reading.inner_lr_factors
+    if not all(map(math.isfinite, factors)) or (factors and len(factors) != len(header.fast_blocks or factors)):
+        raise Refusal("its reading parameter inner_lr_factors is not one finite number for each block")
     if header.skipped < 0:
         raise Refusal(f"it counts {shown(header.skipped)} skipped updates")
     if header.position < 0 or header.position % reading.chunk:

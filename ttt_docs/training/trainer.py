@@ -295,7 +295,7 @@ def _export(recipe: Recipe, here: Processes, start: Start, data: Data, weights: 
         "commit": _commit(),
     }
     reading = reading_of(recipe, weights)
-    trained = dict(weights.state())
+    trained = {name: tensor for name, tensor in weights.state() if here.first}
     return export(recipe, start, reading, trained, data.tokenizer, provenance) if here.first else recipe.folder
 
 
