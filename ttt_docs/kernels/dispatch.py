@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_atten
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
 from ttt_docs.kernels.native.attention import window_attention_native
 from ttt_docs.kernels.native.build import native_library
+from ttt_docs.kernels.native.cross_entropy import linear_cross_entropy_native
+from ttt_docs.kernels.native.rms_norm import rms_norm_native
+from ttt_docs.kernels.native.swiglu import swiglu_native
 from ttt_docs.kernels.rms_norm import rms_norm_cpu, rms_norm_reference
 from ttt_docs.kernels.swiglu import swiglu_cpu, swiglu_reference
 
@@ -50,7 +53,7 @@ REFERENCE = Kernels(
 #: What reading on a CPU uses: differentiable once, with respect to activations and fast weights only.
 CPU = Kernels("cpu", _attention_cpu, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu)
 #: The same with C++ compiled for CPUs with AMX, for what is in bfloat16.
-NATIVE = replace(CPU, name="native", window_attention=window_attention_native)
+NATIVE = Kernels("native", window_attention_native, rms_norm_native, swiglu_native, linear_cross_entropy_native)
 
 CHOICES = ("auto", "cpu", "reference")
 
