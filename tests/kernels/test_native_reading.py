@@ -1,4 +1,4 @@
-"""Reading with the compiled kernels: like the definitions, and to the same bits however it is interrupted or threaded."""
+"""Reading with the compiled kernels: like the definitions, and to the same bits wherever it is interrupted."""
 
 from __future__ import annotations
 
