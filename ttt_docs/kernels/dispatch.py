@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_atten
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
 from ttt_docs.kernels.native.attention import window_attention_native
 from ttt_docs.kernels.native.build import native_library
+from ttt_docs.kernels.native.cross_entropy import linear_cross_entropy_native
+from ttt_docs.kernels.native.rms_norm import rms_norm_native
+from ttt_docs.kernels.native.swiglu import swiglu_native
 from ttt_docs.kernels.pair_attention import pair_window_attention
 from ttt_docs.kernels.pair_cross_entropy import pair_linear_cross_entropy
 from ttt_docs.kernels.pairs import pair_linear, pair_rms_norm, pair_swiglu
@@ -33,9 +37,22 @@ class Kernels:
     swiglu: Callable[[Tensor, Tensor, Tensor], Tensor]
     linear_cross_entropy: Callable[..., Tensor]
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
+    #: A residual and the norms around it in one pass; None: one after the other (`residual_norm`).
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
+    #: The inner step over all fast weights, and what takes it back, without a word to the host; None: `model.inner`.
+    inner_step: tuple[Callable[..., Any], Callable[..., None]] | None = None
     #: The same operations on pairs of values and tangents (`kernels/pairs.py`), for kernels that are differentiable
     #: once: the outer loop's second derivatives. None: these are differentiable twice.
     pairs: Kernels | None = None
+
+    def residual_norm(
+        self, x: Tensor, delta: Tensor, post_weight: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """x + delta, delta normed first if `post_weight` is given, and the norm of that sum with `weight`."""
+        if post_weight is not None:
+            delta = self.rms_norm(delta, post_weight, eps)
+        x = x + delta
+        return x, self.rms_norm(x, weight, eps)
 
 
 def _attention_reference(
@@ -59,24 +76,36 @@ REFERENCE = Kernels(
 #: What reading on a CPU uses: differentiable once; cached keys and values are constants.
 CPU = Kernels("cpu", _attention_cpu, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu)
 #: The same with C++ compiled for CPUs with AMX, for what is in bfloat16.
-NATIVE = replace(CPU, name="native", window_attention=window_attention_native)
+NATIVE = Kernels("native", window_attention_native, rms_norm_native, swiglu_native, linear_cross_entropy_native)
 PAIRS = Kernels("pairs", pair_window_attention, pair_rms_norm, pair_swiglu, pair_linear_cross_entropy, pair_linear)
 #: What training on a CPU uses: differentiable once, cached keys and values that ask for it included, and on pairs.
 TRAINING = replace(CPU, name="training", window_attention=window_attention_training, pairs=PAIRS)
 
-CHOICES = ("auto", "cpu", "reference")
+CHOICES = ("auto", "cpu", "reference", "triton", "flash")
+
+
+def kernel_choice() -> str:
+    """The environment variable TTT_DOCS_KERNELS. Raises UsageError for a value it cannot have."""
+    choice = os.environ.get("TTT_DOCS_KERNELS", "auto")
+    if choice not in CHOICES:
+        raise UsageError(f"TTT_DOCS_KERNELS={choice!r}: choose {', '.join(CHOICES[:-1])} or {CHOICES[-1]}")
+    return choice
 
 
 def kernels_for(device: torch.device) -> Kernels:
     """The kernels for reading on `device`.
 
-    The environment variable TTT_DOCS_KERNELS overrides: `cpu` leaves the compiled ones out, `reference` takes the
-    definitions. Raises UsageError for another value.
+    TTT_DOCS_KERNELS overrides: `cpu` leaves the compiled ones out, `reference` takes the definitions, `triton` and
+    `flash` those kernels. Raises UsageError for another value, or for kernels that cannot run on `device`.
     """
-    choice = os.environ.get("TTT_DOCS_KERNELS", "auto")
-    if choice not in CHOICES:
-        raise UsageError(f"TTT_DOCS_KERNELS={choice!r}: choose {', '.join(CHOICES[:-1])} or {CHOICES[-1]}")
-    if device.type != "cpu" or choice == "reference":
+    choice = kernel_choice()
+    if choice == "reference" or (choice == "cpu" and device.type != "cpu"):
+        return REFERENCE
+    if device.type == "cuda" or choice in ("triton", "flash"):
+        from ttt_docs.kernels.gpu import gpu_kernels
+
+        return gpu_kernels(choice, device)
+    if device.type != "cpu":
         return REFERENCE
     return NATIVE if choice == "auto" and native_library().library is not None else CPU
 
@@ -84,4 +113,4 @@ def kernels_for(device: torch.device) -> Kernels:
 def training_kernels_for(device: torch.device) -> Kernels:
     """The kernels for training on `device`; TTT_DOCS_KERNELS overrides as for reading."""
     kernels = kernels_for(device)
-    return TRAINING if device.type == "cpu" and kernels is not REFERENCE else kernels
+    return TRAINING if device.type == "cpu" and kernels in (CPU, NATIVE) else kernels

@@ -41,7 +41,7 @@ class ProductWeights(NamedTuple):
 
 
 def product_weights(fast: FastWeights, dtype: torch.dtype) -> ProductWeights:
-    return ProductWeights(torch.cat([fast.w1, fast.w3], dim=1).to(dtype), fast.w2.to(dtype))
+    return ProductWeights(torch.cat([fast.w1.to(dtype), fast.w3.to(dtype)], dim=1), fast.w2.to(dtype))
 
 
 class Table(nn.Module):

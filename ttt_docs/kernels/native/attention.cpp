@@ -8,14 +8,11 @@
 // Scores are not shifted by their row's largest, as float32 and bfloat16 hold exponentials of any that models make;
 // where a row's sum shows otherwise, its tile is done again with the shift.
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "common.h"
+#include "tiles.h"
 
 namespace {
 
@@ -39,44 +36,9 @@ struct Attention {
 namespace {
 
 constexpr int ROWS = 32;           // queries of a block: two tiles
-constexpr int TILE = 512;          // bfloat16 numbers of a tile, 16 rows of 32
 constexpr int FORWARD_KEYS = 256;  // keys whose exponentials are kept before they meet the values
 constexpr int BACKWARD_KEYS = 128;
 constexpr float LOG2_E = 1.44269504088896340736f;
-
-int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-int64_t down(int64_t x, int64_t to) { return x / to * to; }
-
-// ---- Tiles. Left operands are rows of memory; right ones are packed as pairs: row p holds (x[2p][n], x[2p+1][n]). ----
-
-// Intrinsics do not tell the compiler all that they read and write in memory.
-inline void written() { asm volatile("" ::: "memory"); }
-
-struct TileConfig {
-    alignas(64) uint8_t bytes[64] = {};
-};
-
-thread_local TileConfig before;
-
-void begin_tiles() {
-    _tile_storeconfig(before.bytes);  // oneDNN has its own and may count on finding it
-    TileConfig mine;
-    mine.bytes[0] = 1;
-    for (int tile = 0; tile < 8; tile++) {
-        mine.bytes[16 + 2 * tile] = 64;  // bytes per row
-        mine.bytes[48 + tile] = 16;      // rows
-    }
-    written();
-    _tile_loadconfig(mine.bytes);
-}
-
-void end_tiles() { _tile_loadconfig(before.bytes); }
-
-#define MULTIPLY_2X2()     \
-    _tile_dpbf16ps(0, 4, 6); \
-    _tile_dpbf16ps(1, 4, 7); \
-    _tile_dpbf16ps(2, 5, 6); \
-    _tile_dpbf16ps(3, 5, 7)
 
 // Tiles 0 to 3 = a [32, D] times b [D, 32 keys], b packed tile by tile as [2, D / 32, TILE].
 template <int D>
@@ -129,52 +91,16 @@ inline void accumulate(float* sum, const bf16* a, int64_t stride, const bf16* b,
 
 // ---- Packing. ----
 
-void transpose16(__m512i x[16]) {
-    __m512i y[16];
-    for (int i = 0; i < 16; i += 2) {
-        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
-            x[i + 2 * j] = _mm512_unpacklo_epi64(y[i + j], y[i + 2 + j]);
-            x[i + 2 * j + 1] = _mm512_unpackhi_epi64(y[i + j], y[i + 2 + j]);
-        }
-    for (int j = 0; j < 4; j++) {  // 4x4 blocks are transposed; now the blocks
-        const __m512i a = _mm512_shuffle_i32x4(x[j], x[4 + j], 0x88), b = _mm512_shuffle_i32x4(x[j], x[4 + j], 0xdd);
-        const __m512i c = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], 0x88);
-        const __m512i d = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], 0xdd);
-        y[j] = _mm512_shuffle_i32x4(a, c, 0x88);
-        y[4 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
-        y[8 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
-        y[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
-    }
-    for (int i = 0; i < 16; i++) x[i] = y[i];
-}
-
-// 16 rows [., D] from memory, of which `rows` exist, as the right operand of scores: [D / 32, TILE], pairs along D.
+// 16 keys [., D] from memory, of which `rows` exist, as the right operand of scores: [D / 32, TILE].
 template <int D>
 void pack_across(bf16* to, const bf16* from, int64_t stride, int64_t rows) {
-    for (int d = 0; d < D; d += 32, to += TILE) {
-        __m512i x[16];
-        for (int i = 0; i < 16; i++) x[i] = i < rows ? _mm512_loadu_si512(from + i * stride + d) : _mm512_setzero_si512();
-        transpose16(x);
-        for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 32, x[i]);
-    }
+    for (int d = 0; d < D; d += 32) across(to + d / 32 * TILE, from + d, stride, rows);
 }
 
-// 32 rows [., D], of which `rows` exist, as the right operand of a sum over rows: [D / 16, TILE], pairs along rows.
+// 32 keys [., D], of which `rows` exist, as the right operand of a sum over keys: [D / 16, TILE].
 template <int D>
 void pack_along(bf16* to, const bf16* from, int64_t stride, int64_t rows) {
-    const __m256i none = _mm256_setzero_si256();
-    for (int d = 0; d < D; d += 16, to += TILE)
-        for (int i = 0; i < 32; i += 2) {
-            const bf16* row = from + i * stride + d;
-            const __m256i a = i < rows ? _mm256_loadu_si256((const __m256i*)row) : none;
-            const __m256i b = i + 1 < rows ? _mm256_loadu_si256((const __m256i*)(row + stride)) : none;
-            const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16);
-            _mm512_store_si512(to + i * 16, _mm512_or_si512(_mm512_cvtepu16_epi32(a), high));
-        }
+    for (int d = 0; d < D; d += 16) along(to + d / 16 * TILE, from + d, stride, rows);
 }
 
 // [32, D] of which `rows` exist, copied; the others are zero.
@@ -190,17 +116,7 @@ void copy_rows(bf16* to, const bf16* from, int64_t stride, int64_t rows) {
 // x [32, D] turned into [D, 32].
 template <int D>
 void turn(bf16* to, const bf16* x) {
-    for (int d = 0; d < D; d += 16) {
-        __m512i low[16], high[16];
-        for (int i = 0; i < 16; i++) {
-            low[i] = (__m512i)load16(x + i * D + d);
-            high[i] = (__m512i)load16(x + (16 + i) * D + d);
-        }
-        transpose16(low);
-        transpose16(high);
-        for (int i = 0; i < 16; i++)
-            _mm512_store_si512(to + (d + i) * 32, narrow((__m512)low[i], (__m512)high[i]));
-    }
+    for (int d = 0; d < D; d += 16) turned(to + d * 32, x + d, D, 32);
 }
 
 template <int D>
@@ -628,10 +544,4 @@ extern "C" int window_attention_backward(const Attention* call) {
         case 128: backward<128>(*call); return 0;
     }
     return 1;
-}
-
-// Linux hands out tile registers only on request; 0 if this process may use them.
-extern "C" int allow_tiles() {
-    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
-    return int(syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA));
 }

@@ -21,7 +21,9 @@ from typing import NamedTuple
 
 from ttt_docs.folders import cache_folder
 
-SOURCES = ("common.h", "attention.cpp")
+SOURCES = (
+    "common.h", "tiles.h", "products.h", "attention.cpp", "cross_entropy.cpp", "elementwise.cpp", "products.cpp",
+)  # fmt: skip
 FLAGS = (
     "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
     "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",

@@ -1,0 +1,69 @@
+"""Reading with the compiled kernels: like the definitions, and to the same bits wherever it is interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_native_attention import needs_native
+from tiny_model import TINY, tiny_decoder
+from torch import Tensor
+
+from ttt_docs.kernels.dispatch import NATIVE, REFERENCE, Kernels
+from ttt_docs.model.config import ReadingConfig
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.state import ReadingState
+
+pytestmark = needs_native
+
+CHUNK = 64
+READING = ReadingConfig(chunk=CHUNK, window=96, sinks=4, inner_rule="normalized", inner_lr=0.1)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> Decoder:
+    """Sizes that every compiled kernel takes."""
+    return tiny_decoder(
+        TINY.model_copy(update={"dim": 64, "head_dim": 32, "mlp_dim": 96, "vocab_size": 320})
+    ).bfloat16()
+
+
+def tokens(chunks: int) -> Tensor:
+    return torch.randint(3, 320, (1, chunks * CHUNK + 1), generator=torch.Generator().manual_seed(1))
+
+
+def read(state: ReadingState, ids: Tensor, chunks: int) -> list[Tensor]:
+    losses: list[Tensor] = []
+    while len(losses) < chunks:
+        count = min(chunks - len(losses), state.slots_left)
+        losses += [r.nll for r in state.read(ids[:, state.position : state.position + count * CHUNK + 1])]
+    return losses
+
+
+def new(model: Decoder, kernels: Kernels = NATIVE) -> ReadingState:
+    return ReadingState(model, READING, kernels=kernels)
+
+
+def test_like_the_definitions(model: Decoder) -> None:
+    ids = tokens(4)
+    native, exact = (torch.cat(read(new(model, kernels), ids, 4), 1) for kernels in (NATIVE, REFERENCE))
+    assert ((native - exact).norm() / exact.norm()) < 0.02  # bfloat16 all the way
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_going_on_gives_the_bits_of_reading_in_one_go(model: Decoder, cut: int) -> None:
+    ids, whole, first, second = tokens(5), new(model), new(model), new(model)
+    expected = read(whole, ids, 5)
+    read(first, ids, cut)
+    second.restore(first.position, first.fast, [cache.export() for cache in first.caches])
+    assert all(torch.equal(a, b) for a, b in zip(expected[cut:], read(second, ids, 5 - cut), strict=True))
+    for block, other in zip(whole.fast, second.fast, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(block, other, strict=True))
