@@ -6,6 +6,8 @@ to half of the matrix units' work: it is cut into two parts that are (64 + 16, 6
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -118,3 +120,18 @@ def token_major(x: Tensor) -> Tensor:
 def empty_token_major(like: Tensor, tokens: int, heads: int | None = None) -> Tensor:
     batch, own_heads, _, d = like.shape
     return like.new_empty(batch, tokens, heads or own_heads, d).transpose(1, 2)
+
+
+def traced(x: Tensor) -> Tensor:
+    """x as `wanted` can tell whether its gradient is: autograd does not say so of leaves."""
+    return x.view_as(x) if x.requires_grad and x.is_leaf else x
+
+
+def wanted(ctx: Any, tensor: int) -> bool:
+    """Inside a backward pass: whether the gradient of the forward pass's tensor number `tensor` is asked for now.
+
+    `ctx.needs_input_grad` says only that it could be. The inner step asks for the fast weights' gradients alone while
+    all parameters require gradient; it must not pay for the others' products.
+    """
+    node = ctx.next_functions[tensor][0]
+    return node is not None and torch._C._will_engine_execute_node(node)
