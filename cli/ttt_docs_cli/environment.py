@@ -12,7 +12,7 @@ import click
 from ttt_docs_cli.options import json_option
 from ttt_docs_cli.output import say_json, size, table
 
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "transformers", "huggingface-hub", "gguf", "pypdf")
+PACKAGES = ("torch", "triton", "flash-attn", "numpy", "safetensors", "tokenizers", "transformers", "huggingface-hub", "gguf", "pypdf")
 
 
 @click.command(epilog="\b\nExample:\n  ttt-docs env\n  ttt-docs env --json")
@@ -45,10 +45,11 @@ def _environment() -> dict[str, Any]:
 
     from ttt_docs import __version__
     from ttt_docs.checkpoints.registry import cache_folder
-    from ttt_docs.kernels.dispatch import kernels_for
+    from ttt_docs.kernels.dispatch import kernel_choice
     from ttt_docs.model.loading import best_dtype
     from ttt_docs_cli.opening import memories_folder
 
+    kernel_choice()  # a value that does not exist is an error of its own
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     versions = {"ttt-docs": __version__, "python": platform.python_version()}
     memories = list(memories_folder().glob("*.ttt"))
@@ -66,7 +67,7 @@ def _environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": {
             "TTT_DOCS_KERNELS": os.environ.get("TTT_DOCS_KERNELS"),
-            "chosen": {device: kernels_for(torch.device(device)).name for device in devices},
+            "chosen": {device: _kernels(device) for device in devices},
         },
         "cache": {
             "folder": str(cache_folder()),
@@ -74,6 +75,19 @@ def _environment() -> dict[str, Any]:
             "bytes": sum(path.stat().st_size for path in memories),
         },
     }
+
+
+def _kernels(device: str) -> str:
+    """What would run on `device`, or why what is forced cannot."""
+    import torch
+
+    from ttt_docs.errors import UsageError
+    from ttt_docs.kernels.dispatch import kernels_for
+
+    try:
+        return kernels_for(torch.device(device)).name
+    except UsageError as error:
+        return f"none ({error})"
 
 
 def _version(package: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,19 @@ class Kernels:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     swiglu: Callable[[Tensor, Tensor, Tensor], Tensor]
     linear_cross_entropy: Callable[..., Tensor]
+    #: A residual and the norms around it in one pass; None: one after the other (`residual_norm`).
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
+    #: The inner step over all fast weights, and what takes it back, without a word to the host; None: `model.inner`.
+    inner_step: tuple[Callable[..., Any], Callable[..., None]] | None = None
+
+    def residual_norm(
+        self, x: Tensor, delta: Tensor, post_weight: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """x + delta, delta normed first if `post_weight` is given, and the norm of that sum with `weight`."""
+        if post_weight is not None:
+            delta = self.rms_norm(delta, post_weight, eps)
+        x = x + delta
+        return x, self.rms_norm(x, weight, eps)
 
 
 def _attention_reference(
@@ -49,9 +63,28 @@ REFERENCE = Kernels(
 CPU = Kernels("cpu", _attention_cpu, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu)
 
 
-def kernels_for(device: torch.device) -> Kernels:
-    """The kernels for reading on `device`; the environment variable TTT_DOCS_KERNELS (auto | reference) overrides."""
+CHOICES = ("auto", "reference", "triton", "flash")
+
+
+def kernel_choice() -> str:
+    """The environment variable TTT_DOCS_KERNELS. Raises UsageError for a value it cannot have."""
     choice = os.environ.get("TTT_DOCS_KERNELS", "auto")
-    if choice not in ("auto", "reference"):
-        raise UsageError(f"TTT_DOCS_KERNELS={choice!r}: choose auto or reference")
-    return CPU if choice == "auto" and device.type == "cpu" else REFERENCE
+    if choice not in CHOICES:
+        raise UsageError(f"TTT_DOCS_KERNELS={choice!r}: choose {', '.join(CHOICES[:-1])} or {CHOICES[-1]}")
+    return choice
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """The kernels for reading on `device`.
+
+    TTT_DOCS_KERNELS overrides: `reference` takes the definitions, `triton` and `flash` those kernels. Raises UsageError
+    for kernels that cannot run on `device`.
+    """
+    choice = kernel_choice()
+    if choice == "reference":
+        return REFERENCE
+    if device.type == "cuda" or choice in ("triton", "flash"):
+        from ttt_docs.kernels.gpu import gpu_kernels
+
+        return gpu_kernels(choice, device)
+    return CPU if device.type == "cpu" else REFERENCE
