@@ -56,7 +56,7 @@ def inner_step(fast: Sequence[FastWeights], grads: Sequence[FastWeights], readin
     return Step(updated, norm, clip)
 
 
-def score_and_grads(
+def score_and_product_grads(
     model: Decoder,
     hidden: Tensor,
     targets: Tensor,
@@ -64,8 +64,8 @@ def score_and_grads(
     caches: Sequence[LayerCache],
     weights: Sequence[ProductWeights],
     kernels: Kernels = REFERENCE,
-) -> tuple[Tensor, list[FastWeights]]:
-    """Loss of each token of a chunk [batch, chunk] (nats) and the gradients of its mean for the fast weights (float32).
+) -> tuple[Tensor, list[ProductWeights]]:
+    """Loss of each token of a chunk [batch, chunk] (nats) and the gradients of its mean for the fast weights.
 
     hidden [batch, chunk, dim] comes from the prefix blocks; the caches of the suffix blocks grow by the chunk.
     """
@@ -76,9 +76,23 @@ def score_and_grads(
         # Documents are independent: the gradient of the sum over the batch is each one's own gradient.
         loss = chunk_loss(nll, targets, model.config.bos_token_id).sum()
         flat = torch.autograd.grad(loss, [w for block in leaves for w in block])
-    half = leaves[0].w13.shape[1] // 2
+    return nll.detach(), [ProductWeights(*pair) for pair in zip(flat[0::2], flat[1::2], strict=True)]
+
+
+def score_and_grads(
+    model: Decoder,
+    hidden: Tensor,
+    targets: Tensor,
+    place: Place,
+    caches: Sequence[LayerCache],
+    weights: Sequence[ProductWeights],
+    kernels: Kernels = REFERENCE,
+) -> tuple[Tensor, list[FastWeights]]:
+    """As `score_and_product_grads`, with the gradients in float32, matrix by matrix."""
+    nll, pairs = score_and_product_grads(model, hidden, targets, place, caches, weights, kernels)
+    half = weights[0].w13.shape[1] // 2
     grads = []
-    for w13, w2 in zip(flat[0::2], flat[1::2], strict=True):
-        w13, w2 = (g if g.dtype == torch.float64 else g.float() for g in (w13, w2))
+    for pair in pairs:
+        w13, w2 = (g if g.dtype == torch.float64 else g.float() for g in pair)
         grads.append(FastWeights(w13[:, :half], w2, w13[:, half:]))
-    return nll.detach(), grads
+    return nll, grads

@@ -32,7 +32,8 @@ class Step(NamedTuple):
     products: list[tuple[Tensor, Tensor]]
     grad_norm: Tensor  # [batch], before clipping
     clip: Tensor  # [batch], factor applied (1 for `normalized`)
-    table: Tensor  # for `undo_step`
+    table: Tensor  # addresses of all matrices, on the device
+    addresses: Tensor  # the same on the host
 
 
 def new_buffers(
@@ -57,7 +58,7 @@ def _table(
     after: Sequence[Sequence[Tensor]],
     products: Sequence[Sequence[Tensor]],
 ) -> tuple[Tensor, int]:
-    """Addresses as `sgd_kernels` describes them, and the largest matrix's size."""
+    """Addresses as `sgd_kernels` describes them, on the host, and the largest matrix's size."""
     rows: list[int] = []
     largest = 0
     for (w1, w2, w3), (g13, g2), (n1, n2, n3), (p13, p2) in zip(fast, grads, after, products, strict=True):
@@ -69,9 +70,12 @@ def _table(
                 rows += [matrix.data_ptr(), matrix.stride(0)]
             rows.append(group[0][0].numel())
             largest = max(largest, rows[-1])
-    table = torch.tensor(rows, dtype=torch.int64)
-    device = fast[0][0].device
-    return (table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table), largest
+    return torch.tensor(rows, dtype=torch.int64), largest
+
+
+def _on_device(addresses: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for."""
+    return addresses.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else addresses
 
 
 def clip_sgd_triton(
@@ -82,16 +86,20 @@ def clip_sgd_triton(
     rate: float = 1.0,
     clip: float = 1.0,
     into: tuple[Sequence[Sequence[Tensor]], Sequence[Sequence[Tensor]]] | None = None,
+    table: Tensor | None = None,
 ) -> Step:
     """W - rate * clipped g (`sgd`) or W - rate * g / ||g|| matrix by matrix (`normalized`); METHOD sections 3 and 6.
 
     fast: (w1, w2, w3) of every block, float32 [batch, rows, columns]; grads: (w13, w2) of every block in any dtype.
-    Where a document's gradient is not finite, its weights stay. `into` are buffers as from `new_buffers`.
+    Where a document's gradient is not finite, its weights stay. `into` are buffers as from `new_buffers`. `table` is
+    room on the device for `Step.addresses`, int64 [27 * blocks], which the caller then fills in before the launches run:
+    copies from the host have no place in a captured graph.
     """
     after, products = into if into is not None else new_buffers(fast, dtype)
     grads = [tuple(g.contiguous() for g in block) for block in grads]
     batch, matrices = fast[0][0].shape[0], 3 * len(fast)
-    table, largest = _table(fast, grads, after, products)
+    addresses, largest = _table(fast, grads, after, products)
+    table = _on_device(addresses, fast[0][0].device) if table is None else table
     chunks = triton.cdiv(largest, CHUNK)
     weight = fast[0][0].dtype
     sums = fast[0][0].new_empty(batch, matrices, chunks, dtype=wide(weight))
@@ -111,7 +119,7 @@ def clip_sgd_triton(
         NORMALIZED=rule == "normalized", WEIGHT=_POINTED[weight], PRODUCT=_POINTED[dtype], STEP=1024, **shared,
     )  # fmt: skip
     return Step(
-        [(w1, w2, w3) for w1, w2, w3 in after], [(w13, w2) for w13, w2 in products], norms, factors, table
+        [(w1, w2, w3) for w1, w2, w3 in after], [(w13, w2) for w13, w2 in products], norms, factors, table, addresses
     )
 
 
