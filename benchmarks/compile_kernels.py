@@ -29,7 +29,12 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from ttt_docs.kernels.attention import Sinks
+from ttt_docs.kernels.triton import attention as attention_launches
 from ttt_docs.kernels.triton.attention import window_attention_triton
+from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
+from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
+from ttt_docs.kernels.triton.sgd import clip_sgd_triton, undo_step
+from ttt_docs.kernels.triton.swiglu import swiglu_triton
 
 TYPES = {
     torch.float32: "fp32",
@@ -50,8 +55,7 @@ class Launch:
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
     divisible: tuple[int, ...]  # arguments that are multiples of 16
-    warps: int
-    stages: int
+    options: tuple[tuple[str, int], ...]  # num_warps, num_stages, maxnreg
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Report:
     shared: int  # bytes per program
 
 
-def _launch(kernel: JITFunction, arguments: dict[str, Any], warps: int, stages: int) -> Launch:
+def _launch(kernel: JITFunction, arguments: dict[str, Any], options: dict[str, int]) -> Launch:
     signature, constants, divisible = [], [], []
     for index, parameter in enumerate(kernel.params):
         name, value = parameter.name, arguments[parameter.name]
@@ -83,27 +87,28 @@ def _launch(kernel: JITFunction, arguments: dict[str, Any], warps: int, stages: 
                 divisible.append(index)
         else:
             signature.append((name, "fp32"))
-    return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), warps, stages)
+    return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), tuple(options.items()))
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Launches inside the `with` are collected instead of run."""
+def recorded(capability: int) -> Iterator[list[Launch]]:
+    """Launches inside the `with`, as on a device of that capability, are collected instead of run."""
     launches: list[Launch] = []
-    genuine = JITFunction.run
+    genuine, genuine_generation = JITFunction.run, attention_launches.generation
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        warps, stages = kwargs.pop("num_warps", 4), kwargs.pop("num_stages", 3)
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
         arguments = dict(zip((p.name for p in self.params), args, strict=False)) | kwargs
-        launch = _launch(self, arguments, warps, stages)
+        launch = _launch(self, arguments, {"num_warps": 4, "num_stages": 3} | options)
         if launch not in launches:
             launches.append(launch)
 
     JITFunction.run = record
+    attention_launches.generation = lambda device: capability // 10
     try:
         yield launches
     finally:
-        JITFunction.run = genuine
+        JITFunction.run, attention_launches.generation = genuine, genuine_generation
 
 
 def compiled(case: str, launch: Launch, capability: int) -> Report:
@@ -113,11 +118,11 @@ def compiled(case: str, launch: Launch, capability: int) -> Report:
         dict(launch.constants),
         {(index,): [["tt.divisibility", 16]] for index in launch.divisible},
     )
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    options = dict(launch.options)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage = _resources(binary.asm["cubin"])
     return Report(
-        case, launch.kernel.__name__, f"sm_{capability}", launch.warps, launch.stages,
+        case, launch.kernel.__name__, f"sm_{capability}", options["num_warps"], options["num_stages"],
         usage["REG"], usage["STACK"], binary.metadata.shared,
     )  # fmt: skip
 
@@ -159,6 +164,38 @@ def attention_with_sinks(heads: int, kv_heads: int, head_dim: int, dtype: torch.
         torch.autograd.grad(out.sum(), [q, new_k, new_v, sink_q])
 
 
+def rms_norm(dim: int, dtype: torch.dtype) -> None:
+    x, delta, weight, post = (_leaf(*shape, dtype=dtype) for shape in ((1, 1024, dim), (1, 1024, dim), (dim,), (dim,)))
+    _twice(rms_norm_triton(x, weight, 1e-6), [x, weight])
+    total, y = add_rms_norm_triton(x, delta, post, weight, 1e-6)
+    _twice(total + y, [x, delta, post, weight])
+    rms_norm_triton(x.detach(), weight.detach().requires_grad_(False), 1e-6)
+
+
+def head_norm(heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    x, weight = _leaf(1, 1024, 3 * heads, head_dim, dtype=dtype), _leaf(head_dim, dtype=dtype)
+    _twice(rms_norm_triton(x[:, :, :heads], weight, 1e-6), [x, weight])
+
+
+def swiglu(dim: int, hidden: int, dtype: torch.dtype) -> None:
+    inputs = [_leaf(1, 64, dim, dtype=dtype), _leaf(1, 2 * hidden, dim, dtype=dtype), _leaf(1, dim, hidden, dtype=dtype)]
+    _twice(swiglu_triton(*inputs), inputs)
+
+
+def cross_entropy(dim: int, vocab: int, dtype: torch.dtype) -> None:
+    x, head, targets = _leaf(64, dim, dtype=dtype), _leaf(vocab, dim, dtype=dtype), torch.zeros(64, dtype=torch.int64)
+    _twice(linear_cross_entropy_triton(x, head, targets, 0), [x, head])
+    linear_cross_entropy_triton(x, head.detach(), targets)
+    linear_cross_entropy_triton(x.detach(), head.detach(), targets)
+
+
+def inner_step(dim: int, hidden: int, dtype: torch.dtype) -> None:
+    fast = [tuple(torch.empty(1, *shape) for shape in ((hidden, dim), (dim, hidden), (hidden, dim)))]
+    grads = [(torch.empty(1, 2 * hidden, dim, dtype=dtype), torch.empty(1, dim, hidden, dtype=dtype))]
+    for rule in ("sgd", "normalized"):
+        undo_step(clip_sgd_triton(fast, grads, dtype, rule), torch.ones(1, dtype=torch.bool))
+
+
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CASES: dict[str, Callable[[], None]] = {
     "attention, head_dim 16": lambda: attention(4, 2, 16, BF16),
@@ -172,6 +209,19 @@ CASES: dict[str, Callable[[], None]] = {
     "attention, head_dim 64, fp32": lambda: attention(12, 12, 64, FP32),
     "attention, head_dim 128, fp32": lambda: attention(16, 8, 128, FP32),
     "attention and sinks, head_dim 64 (smollm2-135m)": lambda: attention_with_sinks(9, 3, 64, BF16),
+    "RMSNorm, dim 768 (125m)": lambda: rms_norm(768, BF16),
+    "RMSNorm, dim 1536 (760m)": lambda: rms_norm(1536, BF16),
+    "RMSNorm, dim 2560 (3b)": lambda: rms_norm(2560, BF16),
+    "RMSNorm, dim 576 (smollm2-135m)": lambda: rms_norm(576, BF16),
+    "RMSNorm, dim 8192": lambda: rms_norm(8192, BF16),
+    "RMSNorm, dim 2560, fp32": lambda: rms_norm(2560, FP32),
+    "RMSNorm of heads, head_dim 80 (3b)": lambda: head_norm(32, 80, BF16),
+    "SwiGLU (760m)": lambda: swiglu(1536, 3328, BF16),
+    "SwiGLU, fp32": lambda: swiglu(1536, 3328, FP32),
+    "cross-entropy (vocabulary 128,256)": lambda: cross_entropy(64, 128_256, BF16),
+    "cross-entropy (vocabulary 49,152), fp32": lambda: cross_entropy(64, 49_152, FP32),
+    "inner step, bf16 gradients": lambda: inner_step(96, 128, BF16),
+    "inner step, fp32 gradients": lambda: inner_step(96, 128, FP32),
 }
 
 
@@ -186,9 +236,9 @@ def main() -> int:
     for case, launch_all in CASES.items():
         if options.only not in case:
             continue
-        with recorded() as launches:
-            launch_all()
         for capability in map(int, options.targets.split(",")):
+            with recorded(capability) as launches:
+                launch_all()
             for launch in launches:
                 try:
                     report = compiled(case, launch, capability)

@@ -199,6 +199,8 @@ class _Steps:
         self.state = state
         self.learns = state.reading.learn and bool(state.fast)
         self.graphs = _graphs_for(state) if self.learns and state.products[0].w2.is_cuda else None
+        if self.graphs is not None:
+            self.graphs.active = False  # a piece that failed half-way may have left it on
 
     def take(self, hidden: Tensor, targets: Tensor) -> StepResult:
         state = self.state
@@ -331,7 +333,10 @@ class SuffixGraphs:
 
     def leave(self, state: ReadingState) -> None:
         now = self.weights[self.step % 2]
-        state.set_fast([FastWeights(*(w.clone() for w in block)) for block in now.fast])
+        state.set_fast(
+            [FastWeights(*(w.clone() for w in block)) for block in now.fast],
+            [ProductWeights(*(w.clone() for w in block)) for block in now.products],
+        )
         for i in self.model.config.suffix:
             state.caches[i].hold(self.caches[i])
         self.active = False

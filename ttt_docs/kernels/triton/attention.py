@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,30 +19,48 @@ MAX_HEAD_DIM = 256
 
 
 class Tiles(NamedTuple):
-    """One kernel's shape: query rows and keys of a tile, warps of a program, depth of the software pipeline."""
+    """One kernel's shape: query rows and keys of a tile, warps of a program, depth of the software pipeline, and the
+    registers of a thread where they are held down (so that two programs fit on a multiprocessor)."""
 
     rows: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
-#: By kernel, for 16-bit operands: the first entry whose limit is not below the head dimension. Chosen so that nothing
-#: spills and two programs share a multiprocessor where that fits (benchmarks/compile_kernels.py prints the table).
+#: By kernel, for 16-bit operands on compute capability 9: the first entry whose limit is not below the head dimension.
+#: Chosen by what the compiler says (benchmarks/compile_kernels.py): the largest tiles without spilled registers.
 TILES: dict[str, dict[int, Tiles]] = {
-    "forward_rows": {64: Tiles(128, 128, 8, 3), 128: Tiles(128, 64, 8, 3), 256: Tiles(64, 64, 8, 2)},
-    "backward_rows": {64: Tiles(128, 64, 8, 3), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 32, 8, 2)},
-    "backward_keys": {64: Tiles(64, 128, 8, 2), 128: Tiles(64, 128, 8, 2), 256: Tiles(32, 64, 8, 1)},
-    "second_rows": {64: Tiles(64, 64, 8, 2), 128: Tiles(64, 32, 8, 2), 256: Tiles(32, 16, 8, 1)},
-    "second_keys": {64: Tiles(64, 64, 8, 2), 128: Tiles(32, 64, 8, 2), 256: Tiles(16, 32, 8, 1)},
+    "forward_rows": {64: Tiles(128, 64, 8, 3, 128), 96: Tiles(128, 128, 8, 2), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 64, 8, 2)},
+    "backward_rows": {64: Tiles(128, 64, 8, 3), 96: Tiles(128, 64, 8, 2), 128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
+    "backward_keys": {96: Tiles(64, 128, 8, 2), 128: Tiles(32, 128, 8, 2), 256: Tiles(32, 64, 8, 1)},
+    "second_rows": {64: Tiles(64, 32, 8, 2), 128: Tiles(64, 16, 8, 2), 256: Tiles(32, 16, 8, 1)},
+    "second_keys": {64: Tiles(32, 64, 8, 2), 96: Tiles(16, 64, 8, 2), 128: Tiles(32, 64, 8, 1), 256: Tiles(16, 32, 8, 1)},
+}
+#: The same on compute capability 8.
+TILES_8: dict[str, dict[int, Tiles]] = {
+    "forward_rows": {96: Tiles(128, 64, 8, 3), 128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
+    "backward_rows": {128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
+    "backward_keys": {96: Tiles(32, 128, 8, 2), 128: Tiles(32, 64, 4, 2), 256: Tiles(32, 64, 8, 1)},
+    "second_rows": {64: Tiles(32, 32, 4, 2), 96: Tiles(32, 16, 4, 2), 128: Tiles(32, 32, 4, 2), 256: Tiles(32, 16, 8, 1)},
+    "second_keys": {64: Tiles(32, 32, 4, 2), 96: Tiles(16, 32, 4, 2), 128: Tiles(32, 32, 8, 1), 256: Tiles(16, 32, 8, 1)},
 }
 #: Float32 runs without matrix units, for checks more than for speed: small tiles, no pipeline.
 WIDE_TILES = {64: Tiles(32, 32, 4, 1), 128: Tiles(16, 32, 4, 1), 256: Tiles(16, 16, 4, 1)}
 
 
-def tiles_for(kernel: str, head_dim: int, dtype: torch.dtype) -> Tiles:
-    table = TILES[kernel] if dtype.itemsize == 2 else WIDE_TILES
-    return next(tiles for limit, tiles in table.items() if head_dim <= limit)
+@lru_cache(maxsize=None)
+def generation(device: torch.device) -> int:
+    """Major compute capability; 9 where there is no device to ask."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+
+
+def tiles_for(kernel: str, q: Tensor) -> Tiles:
+    table = WIDE_TILES
+    if q.dtype.itemsize == 2:
+        table = (TILES if generation(q.device) >= 9 else TILES_8)[kernel]
+    return next(tiles for limit, tiles in table.items() if q.shape[3] <= limit)
 
 
 class _Shape(NamedTuple):
@@ -54,8 +73,8 @@ class _Shape(NamedTuple):
 def _meta(kernel: str, q: Tensor, k: Tensor) -> dict[str, Any]:
     heads, head_dim = q.shape[1], q.shape[3]
     first, second = parts(head_dim)
-    tiles = tiles_for(kernel, head_dim, q.dtype)
-    return {
+    tiles = tiles_for(kernel, q)
+    meta = {
         "HEADS": heads,
         "GROUP": heads // k.shape[1],
         "HEAD": head_dim,
@@ -69,6 +88,9 @@ def _meta(kernel: str, q: Tensor, k: Tensor) -> dict[str, Any]:
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     }
+    if tiles.registers is not None:
+        meta["maxnreg"] = tiles.registers
+    return meta
 
 
 def _strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
