@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+import torch
 from tiny_model import byte_tokenizer, tiny_decoder
 
 import ttt_docs.reading
 from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.reader import TTTReader
+
+# Triton decides when it is imported, by whichever test comes first, whether it interprets its kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import click
 from ttt_docs_cli.options import json_option
 from ttt_docs_cli.output import say_json, size, table
 
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "transformers", "huggingface-hub", "gguf", "pypdf")
+PACKAGES = ("torch", "triton", "flash-attn", "numpy", "safetensors", "tokenizers", "transformers", "huggingface-hub", "gguf", "pypdf")
 
 
 @click.command(epilog="\b\nExample:\n  ttt-docs env\n  ttt-docs env --json")
@@ -46,11 +46,12 @@ def _environment() -> dict[str, Any]:
 
     from ttt_docs import __version__
     from ttt_docs.folders import cache_folder
-    from ttt_docs.kernels.dispatch import kernels_for
+    from ttt_docs.kernels.dispatch import kernel_choice
     from ttt_docs.kernels.native.build import native_library
     from ttt_docs.model.loading import best_dtype
     from ttt_docs_cli.opening import memories_folder
 
+    kernel_choice()  # a value that does not exist is an error of its own
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     versions = {"ttt-docs": __version__, "python": platform.python_version()}
     memories = list(memories_folder().glob("*.ttt"))
@@ -69,7 +70,7 @@ def _environment() -> dict[str, Any]:
         "kernels": {
             "TTT_DOCS_KERNELS": os.environ.get("TTT_DOCS_KERNELS"),
             "native": native_library().reason,
-            "chosen": {device: kernels_for(torch.device(device)).name for device in devices},
+            "chosen": {device: _kernels(device) for device in devices},
         },
         "cache": {
             "folder": str(cache_folder()),
@@ -77,6 +78,19 @@ def _environment() -> dict[str, Any]:
             "bytes": sum(path.stat().st_size for path in memories),
         },
     }
+
+
+def _kernels(device: str) -> str:
+    """What would run on `device`, or why what is forced cannot."""
+    import torch
+
+    from ttt_docs.errors import UsageError
+    from ttt_docs.kernels.dispatch import kernels_for
+
+    try:
+        return kernels_for(torch.device(device)).name
+    except UsageError as error:
+        return f"none ({error})"
 
 
 def _version(package: str) -> str | None:

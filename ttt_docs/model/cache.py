@@ -111,6 +111,38 @@ class LayerCache:
         other.sink_k, other.sink_v = self.sink_k, self.sink_v
         return other
 
+    @property
+    def filled(self) -> int:
+        """Where in its buffer the cache ends; may be set only by who knows what the buffer holds."""
+        return self._end
+
+    @filled.setter
+    def filled(self, end: int) -> None:
+        self._end = end
+
+    def allocate_like(self, other: LayerCache, capacity: int) -> None:
+        """A buffer of `capacity` tokens, shaped like that of `other`; not before `other` holds any."""
+        assert other._k is not None
+        shape = (*other._k.shape[:2], capacity, other._k.shape[3])
+        self._k, self._v, self._end = other._k.new_empty(shape), other._k.new_empty(shape), 0
+
+    def hold(self, other: LayerCache) -> None:
+        """Becomes a copy of `other`, in the buffers it has if they are large enough."""
+        kept = other.kept()
+        assert kept is not None
+        held = kept[0].shape[2]
+        if self._k is None or self._v is None or self._k.shape[2] < held:
+            self.allocate_like(other, held)
+        assert self._k is not None and self._v is not None
+        self._k[:, :, :held], self._v[:, :, :held] = kept
+        self._end = held
+        for name in ("sink_k", "sink_v"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs)
+            else:
+                setattr(self, name, None if theirs is None else theirs.clone())
+
     def export(self) -> tuple[Tensor, Tensor]:
         """Sinks, then window, as one pair [batch, kv_heads, sinks + cached, head_dim] (copies); not before reading."""
         kept = self.kept()

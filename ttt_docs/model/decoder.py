@@ -22,6 +22,7 @@ from ttt_docs.kernels.attention import Sinks
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ModelConfig
+from ttt_docs.model.fused import run_fused
 from ttt_docs.model.rope import Rotation, frequencies, rotate, rotation
 
 
@@ -229,6 +230,8 @@ class Decoder(nn.Module):
         `fast` holds one entry per suffix block (not needed below them); None leaves the prime MLPs out. With
         `commit=False` the caches are as before afterwards.
         """
+        if kernels.add_rms_norm is not None:
+            return run_fused(self, x, blocks, place, caches, fast, kernels, commit)
         for i in blocks:
             x = self.attend(x, i, place, caches[i], kernels, commit)
             x = self.feed_forward(x, i, fast, kernels)

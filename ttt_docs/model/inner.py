@@ -81,7 +81,7 @@ def _moved(
     ]
 
 
-def score_and_grads(
+def score_and_product_grads(
     model: Decoder,
     hidden: Tensor,
     targets: Tensor,
@@ -89,8 +89,8 @@ def score_and_grads(
     caches: Sequence[LayerCache],
     weights: Sequence[ProductWeights],
     kernels: Kernels = REFERENCE,
-) -> tuple[Tensor, list[FastWeights]]:
-    """Loss of each token of a chunk [batch, chunk] (nats) and the gradients of its mean for the fast weights (float32).
+) -> tuple[Tensor, list[ProductWeights]]:
+    """Loss of each token of a chunk [batch, chunk] (nats) and the gradients of its mean for the fast weights.
 
     hidden [batch, chunk, dim] comes from the prefix blocks; the caches of the suffix blocks grow by the chunk.
     """
@@ -101,10 +101,24 @@ def score_and_grads(
         # Documents are independent: the gradient of the sum over the batch is each one's own gradient.
         loss = chunk_loss(nll, targets, model.config.bos_token_id).sum()
         flat = torch.autograd.grad(loss, [w for block in leaves for w in block])
-    return nll.detach(), fast_gradients([g.to(wide(g.dtype)) for g in flat])
+    return nll.detach(), [ProductWeights(*pair) for pair in zip(flat[0::2], flat[1::2], strict=True)]
 
 
 def fast_gradients(flat: Sequence[Tensor]) -> list[FastWeights]:
     """Gradients of product weights, w13 and w2 of each block in turn, as those of fast weights (views)."""
     pairs = zip(flat[0::2], flat[1::2], strict=True)
     return [FastWeights(w13[:, : w13.shape[1] // 2], w2, w13[:, w13.shape[1] // 2 :]) for w13, w2 in pairs]
+
+
+def score_and_grads(
+    model: Decoder,
+    hidden: Tensor,
+    targets: Tensor,
+    place: Place,
+    caches: Sequence[LayerCache],
+    weights: Sequence[ProductWeights],
+    kernels: Kernels = REFERENCE,
+) -> tuple[Tensor, list[FastWeights]]:
+    """As `score_and_product_grads`, with the gradients in float32, matrix by matrix."""
+    nll, pairs = score_and_product_grads(model, hidden, targets, place, caches, weights, kernels)
+    return nll, fast_gradients([g.to(wide(g.dtype)) for pair in pairs for g in pair])

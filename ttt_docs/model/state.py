@@ -14,6 +14,7 @@ from ttt_docs.kernels.dispatch import Kernels, kernels_for
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights, product_weights
+from ttt_docs.model.device import DEVICE_PIECE, read_on_device
 from ttt_docs.model.inner import chunk_loss, inner_step, score_and_grads
 
 #: Chunks the prefix blocks run ahead in one call. Their products always have this many chunks of rows (padded where
@@ -40,10 +41,17 @@ class ReadingState:
     """Reads token ids chunk by chunk (METHOD section 3). Not a value: `read` and `run` move it on; `copy` to branch."""
 
     def __init__(
-        self, model: Decoder, reading: ReadingConfig, batch: int = 1, kernels: Kernels | None = None, piece: int = PIECE
+        self,
+        model: Decoder,
+        reading: ReadingConfig,
+        batch: int = 1,
+        kernels: Kernels | None = None,
+        piece: int | None = None,
     ) -> None:
-        self.model, self.reading, self.piece = model, reading, piece
+        self.model, self.reading = model, reading
         self.kernels = kernels or kernels_for(model.embed.weight.device)
+        self.on_device = self.kernels.inner_step is not None
+        self.piece = piece or (DEVICE_PIECE if self.on_device else PIECE)
         self.position = 0
         self.fast = [FastWeights(*(w.detach() for w in block)) for block in model.initial_fast_weights(batch)]
         self.caches: list[LayerCache] = model.new_caches(reading.window, reading.sinks)
@@ -61,8 +69,8 @@ class ReadingState:
                 self._products = [product_weights(block, self.model.dtype) for block in self.fast]
         return self._products
 
-    def set_fast(self, fast: list[FastWeights]) -> None:
-        self.fast, self._products = fast, None
+    def set_fast(self, fast: list[FastWeights], products: list[ProductWeights] | None = None) -> None:
+        self.fast, self._products = fast, products
 
     @property
     def slots_left(self) -> int:
@@ -71,6 +79,9 @@ class ReadingState:
 
     def read(self, tokens: Tensor) -> Iterator[ChunkResult]:
         """Reads n whole chunks, n <= `slots_left`: tokens [batch, n * chunk + 1], the last one only as a target."""
+        if self.on_device:
+            yield from read_on_device(self, tokens)
+            return
         chunk = self.reading.chunk
         count = (tokens.shape[1] - 1) // chunk
         slot = self.position // chunk % self.piece

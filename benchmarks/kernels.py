@@ -1,0 +1,276 @@
+"""Each kernel against its PyTorch twin, torch.compile of that twin and, for attention, flex_attention and SDPA.
+
+    python benchmarks/kernels.py --json benchmarks/results/kernels.json
+    python benchmarks/kernels.py --tiles forward_rows --model 3b       # which tiles are fastest on this device
+    python benchmarks/kernels.py --smoke
+
+Shapes are those of a chunk of the model (1,024 tokens after a full window), bfloat16. `forward`, `backward` (forward
+too) and `second` (the gradient of the gradient, with all that leads to it). Before anything is timed, each kernel's result
+is checked against the twin in float32. The roofline is the larger of the operations over the rate of a large product and the
+bytes (each input and output once) over the rate of a large copy, both measured here. A twin that runs out of memory or has
+no such derivative shows a dash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gpu_shared import add_common, ceilings, config_of, device_of, facts, median, take_turns, write
+from torch import Tensor
+
+from ttt_docs.kernels.attention import window_attention_reference
+from ttt_docs.kernels.cross_entropy import linear_cross_entropy_reference
+from ttt_docs.kernels.rms_norm import rms_norm_reference
+from ttt_docs.kernels.swiglu import swiglu_reference
+from ttt_docs.kernels.triton import attention as attention_launches
+from ttt_docs.kernels.triton.attention import Tiles, window_attention_triton
+from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
+from ttt_docs.kernels.triton.rms_norm import rms_norm_triton
+from ttt_docs.kernels.triton.swiglu import swiglu_triton
+
+Function = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    inputs: list[Tensor]
+    kernel: Function
+    twin: Function
+    others: dict[str, Function]  # other implementations, by name
+    operations: dict[str, float]  # by pass
+    bytes: dict[str, float]
+
+
+def attention_case(model: str, device: torch.device) -> Case:
+    config, reading = config_of(model)
+    chunk, window, dim = reading.chunk, reading.window, config.head_dim
+    keys = window - 1 + chunk
+
+    def heads(tokens: int, count: int) -> Tensor:
+        return torch.randn(1, tokens, count, dim, device=device, dtype=torch.bfloat16).transpose(1, 2)
+
+    inputs = [heads(chunk, config.heads), heads(keys, config.kv_heads), heads(keys, config.kv_heads)]
+    product = 2.0 * chunk * window * config.heads * dim
+    queries, cached = 2.0 * inputs[0].numel(), 4.0 * inputs[1].numel()
+    return Case(
+        f"window attention, head_dim {dim}",
+        inputs,
+        lambda q, k, v: window_attention_triton(q, k, v, window),
+        lambda q, k, v: window_attention_reference(q, k, v, window),
+        {"flex_attention": _flex(chunk, keys, window, device), "sdpa, masked": _masked_sdpa(chunk, keys, window, device)},
+        # Products: S and PV; then S, dP, dQ, dK, dV; then G (two), H and seven for the results (METHOD section 8), nothing twice.
+        {"forward": 2 * product, "backward": 7 * product, "second": 19 * product},
+        {"forward": 2 * queries + cached, "backward": 6 * queries + 3 * cached, "second": 12 * queries + 7 * cached},
+    )
+
+
+def _flex(chunk: int, keys: int, window: int, device: torch.device) -> Function:
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        if not _FLEX:
+            offset = keys - chunk
+            mask = create_block_mask(
+                lambda b, h, i, j: (j <= i + offset) & (j > i + offset - window), None, None, chunk, keys, str(device)
+            )
+            compiled = torch.compile(flex_attention, dynamic=False)
+            _FLEX.append(lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]))
+        return _FLEX[0](q, k, v)
+
+    _FLEX: list[Function] = []
+    return run
+
+
+def _masked_sdpa(chunk: int, keys: int, window: int, device: torch.device) -> Function:
+    i, j = torch.arange(keys - chunk, keys, device=device)[:, None], torch.arange(keys, device=device)[None, :]
+    visible = (j <= i) & (j > i - window)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        grouped = q.shape[1] != k.shape[1]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=grouped)
+
+    return run
+
+
+def norm_case(model: str, device: torch.device) -> Case:
+    config, reading = config_of(model)
+    x = torch.randn(1, reading.chunk, config.dim, device=device, dtype=torch.bfloat16)
+    size = 2.0 * x.numel()
+    return Case(
+        f"RMSNorm, {config.dim}",
+        [x, torch.ones(config.dim, device=device, dtype=torch.bfloat16)],
+        lambda x, w: rms_norm_triton(x, w, 1e-6),
+        lambda x, w: rms_norm_reference(x, w, 1e-6),
+        {"compiled": torch.compile(lambda x, w: rms_norm_reference(x, w, 1e-6))},
+        {"forward": 0.0, "backward": 0.0, "second": 0.0},
+        {"forward": 2 * size, "backward": 5 * size, "second": 10 * size},
+    )
+
+
+def swiglu_case(model: str, device: torch.device) -> Case:
+    config, reading = config_of(model)
+    dim, hidden = config.dim, config.prime_dim
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device) / shape[-1] ** 0.5
+
+    inputs = [randn(1, reading.chunk, dim) * dim**0.5, randn(1, 2 * hidden, dim), randn(1, dim, hidden)]
+    product = 2.0 * reading.chunk * 3 * dim * hidden
+    size = 2.0 * sum(x.numel() for x in inputs)
+    return Case(
+        f"SwiGLU, {dim} to {hidden}",
+        [x.to(torch.bfloat16) for x in inputs],
+        swiglu_triton,
+        swiglu_reference,
+        {"compiled": torch.compile(swiglu_reference)},
+        {"forward": product, "backward": 3 * product, "second": 8 * product},
+        {"forward": size, "backward": 3 * size, "second": 6 * size},
+    )
+
+
+def loss_case(model: str, device: torch.device) -> Case:
+    config, reading = config_of(model)
+    x = torch.randn(reading.chunk, config.dim, device=device, dtype=torch.bfloat16)
+    head = (torch.randn(config.vocab_size, config.dim, device=device) * 0.02).to(torch.bfloat16)
+    targets = torch.randint(0, config.vocab_size, (reading.chunk,), device=device)
+    product = 2.0 * x.shape[0] * head.numel()
+    size = 2.0 * head.numel()
+    return Case(
+        f"linear cross-entropy, {config.vocab_size:,}",
+        [x, head],
+        lambda x, head: linear_cross_entropy_triton(x, head, targets),
+        lambda x, head: linear_cross_entropy_reference(x, head, targets),
+        {"compiled": torch.compile(lambda x, head: linear_cross_entropy_reference(x, head, targets))},
+        {"forward": product, "backward": 3 * product, "second": 9 * product},
+        {"forward": size, "backward": 4 * size, "second": 9 * size},
+    )
+
+
+def job(function: Function, inputs: list[Tensor], which: str) -> Callable[[], object]:
+    """What is timed: `forward`, `backward` (forward too), or `second` (everything up to it)."""
+    if which == "forward":
+        return lambda: _forward(function, inputs)
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    if which == "backward":
+        return lambda: torch.autograd.grad(function(*leaves).float().sum(), leaves)
+    return lambda: _second(function, leaves)
+
+
+@torch.no_grad()
+def _forward(function: Function, inputs: list[Tensor]) -> Tensor:
+    return function(*inputs)
+
+
+def _second(function: Function, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    grads = torch.autograd.grad(function(*leaves).float().square().sum(), leaves, create_graph=True)
+    return torch.autograd.grad(sum(g.float().square().sum() for g in grads), leaves)
+
+
+def check(case: Case) -> float:
+    """Largest relative error of value and gradients against the twin in float32. Raises if it is not small."""
+    worst = 0.0
+    kernel, twin = (
+        _value_and_grads(function, [x.detach().to(dtype) for x in case.inputs])
+        for function, dtype in ((case.kernel, torch.bfloat16), (case.twin, torch.float32))
+    )
+    for found, expected in zip(kernel, twin, strict=True):
+        error = ((found.float() - expected).norm() / expected.norm()).item()
+        if not error < 2e-2:
+            raise SystemExit(f"Error: {case.name} is off by {error:.1e}")
+        worst = max(worst, error)
+    return worst
+
+
+def _value_and_grads(function: Function, inputs: list[Tensor]) -> list[Tensor]:
+    leaves = [x.requires_grad_() for x in inputs]
+    out = function(*leaves)
+    return [out.detach(), *torch.autograd.grad(out.float().sum(), leaves)]
+
+
+def measure(case: Case, options: argparse.Namespace, rates: dict[str, float]) -> list[dict[str, Any]]:
+    device, error = device_of(options), check(case)
+    results = []
+    for which in ("forward", "backward", "second"):
+        able: dict[str, Callable[[], object]] = {}
+        implementations = {"kernel": case.kernel, "twin": case.twin} | ({} if options.smoke else case.others)
+        for name, function in implementations.items():
+            run = job(function, case.inputs, which)
+            try:
+                run()
+            except Exception as problem:  # no memory, no second derivative, no such shape: reported as a dash
+                print(f"  {case.name}, {which}: {name} cannot ({str(problem).splitlines()[0][:100]})", flush=True)
+                if name == "kernel":
+                    raise
+                continue
+            able[name] = run
+        seconds = take_turns(able, options.rounds, device)
+        floor = max(case.operations[which] / rates["product_flops"], case.bytes[which] / rates["copy_bytes"])
+        results.append(
+            {"kernel": case.name, "pass": which, "error": error, "seconds": seconds, "roofline_seconds": floor}
+        )
+        print(line(results[-1]), flush=True)
+    return results
+
+
+def line(result: dict[str, Any]) -> str:
+    own, floor = median(result["seconds"]["kernel"]), result["roofline_seconds"]
+    others = ", ".join(f"{n} {median(s) * 1e6:,.0f}" for n, s in result["seconds"].items() if n != "kernel") or "-"
+    return f"| {result['kernel']} | {result['pass']} | {own * 1e6:,.0f} | {floor * 1e6:,.0f} | {floor / own:.0%} | {others} |"
+
+
+def try_tiles(kernel: str, model: str, options: argparse.Namespace) -> None:
+    """Times one attention kernel's candidate tiles on this device; the table to put into `attention.TILES`."""
+    device = device_of(options)
+    case = attention_case(model, device)
+    which = {"forward": "forward", "backward": "backward", "second": "second"}[kernel.split("_")[0]]
+    grid = itertools.product((32, 64, 128), (16, 32, 64, 128), (4, 8), (1, 2, 3), (None, 128, 168))
+    runs: dict[str, Callable[[], object]] = {}
+    for rows, keys, warps, stages, registers in grid:
+        tiles = Tiles(rows, keys, warps, stages, registers)
+
+        def run(tiles: Tiles = tiles) -> object:
+            attention_launches.TILES[kernel] = {attention_launches.MAX_HEAD_DIM: tiles}
+            return job(case.kernel, case.inputs, which)()
+
+        try:
+            run()
+        except Exception:  # too much shared memory or too few registers
+            continue
+        runs[str(tuple(tiles))] = run
+    seconds = take_turns(runs, options.rounds, device)
+    for name in sorted(seconds, key=lambda n: median(seconds[n]))[:10]:
+        print(f"| {kernel} | {name} | {median(seconds[name]) * 1e6:,.0f} us |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common(parser, "1024", "760m,3b")
+    parser.add_argument("--tiles", metavar="KERNEL", help="time candidate tiles of this attention kernel instead")
+    parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name contains this")
+    options = parser.parse_args()
+    device = device_of(options)
+    models = ["tiny"] if options.smoke else options.models.split(",")
+    if options.tiles:
+        for model in models:
+            try_tiles(options.tiles, model, options)
+        return
+    rates, results = ceilings(device, options.smoke), []
+    for model in models:
+        for make in (attention_case, norm_case, swiglu_case, loss_case):
+            case = make(model, device)
+            if options.only in case.name:
+                results += [{"model": model} | result for result in measure(case, options, rates)]
+    write(options.json, facts(device) | {"ceilings": rates, "results": results})
+    print("\n| kernel | pass | us | roofline, us | of roofline | others, us |\n|---|---|---|---|---|---|")
+    for result in results:
+        print(line(result))
+
+
+if __name__ == "__main__":
+    main()

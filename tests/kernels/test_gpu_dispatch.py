@@ -1,0 +1,86 @@
+"""What runs where: forced backends, fallbacks and their warnings."""
+
+import warnings
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from ttt_docs.errors import UsageError
+from ttt_docs.kernels import gpu
+from ttt_docs.kernels.dispatch import REFERENCE, kernels_for
+from ttt_docs.kernels.gpu import attention_pytorch, gpu_kernels
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_warnings() -> None:
+    gpu._warn.cache_clear()
+
+
+def test_forcing_what_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TTT_DOCS_KERNELS", "triton")
+    with pytest.raises(UsageError, match="CUDA"):
+        kernels_for(CPU)
+    monkeypatch.setenv("TTT_DOCS_KERNELS", "flash")
+    with pytest.raises(UsageError, match="flash"):
+        kernels_for(CPU)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    monkeypatch.setenv("TTT_DOCS_KERNELS", "triton")
+    with pytest.raises(UsageError, match="not installed"):
+        kernels_for(CPU)
+
+
+def test_without_triton_plain_pytorch_runs_after_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="Triton kernels are not used: triton is not installed"):
+        kernels = gpu_kernels("auto", torch.device("cuda"))
+    assert kernels.name == "pytorch" and kernels.inner_step is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gpu_kernels("auto", torch.device("cuda"))
+
+
+def test_a_call_that_a_kernel_does_not_take_falls_back_with_one_warning() -> None:
+    q, k, v = (torch.randn(1, 1, 3, 320) for _ in range(3))
+    kernels = gpu_kernels("auto", CPU)  # in the interpreter
+    with pytest.warns(RuntimeWarning, match="head dimension 320"):
+        found = kernels.window_attention(q, k, v, 2, None, (k, v))
+    torch.testing.assert_close(found, REFERENCE.window_attention(q, k, v, 2, None, (k, v)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernels.window_attention(q, k, v, 2, None, (k, v))
+    with pytest.warns(RuntimeWarning, match="int64"):
+        with pytest.raises(RuntimeError):  # nor does the definition take integers
+            kernels.swiglu(torch.ones(1, 2, 4, dtype=torch.int64), torch.randn(6, 4), torch.randn(4, 3))
+    with pytest.raises(UsageError, match="head dimension 320"):
+        gpu_kernels("triton", CPU).window_attention(q, k, v, 2, None, (k, v))
+
+
+@pytest.mark.parametrize(("new", "keys", "window"), [(5, 5, None), (5, 9, None), (5, 9, 4), (6, 6, 2)])
+def test_plain_attention_without_gradient(new: int, keys: int, window: int | None) -> None:
+    q = torch.randn(2, 4, new, 8)
+    k, v = (torch.randn(2, 2, keys, 8) for _ in range(2))
+    newest = k[:, :, keys - new :], v[:, :, keys - new :]
+    found = attention_pytorch(q, k, v, window, None, newest)
+    torch.testing.assert_close(found, REFERENCE.window_attention(q, k, v, window, None, newest))
+
+
+def test_flash_attention_takes_only_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
+        calls.append(window)
+        return q
+
+    monkeypatch.setattr(gpu, "_flash_attention", flash)
+    run = gpu._attention(True, None, False)
+    q, k, v = (torch.randn(1, 1, 4, 16, dtype=torch.bfloat16) for _ in range(3))
+    run(q, k, v, 3, None, (k, v))
+    assert calls == [3]
+    run(q.requires_grad_(), k, v, 3, None, (k, v))  # its gradient would have no gradient
+    run(q.detach().float(), k.float(), v.float(), 3, None, (k.float(), v.float()))
+    assert calls == [3]

@@ -1,0 +1,154 @@
+"""Reading without the host: the same results as plain reading, no synchronization, graphs on a device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_model import TINY, tiny_decoder
+
+pytest.importorskip("triton")
+
+from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.kernels.triton import attention, sgd
+from ttt_docs.kernels.triton.attention import Tiles
+from ttt_docs.model.config import ReadingConfig
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.device import Buffers, _places, device_step
+from ttt_docs.model.state import ChunkResult, ReadingState
+
+CHUNK = 16
+#: The definitions with the inner step on the device: reading then goes the way it goes on a GPU.
+STEPS = replace(REFERENCE, inner_step=(sgd.clip_sgd_triton, sgd.undo_step))
+
+
+@pytest.fixture(autouse=True)
+def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(sgd, "CHUNK", 1024)
+        monkeypatch.setattr(sgd, "BLOCK", 512)
+
+
+def reading(**changes: object) -> ReadingConfig:
+    return ReadingConfig(chunk=CHUNK, window=24, sinks=3, inner_rule="normalized", inner_lr=0.3).model_copy(update=changes)
+
+
+def read(state: ReadingState, tokens: torch.Tensor, *pieces: int) -> list[ChunkResult]:
+    """Reads pieces of so many chunks."""
+    results: list[ChunkResult] = []
+    for count in pieces:
+        start = len(results) * CHUNK
+        results += state.read(tokens[:, start : start + count * CHUNK + 1])
+    return results
+
+
+def tokens_for(chunks: int, batch: int = 1) -> torch.Tensor:
+    return torch.randint(3, 300, (batch, chunks * CHUNK + 1))
+
+
+def assert_same(found: list[ChunkResult], expected: list[ChunkResult]) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        for name in ("nll", "loss", "grad_norm", "clip"):
+            torch.testing.assert_close(getattr(mine, name), getattr(theirs, name), atol=2e-5, rtol=2e-5)
+        assert torch.equal(mine.skipped, theirs.skipped) and mine.index == theirs.index
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"inner_rule": "sgd", "sinks": 0}, {"guard": None}, {"guard": 1e-4, "inner_lr": 30.0}, {"learn": False}],
+)
+def test_the_same_as_plain_reading(changes: dict[str, object]) -> None:
+    model, tokens = tiny_decoder(), tokens_for(5, batch=2)
+    plain = ReadingState(model, reading(**changes), batch=2, kernels=REFERENCE, piece=5)
+    ours = ReadingState(model, reading(**changes), batch=2, kernels=STEPS, piece=5)
+    expected = read(plain, tokens, 5)
+    assert_same(read(ours, tokens, 3, 2), expected)
+    if changes.get("guard") == 1e-4:
+        assert any(bool(result.skipped.any()) for result in expected)
+    for mine, theirs in zip(ours.fast, plain.fast, strict=True):
+        for w, wanted in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(w, wanted, atol=2e-5, rtol=2e-5)
+
+
+def test_going_on_is_bit_for_bit_reading_in_one_go() -> None:
+    model, tokens = tiny_decoder(), tokens_for(6)
+    whole = ReadingState(model, reading(), kernels=STEPS, piece=16)
+    parts = ReadingState(model, reading(), kernels=STEPS, piece=16)
+    expected, found = read(whole, tokens, 6), read(parts, tokens, 1, 4, 1)
+    assert all(torch.equal(a.nll, b.nll) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_copy_stays_where_it_was() -> None:
+    model, tokens = tiny_decoder(), tokens_for(4)
+    state = ReadingState(model, reading(), kernels=STEPS)
+    read(state, tokens[:, : 2 * CHUNK + 1], 2)
+    copy = state.copy()
+    weights = [tuple(w.clone() for w in block) for block in copy.fast]
+    list(state.read(tokens[:, 2 * CHUNK :]))
+    assert copy.position == 2 * CHUNK
+    assert all(torch.equal(a, b) for x, y in zip(copy.fast, weights, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_a_step_asks_the_device_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would make the host wait for a GPU fails here, but for what Triton's interpreter itself does."""
+    model, tokens = tiny_decoder(), tokens_for(2)
+    state = ReadingState(model, reading(), kernels=STEPS)
+    read(state, tokens, 1)
+
+    def waits(*arguments: object, **more: object) -> None:
+        raise AssertionError("the host would wait for the device")
+
+    plain = replace(STEPS, inner_step=(_step_without_interpreter, lambda step, accepted: None))
+    hidden, targets = torch.randn(1, CHUNK, TINY.dim), tokens[:, CHUNK + 1 : 2 * CHUNK + 1]
+    places = _places(state, state.position)
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, waits)
+    taken = device_step(
+        model, state.reading, plain, hidden, targets, places, state.caches, Buffers(state.fast, state.products)
+    )
+    monkeypatch.undo()
+    assert taken.result.accepted.shape == (1,)
+
+
+def _step_without_interpreter(fast, grads, dtype, rule, rate, clip, into, table) -> sgd.Step:  # type: ignore[no-untyped-def]
+    norm = torch.stack([g.square().sum() for block in grads for g in block]).sum().sqrt().view(1)
+    products = [(torch.cat([w1, w3], 1).to(dtype), w2.to(dtype)) for w1, w2, w3 in fast]
+    return sgd.Step(list(fast), products, norm, torch.ones(1), torch.empty(0), torch.empty(0))
+
+
+def small_model() -> Decoder:
+    changes = {"blocks": 2, "suffix_blocks": 1, "heads": 2, "kv_heads": 1, "post_norm": True, "qk_norm": True}
+    return tiny_decoder(TINY.model_copy(update=changes))
+
+
+def test_a_whole_model_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here: pytest -m gpu")
+    small = {256: Tiles(16, 16, 4, 1)}
+    monkeypatch.setattr(attention, "WIDE_TILES", small)
+    model, tokens = small_model(), tokens_for(2)
+    plain = ReadingState(model, reading(guard=None), kernels=REFERENCE)
+    ours = ReadingState(model, reading(guard=None), kernels=triton_kernels(monkeypatch, torch.device("cpu")))
+    assert_same(read(ours, tokens, 2), read(plain, tokens, 2))
+
+
+def triton_kernels(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Kernels:
+    from ttt_docs.kernels.dispatch import kernels_for
+
+    monkeypatch.setenv("TTT_DOCS_KERNELS", "triton")
+    return kernels_for(device)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rule", ["sgd", "normalized"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_graphs_give_what_plain_reading_gives(rule: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    model, tokens = tiny_decoder().to(device), tokens_for(40, batch).to(device)
+    plain = ReadingState(model, reading(inner_rule=rule), batch=batch, kernels=REFERENCE, piece=16)
+    expected = read(plain, tokens, 16, 16, 8)
+    for _ in range(2):  # captured while the first document is read, replayed for the second
+        ours = ReadingState(model, reading(inner_rule=rule), batch=batch, kernels=triton_kernels(monkeypatch, device))
+        for mine, theirs in zip(read(ours, tokens, 16, 16, 8), expected, strict=True):
+            torch.testing.assert_close(mine.nll, theirs.nll.cpu(), atol=1e-3, rtol=1e-3)
+            assert torch.equal(mine.skipped, theirs.skipped.cpu())

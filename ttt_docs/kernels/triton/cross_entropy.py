@@ -1,0 +1,178 @@
+"""Linear head and cross-entropy on the device, twice differentiable, with the logits of one tile at a time.
+
+The products go to cuBLAS, tile by tile of the vocabulary, small enough for a tile to stay in the L2 cache; the softmax
+between them is one pass. Where the head is frozen (reading), the gradient for the hidden states is made in the forward
+pass, while a tile's exponentials are at hand: two products in all, none again in the backward pass.
+
+Twice: with Dl = (P - Y) * g (Y the targets' one-hot rows, g the losses' gradients) the gradients are Dl head and
+Dl^T x; given their cotangents a and B, Z = a head^T + x B^T and T = g P (Z - rowsum(P Z)):
+
+    for x: T head + Dl B      for head: T^T x + Dl^T a      for g: rowsum(P Z) - Z at the target
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ttt_docs.kernels.triton.cross_entropy_kernels import (
+    exponentials,
+    logit_gradients,
+    second_gradients,
+    second_sums,
+)
+from ttt_docs.kernels.triton.tiles import traced, wanted, wide
+
+#: Rows done at once, and logits per tile: 32 MB in float32. COLUMNS bounds what one program holds in registers.
+ROWS, TILE, COLUMNS = 2048, 1 << 23, 8192
+WARPS = 8
+
+_MIXED_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()  # torch 2.8 and later: 16-bit operands, float32 result
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32 (float64 for float64)."""
+    if a.dtype == wide(a.dtype):
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32) if _MIXED_PRODUCTS else (a @ b).float()
+    return a.float() @ b.float()
+
+
+def _tiles(head: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    """(first entry, its rows of the head) for every tile of the vocabulary."""
+    columns = min(COLUMNS, max(1024, triton.next_power_of_2(TILE // max(rows, 1))))
+    for first in range(0, head.shape[0], columns):
+        yield first, head[first : first + columns]
+
+
+def _meta(part: Tensor) -> dict[str, Any]:
+    return {"WIDTH": triton.next_power_of_2(part.shape[0]), "num_warps": WARPS}
+
+
+def _score(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-sum-exps [rows], losses [rows] and, if asked for, the losses' gradients for x [rows, dim]."""
+    rows, dtype = x.shape[0], wide(x.dtype)
+    top = x.new_full((rows,), float("-inf"), dtype=dtype)
+    total, score, shrink = (x.new_zeros(rows, dtype=dtype) for _ in range(3))
+    mean = torch.zeros_like(x, dtype=dtype) if with_grad else None
+    for first, part in _tiles(head, rows):
+        logits = _product(x, part.t())
+        e = torch.empty_like(logits, dtype=x.dtype) if with_grad else None
+        exponentials[(rows,)](
+            logits, targets, top, total, score, shrink, e, first, part.shape[0], WITH_OUT=with_grad, **_meta(part)
+        )
+        if mean is not None and e is not None:
+            torch.addcmul(_product(e, part), mean, shrink.unsqueeze(1), out=mean)
+    log_total = top + total.log()
+    if mean is not None:
+        mean = mean.div_(total.unsqueeze(1)).sub_(head[targets]).to(x.dtype)
+    return log_total, log_total - score, mean
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(t.split(ROWS) for t in tensors), strict=True)
+
+
+def _scores(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    results = [_score(piece, head, target, with_grad) for piece, target in _pieces(x, targets)]
+    log_total, nll, grads = zip(*results, strict=True)
+    return torch.cat(log_total), torch.cat(nll), torch.cat(grads) if with_grad else None
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, ignore: int | None) -> Tensor:  # type: ignore[override]
+        counted = None if ignore is None else targets != ignore
+        log_total, nll, grad = _scores(x, head, targets, with_grad=not ctx.needs_input_grad[1])
+        ctx.save_for_backward(x, head, targets, counted, log_total, grad)
+        return nll if counted is None else nll * counted
+
+    @staticmethod
+    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, head, targets, counted, log_total, grad = ctx.saved_tensors
+        if counted is not None:
+            grad_nll = grad_nll * counted
+        if grad is not None and not torch.is_grad_enabled():
+            return grad * grad_nll.to(grad.dtype).unsqueeze(1), None, None, None
+        grads = _LinearCrossEntropyBackward.apply(x, head, grad_nll, targets, log_total, wanted(ctx, 0), wanted(ctx, 1))
+        return (*grads, None, None)
+
+
+class _LinearCrossEntropyBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, head: Tensor, grad_nll: Tensor, targets: Tensor, log_total: Tensor,
+        for_x: bool, for_head: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+        ctx.save_for_backward(x, head, grad_nll, targets, log_total)
+        ctx.set_materialize_grads(False)
+        grad_head = torch.zeros_like(head, dtype=wide(head.dtype)) if for_head else None
+        grads = []
+        for rows in _pieces(x, grad_nll, targets, log_total):
+            own_x, grad, target, total = (t.contiguous() for t in rows)
+            grad_x = torch.zeros_like(own_x, dtype=wide(x.dtype))
+            for first, part in _tiles(head, own_x.shape[0]):
+                logits = _product(own_x, part.t())
+                of_logits = torch.empty_like(logits, dtype=x.dtype)
+                logit_gradients[(own_x.shape[0],)](
+                    logits, target, total, grad, of_logits, first, part.shape[0], **_meta(part)
+                )
+                if for_x:
+                    grad_x += _product(of_logits, part)
+                if grad_head is not None:
+                    grad_head[first : first + part.shape[0]] += _product(of_logits.t(), own_x)
+            grads.append(grad_x.to(x.dtype))
+        return torch.cat(grads) if for_x else None, None if grad_head is None else grad_head.to(head.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        x, head, grad_nll, targets, log_total = ctx.saved_tensors
+        if a is None and b is None:
+            return (None,) * 7
+        cotangent = torch.zeros_like(x) if a is None else a
+        next_head = torch.zeros_like(head, dtype=wide(head.dtype)) if ctx.needs_input_grad[1] else None
+        next_x, next_grad = [], []
+        for rows in _pieces(x, cotangent, grad_nll, targets, log_total):
+            own_x, own_a, grad, target, total = (t.contiguous() for t in rows)
+            count = own_x.shape[0]
+            mean_z, target_z = (torch.zeros_like(total) for _ in range(2))
+
+            def z_of(first: int, part: Tensor, x: Tensor = own_x, a: Tensor = own_a) -> Tensor:
+                z = _product(a, part.t())
+                return z if b is None else z.add_(_product(x, b[first : first + part.shape[0]].t()))
+
+            for first, part in _tiles(head, count):
+                logits, z = _product(own_x, part.t()), z_of(first, part)
+                second_sums[(count,)](logits, z, target, total, mean_z, target_z, first, part.shape[0], **_meta(part))
+            of_x = torch.zeros_like(own_x, dtype=wide(x.dtype))
+            for first, part in _tiles(head, count):
+                here = slice(first, first + part.shape[0])
+                logits, z = _product(own_x, part.t()), z_of(first, part)
+                of_logits, direct = (torch.empty_like(logits, dtype=x.dtype) for _ in range(2))
+                second_gradients[(count,)](
+                    logits, z, target, total, mean_z, grad, of_logits, direct, first, part.shape[0], **_meta(part)
+                )
+                of_x += _product(of_logits, part)
+                if b is not None:
+                    of_x += _product(direct, b[here])
+                if next_head is not None:
+                    next_head[here] += _product(of_logits.t(), own_x)
+                    next_head[here] += _product(direct.t(), own_a)
+            next_x.append(of_x.to(x.dtype))
+            next_grad.append(mean_z - target_z)
+        of_head = None if next_head is None else next_head.to(head.dtype)
+        return torch.cat(next_x), of_head, torch.cat(next_grad).to(grad_nll.dtype), None, None, None, None
+
+
+def linear_cross_entropy_triton(x: Tensor, head: Tensor, targets: Tensor, ignore: int | None = None) -> Tensor:
+    """As `linear_cross_entropy_reference`, differentiable twice with respect to x [rows, dim] and head [vocab, dim]."""
+    if torch.is_grad_enabled() and (x.requires_grad or head.requires_grad):
+        return _LinearCrossEntropy.apply(traced(x), traced(head), targets, ignore)
+    nll = _scores(x, head, targets, with_grad=False)[1]
+    return nll if ignore is None else nll * (targets != ignore)

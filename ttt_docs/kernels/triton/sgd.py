@@ -1,0 +1,135 @@
+"""Clip and step over all fast weights: two launches, no matter how many matrices, and no word to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ttt_docs.kernels.triton.sgd_kernels import squares, undo, update
+from ttt_docs.kernels.triton.tiles import accumulator, wide
+
+#: Elements per program, and per step of its loop.
+CHUNK, BLOCK = 1 << 16, 1 << 12
+WARPS = 8
+
+_POINTED: dict[torch.dtype, tl.dtype] = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+class Step(NamedTuple):
+    """One update of all blocks. `fast` are (w1, w2, w3) in float32, `products` (w13, w2) in the products' dtype."""
+
+    fast: list[tuple[Tensor, Tensor, Tensor]]
+    products: list[tuple[Tensor, Tensor]]
+    grad_norm: Tensor  # [batch], before clipping
+    clip: Tensor  # [batch], factor applied (1 for `normalized`)
+    table: Tensor  # addresses of all matrices, on the device
+    addresses: Tensor  # the same on the host
+
+
+def new_buffers(
+    fast: Sequence[Sequence[Tensor]], dtype: torch.dtype
+) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """Room for the weights after a step: like `fast`, and as products take them."""
+    after, products = [], []
+    for w1, w2, w3 in fast:
+        after.append((_like(w1, w1.dtype), _like(w2, w2.dtype), _like(w3, w3.dtype)))
+        batch, hidden, dim = w1.shape
+        products.append((w1.new_empty(batch, 2 * hidden, dim, dtype=dtype), _like(w2, dtype)))
+    return after, products
+
+
+def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(x.shape, dtype=dtype, device=x.device)  # contiguous: initial weights are expanded views
+
+
+def _table(
+    fast: Sequence[Sequence[Tensor]],
+    grads: Sequence[Sequence[Tensor]],
+    after: Sequence[Sequence[Tensor]],
+    products: Sequence[Sequence[Tensor]],
+) -> tuple[Tensor, int]:
+    """Addresses as `sgd_kernels` describes them, on the host, and the largest matrix's size."""
+    rows: list[int] = []
+    largest = 0
+    for (w1, w2, w3), (g13, g2), (n1, n2, n3), (p13, p2) in zip(fast, grads, after, products, strict=True):
+        hidden = w1.shape[1]
+        g1, g3, p1, p3 = g13[:, :hidden], g13[:, hidden:], p13[:, :hidden], p13[:, hidden:]
+        for group in ((g1, w1, n1, p1), (g2, w2, n2, p2), (g3, w3, n3, p3)):
+            for matrix in group:
+                assert matrix[0].is_contiguous()
+                rows += [matrix.data_ptr(), matrix.stride(0)]
+            rows.append(group[0][0].numel())
+            largest = max(largest, rows[-1])
+    return torch.tensor(rows, dtype=torch.int64), largest
+
+
+def _on_device(addresses: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for."""
+    return addresses.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else addresses
+
+
+def clip_sgd_triton(
+    fast: Sequence[Sequence[Tensor]],
+    grads: Sequence[Sequence[Tensor]],
+    dtype: torch.dtype,
+    rule: str = "sgd",
+    rate: float = 1.0,
+    clip: float = 1.0,
+    into: tuple[Sequence[Sequence[Tensor]], Sequence[Sequence[Tensor]]] | None = None,
+    table: Tensor | None = None,
+) -> Step:
+    """W - rate * clipped g (`sgd`) or W - rate * g / ||g|| matrix by matrix (`normalized`); METHOD sections 3 and 6.
+
+    fast: (w1, w2, w3) of every block, float32 [batch, rows, columns]; grads: (w13, w2) of every block in any dtype.
+    Where a document's gradient is not finite, its weights stay. `into` are buffers as from `new_buffers`. `table` is
+    room on the device for `Step.addresses`, int64 [27 * blocks], which the caller then fills in before the launches run:
+    copies from the host have no place in a captured graph.
+    """
+    after, products = into if into is not None else new_buffers(fast, dtype)
+    grads = [tuple(g.contiguous() for g in block) for block in grads]
+    batch, matrices = fast[0][0].shape[0], 3 * len(fast)
+    addresses, largest = _table(fast, grads, after, products)
+    table = _on_device(addresses, fast[0][0].device) if table is None else table
+    chunks = triton.cdiv(largest, CHUNK)
+    weight = fast[0][0].dtype
+    sums = fast[0][0].new_empty(batch, matrices, chunks, dtype=wide(weight))
+    norms, factors = (torch.empty(batch, dtype=wide(weight), device=sums.device) for _ in range(2))
+    grid = (chunks, matrices, batch)
+    shared: dict[str, Any] = {
+        "GRAD": _POINTED[grads[0][0].dtype],
+        "CHUNK": CHUNK,
+        "BLOCK": BLOCK,
+        "ACC": accumulator(weight),
+        "num_warps": WARPS,
+    }
+    squares[grid](table, sums, chunks, **shared)
+    limit = float(clip) if rule == "sgd" else 0.0
+    update[grid](
+        table, sums, norms, factors, chunks, float(rate), limit,
+        NORMALIZED=rule == "normalized", WEIGHT=_POINTED[weight], PRODUCT=_POINTED[dtype], STEP=1024, **shared,
+    )  # fmt: skip
+    return Step(
+        [(w1, w2, w3) for w1, w2, w3 in after], [(w13, w2) for w13, w2 in products], norms, factors, table, addresses
+    )
+
+
+def undo_step(step: Step, accepted: Tensor) -> None:
+    """Takes a step back, in place, for documents that are False in `accepted` bool [batch]. The weights of before
+    must still be where they were. A program of an accepted document ends at once."""
+    w1, (_, p2) = step.fast[0][0], step.products[0]
+    largest = max(w[0].numel() for block in step.fast for w in block)
+    grid = (triton.cdiv(largest, CHUNK), 3 * len(step.fast), w1.shape[0])
+    undo[grid](
+        step.table, accepted.view(torch.uint8),
+        WEIGHT=_POINTED[w1.dtype], PRODUCT=_POINTED[p2.dtype], CHUNK=CHUNK, BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""`Decoder.run` for kernels that do a residual and the norms around it in one pass.
+
+Between two sub-layers stand a post-norm, a residual and the next pre-norm. Here a sub-layer's output waits (`delta`)
+until the next one's pre-norm, and the three are one pass over memory instead of seven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ttt_docs.model.cache import LayerCache
+
+if TYPE_CHECKING:
+    from ttt_docs.kernels.dispatch import Kernels
+    from ttt_docs.model.decoder import Decoder, Place, ProductWeights
+
+#: Pre-norm's weight, post-norm's (None: there is none), and what stands between them.
+SubLayer = tuple[Tensor, "Tensor | None", Callable[[Tensor], Tensor]]
+
+
+def run_fused(
+    model: Decoder,
+    x: Tensor,
+    blocks: range,
+    place: Place,
+    caches: Sequence[LayerCache],
+    fast: Sequence[ProductWeights] | None,
+    kernels: Kernels,
+    commit: bool,
+) -> Tensor:
+    """As `Decoder.run`."""
+    assert kernels.add_rms_norm is not None
+    eps = model.config.norm_eps
+    delta: Tensor | None = None
+    post: Tensor | None = None
+    for pre_norm, post_norm, layer in _sub_layers(model, blocks, place, caches, fast, kernels, commit):
+        if delta is None:
+            y = kernels.rms_norm(x, pre_norm, eps)
+        else:
+            x, y = kernels.add_rms_norm(x, delta, post, pre_norm, eps)
+        delta, post = layer(y), post_norm
+    if delta is None:
+        return x
+    return x + (delta if post is None else kernels.rms_norm(delta, post, eps))
+
+
+def _sub_layers(
+    model: Decoder,
+    blocks: range,
+    place: Place,
+    caches: Sequence[LayerCache],
+    fast: Sequence[ProductWeights] | None,
+    kernels: Kernels,
+    commit: bool,
+) -> Iterator[SubLayer]:
+    config = model.config
+    for i in blocks:
+        block, cache = model.block(i), caches[i]
+
+        def post(name: str, block: object = block) -> Tensor | None:
+            return getattr(block, name).weight if config.post_norm else None
+
+        def attend(y: Tensor, block: object = block, cache: LayerCache = cache) -> Tensor:
+            return model._attend(block.attention, y, place, cache, kernels, commit)  # type: ignore[attr-defined]
+
+        yield block.attention_norm.weight, post("attention_post_norm"), attend
+        if block.has_prime and fast is not None:
+            own = fast[i - config.prefix_blocks]
+            norm = block.prime_norm if config.prime_norm else block.mlp_norm
+            yield norm.weight, post("prime_post_norm"), lambda y, own=own: kernels.swiglu(y, own.w13, own.w2)
+        mlp = block.mlp
+        yield (
+            block.mlp_norm.weight,
+            post("mlp_post_norm"),
+            lambda y, mlp=mlp: kernels.swiglu(y, mlp.w13.weight, mlp.w2.weight),
+        )
