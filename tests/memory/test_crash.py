@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import signal
 import sys
@@ -18,16 +17,14 @@ KILLS = 50
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_killed_fifty_times(tmp_path):
+def test_killed_fifty_times(tmp_path, processes):
     """Every kill ends a process of its own; those that finish first are checked, and their work is thrown away."""
     whole, moments = crash_reading.read(None), random.Random(6)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["crash_reading"])  # torch is imported once for all
     store = MemoryStore(tmp_path)
     kills, finished, kept, longest = 0, 0, set(), 0.1
     while kills < KILLS:
-        started = context.Event()
-        process = context.Process(target=crash_reading.read, args=(str(tmp_path), started))
+        started = processes.Event()
+        process = processes.Process(target=crash_reading.read, args=(str(tmp_path), started))
         process.start()
         began = time.monotonic()
         while not started.is_set() and process.is_alive():

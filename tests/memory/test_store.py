@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import time
@@ -208,14 +207,12 @@ def _read(place: str, options: dict, key: str, ended, seen) -> None:
 
 
 @pytest.mark.parametrize("place", ["folder", "s3://"])
-def test_writers_in_several_processes_never_show_a_broken_entry(place, tmp_path, request):
+def test_writers_in_several_processes_never_show_a_broken_entry(place, tmp_path, request, processes):
     options = {} if place == "folder" else request.getfixturevalue("bucket")
     where = str(tmp_path) if place == "folder" else f"s3://memories/{uuid.uuid4().hex}"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ttt_docs.memory.store"])  # torch is imported once for all
-    seen, ended, key = context.Queue(), context.Event(), key_of(stored())
-    writers = [context.Process(target=_write, args=(where, options, seed)) for seed in (1, 2, 3)]
-    readers = [context.Process(target=_read, args=(where, options, key, ended, seen)) for _ in range(2)]
+    seen, ended, key = processes.Queue(), processes.Event(), key_of(stored())
+    writers = [processes.Process(target=_write, args=(where, options, seed)) for seed in (1, 2, 3)]
+    readers = [processes.Process(target=_read, args=(where, options, key, ended, seen)) for _ in range(2)]
     for process in (*readers, *writers):
         process.start()
     for process in writers:
