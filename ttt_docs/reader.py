@@ -35,7 +35,7 @@ from ttt_docs.model.config import InnerRule, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.model.loading import best_dtype, build_decoder
 from ttt_docs.model.state import ReadingState
-from ttt_docs.reading import ChunkReport, Track, read_batch, read_stream, state_of
+from ttt_docs.reading import ChunkReport, Track, expand, fits, read_batch, read_stream, state_of
 
 #: What `ingest` reads: a path, URL, `-`, open file, Document, or an iterable of text.
 Source = str | os.PathLike[str] | IO[bytes] | IO[str] | Document | Iterable[str]
@@ -303,6 +303,19 @@ class TTTReader:
                 f"this memory was read with another model ({memory.model}, fingerprint {memory.fingerprint[:12]}) than "
                 f"this reader's ({self.name}, {self.fingerprint[:12]}): load that model, or read the document again"
             )
+        if not fits(self.model.config, memory):
+            raise MemoryMismatchError(
+                f"this memory says that it was read with {self.name}, but its shapes or tokens are not that model's: "
+                "read the document again"
+            )
+
+    def expand(self, memory: Memory) -> Memory:
+        """A compact memory made whole, which takes as long as reading its last tokens; any other memory as it is.
+
+        Whatever uses a compact memory does this by itself, each time. Raises MemoryMismatchError.
+        """
+        self.check(memory)
+        return expand(self.model, memory)
 
     def _empty_memory(self) -> Memory:
         bos = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []

@@ -7,8 +7,11 @@ the largest singular values are taken, wherever they are. Terms that weigh much 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from itertools import accumulate
+from math import inf
 
 import torch
 from torch import Tensor
@@ -36,6 +39,10 @@ class LowRank:
     @property
     def nbytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.left8.shape[1], self.right8.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -67,29 +74,41 @@ def compress(changes: Mapping[int, Mapping[str, Tensor]], max_bytes: int) -> Cha
         for value in parts[block, name].S
         if value > 0
     )[::-1]
-    smallest = _smallest(terms, max_bytes)
+    smallest, wide = _limits(terms, max_bytes)
     found: Changes = {}
     for (block, name), (left, values, right) in parts.items():
-        wide, kept = int((values >= _WIDE * smallest).sum()), int((values >= smallest).sum())
-        found.setdefault(block, {})[name] = _round(left.T, values, right, wide, kept)
+        in_8, kept = int((values >= wide).sum()), int((values >= smallest).sum())
+        found.setdefault(block, {})[name] = _round(left.T, values, right, in_8, kept)
     return found
 
 
-def _smallest(terms: list[tuple[float, int, int]], max_bytes: int) -> float:
-    """The singular value down to which terms are kept; `terms` are (value, rows, columns), the largest first."""
+def _limits(terms: list[tuple[float, int, int]], max_bytes: int) -> tuple[float, float]:
+    """The singular values down to which terms are kept, and kept in 8 bits; `terms`: (value, rows, columns) in order.
 
-    def cost(count: int) -> int:
-        limit = _WIDE * terms[count - 1][0]
-        return sum(term_bytes(rows, columns, 8 if value >= limit else 4) for value, rows, columns in terms[:count])
+    Terms with less than a thousandth of the largest value are rounding errors, or might as well be.
+    """
+    terms = [term for term in terms if term[0] > terms[0][0] / 1000]
+    costs = {bits: [0, *accumulate(term_bytes(rows, columns, bits) for _, rows, columns in terms)] for bits in (4, 8)}
 
-    low, high = 0, len(terms)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost(middle) <= max_bytes else (low, middle - 1)
-    # Equal values stay or go together.
-    while 0 < low < len(terms) and terms[low][0] == terms[low - 1][0]:
-        low -= 1
-    return terms[low - 1][0] if low else float("inf")
+    def most(fits: Callable[[int], bool]) -> int:
+        """The largest count of terms that fits; equal values stay or go together."""
+        low, high = 0, len(terms)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        while 0 < low < len(terms) and terms[low][0] == terms[low - 1][0]:
+            low -= 1
+        return low
+
+    def cost(kept: int, wide: int) -> int:
+        return costs[8][wide] + costs[4][kept] - costs[4][wide]
+
+    def worth(kept: int) -> int:
+        return bisect_right(terms, -_WIDE * terms[kept - 1][0], hi=kept, key=lambda term: -term[0])
+
+    kept = most(lambda count: cost(count, worth(count)) <= max_bytes)
+    wide = most(lambda count: count <= kept and cost(kept, count) <= max_bytes)  # what is left over goes into these
+    return terms[kept - 1][0] if kept else inf, terms[wide - 1][0] if wide else inf
 
 
 def _round(left: Tensor, values: Tensor, right: Tensor, wide: int, kept: int) -> LowRank:

@@ -21,13 +21,16 @@ from torch import Tensor
 from ttt_docs import __version__
 from ttt_docs.errors import MemoryFormatError, MemoryMismatchError, UsageError
 from ttt_docs.memory.checks import (
+    CHANGE_PARTS,
     FAST_NAMES,
     WINDOW_NAMES,
     check_documents,
     check_finite,
     check_layout,
+    check_scale,
     check_tokens,
 )
+from ttt_docs.memory.compaction import Changes, LowRank
 from ttt_docs.memory.files import replacing
 from ttt_docs.memory.header import (
     DAMAGED,
@@ -36,6 +39,7 @@ from ttt_docs.memory.header import (
     FORMAT_VERSION,
     NO_CRC,
     Header,
+    Packed,
     Precision,
     RawHeader,
     Refusal,
@@ -47,6 +51,7 @@ from ttt_docs.memory.header import (
     shown,
 )
 from ttt_docs.memory.memory import Memory
+from ttt_docs.memory.packing import pack, packed_numbers, unpack, unpack_numbers
 
 _STEP = 1 << 24  # bytes read or written in one go
 
@@ -89,9 +94,11 @@ def write_memory(
     if precision not in get_args(Precision):
         raise UsageError(f"precision={precision!r} is unknown: use one of {', '.join(get_args(Precision))}")
     try:
+        if memory.change is not None and precision != "float32":
+            raise UsageError("a compact memory has a precision of its own: leave precision out")
         parts = _parts(memory, precision, text)
         table = _table(parts)
-        raw = encode_header(_header(memory, precision), table)
+        raw = encode_header(_header(memory, precision, text), table)
         # The file must pass the checks of loading, so they are made on the very bytes to be written.
         header, _, _ = parse_header(raw)
         check_layout(header, table, sum(entry.nbytes for entry in table.values()))
@@ -149,14 +156,19 @@ def _load(file: BinaryIO, raw: RawHeader) -> Memory:
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
             check_finite(name, tensor)
+        if name.endswith(("/scale8", "/scale4")):
+            check_scale(name, tensor)
+    if header.packed is not None:
+        _unpack(header.packed, tensors)
     check_tokens(tensors["tokens"])
     text = _decode(tensors["text"]) if "text" in tensors else None
     check_documents(header, None if text is None else len(text))
+    exact = header.fast_blocks if header.packed is None else ()
     return Memory(
         model=header.model,
         fingerprint=header.fingerprint,
         reading=header.reading,
-        fast={block: {n: tensors[f"fast/{block}/{n}"].float() for n in FAST_NAMES} for block in header.fast_blocks},
+        fast={block: {n: tensors[f"fast/{block}/{n}"].float() for n in FAST_NAMES} for block in exact},
         window={block: (tensors[f"window/{block}/k"], tensors[f"window/{block}/v"]) for block in header.window_blocks},
         position=header.position,
         tokens=tensors["tokens"],
@@ -165,7 +177,28 @@ def _load(file: BinaryIO, raw: RawHeader) -> Memory:
         documents=header.documents,
         skipped=header.skipped,
         extra=header.extra,
+        change=None if header.packed is None else _change(header, tensors),
     )
+
+
+def _unpack(packed: Packed, tensors: dict[str, Tensor]) -> None:
+    """Tokens, losses and text of a compact memory, in place of what they are packed in."""
+    tensors["tokens"] = unpack_numbers("tokens", tensors["tokens"], packed.tokens, torch.int32)
+    tensors["nll"] = unpack_numbers("nll", tensors["nll"], packed.tokens, torch.float16).float()
+    check_finite("nll", tensors["nll"])
+    if "text" in tensors:
+        assert packed.text_bytes is not None  # `check_layout` has seen to it
+        tensors["text"] = torch.frombuffer(unpack("text", tensors["text"], packed.text_bytes), dtype=torch.uint8)
+
+
+def _change(header: Header, tensors: dict[str, Tensor]) -> Changes:
+    return {
+        block: {
+            name: LowRank(**{part: tensors[f"change/{block}/{name}/{part}"] for part in CHANGE_PARTS})
+            for name in FAST_NAMES
+        }
+        for block in header.fast_blocks
+    }
 
 
 @contextmanager
@@ -201,7 +234,7 @@ def explained(name: str) -> Iterator[None]:
         raise MemoryFormatError(f"{name!r} cannot be the name of a file; check the name") from None
 
 
-def _header(memory: Memory, precision: Precision) -> Header:
+def _header(memory: Memory, precision: Precision, text: bool) -> Header:
     def clean(name: str) -> str:  # file names may hold bytes that are not Unicode
         return name.encode("utf-8", "replace").decode("utf-8")
 
@@ -213,7 +246,7 @@ def _header(memory: Memory, precision: Precision) -> Header:
         fingerprint=memory.fingerprint,
         reading=memory.reading,
         precision=precision,
-        fast_blocks=tuple(memory.fast),
+        fast_blocks=tuple(memory.fast if memory.change is None else memory.change),
         window_blocks=tuple(memory.window),
         position=memory.position,
         skipped=memory.skipped,
@@ -227,7 +260,15 @@ def _header(memory: Memory, precision: Precision) -> Header:
             for document in memory.documents
         ),
         extra={clean(key): clean(value) for key, value in memory.extra.items()},
+        packed=_packed(memory, text),
     )
+
+
+def _packed(memory: Memory, text: bool) -> Packed | None:
+    if memory.change is None:
+        return None
+    kept = memory.text is not None and text
+    return Packed(tokens=memory.tokens.numel(), text_bytes=len(memory.text.encode()) if kept and memory.text else None)
 
 
 class _Part(NamedTuple):
@@ -247,7 +288,13 @@ def _parts(memory: Memory, precision: Precision, text: bool) -> list[_Part]:
                 raise Refusal(f"the fast weights {name} of block {block} are {weights[name].dtype}, not float32", "")
             stored = torch.bfloat16 if precision == "bfloat16" else torch.float32
             parts.append(_Part(f"fast/{block}/{name}", weights[name], stored))
-    parts += [_Part("tokens", memory.tokens, memory.tokens.dtype), _Part("nll", memory.nll, memory.nll.dtype)]
+    for block, lows in (memory.change or {}).items():
+        for name in FAST_NAMES:
+            parts += [_Part(f"change/{block}/{name}/{n}", t, t.dtype) for n, t in lows[name].tensors().items()]
+    if memory.change is None:
+        parts += [_Part("tokens", memory.tokens, memory.tokens.dtype), _Part("nll", memory.nll, memory.nll.dtype)]
+    else:
+        parts += [_Part(name, packed, torch.uint8) for name, packed in packed_numbers(memory).items()]
     for block, pair in memory.window.items():
         parts += [_Part(f"window/{block}/{n}", t, t.dtype) for n, t in zip(WINDOW_NAMES, pair, strict=True)]
     if text and memory.text is not None:
@@ -255,7 +302,8 @@ def _parts(memory: Memory, precision: Precision, text: bool) -> list[_Part]:
             encoded = np.frombuffer(bytearray(memory.text, "utf-8"), dtype=np.uint8)
         except UnicodeEncodeError as error:
             raise Refusal(f"its text is not Unicode at character {error.start}", "Save it with text=False.") from None
-        parts.append(_Part("text", torch.from_numpy(encoded), torch.uint8))
+        whole = torch.from_numpy(encoded)
+        parts.append(_Part("text", whole if memory.change is None else pack(whole.numpy().tobytes()), torch.uint8))
     for part in parts:
         if part.dtype not in DTYPE_NAMES:
             raise Refusal(f"the tensor {part.name} is {part.dtype}, which no memory uses", "")

@@ -26,7 +26,13 @@ from ttt_docs.model.config import ReadingConfig
 FORMAT_VERSION = 1
 #: A header holds about 100 bytes per tensor and per page: this is room for 100,000 pages.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I32": torch.int32, "U8": torch.uint8}
+DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NO_CRC = "00000000"
 
@@ -43,6 +49,15 @@ class Refusal(Exception):
         super().__init__(what)
         self.what = what
         self.advice = advice
+
+
+class Packed(BaseModel):
+    """What the packed tensors of a compact memory unpack to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: int = Field(ge=0, lt=2**31)
+    text_bytes: int | None = Field(None, ge=0, lt=2**40, description="of the text in UTF-8; None: it was left out")
 
 
 class Header(BaseModel):
@@ -63,6 +78,7 @@ class Header(BaseModel):
     skipped: int
     documents: tuple[ReadDocument, ...]
     extra: dict[str, str]
+    packed: Packed | None = Field(None, description="a compact memory's; it has no window")
 
 
 class TensorEntry(NamedTuple):

@@ -26,6 +26,7 @@ from ttt_docs.errors import MemoryFormatError, UsageError
 from ttt_docs.memory.checks import check_layout
 from ttt_docs.memory.format import explained, read_memory, write_memory
 from ttt_docs.memory.header import RawHeader, Refusal, read_header
+from ttt_docs.memory.inspection import header_tokens
 from ttt_docs.memory.memory import Memory, ReadDocument
 from ttt_docs.memory.objects import TEMPORARY, Stamp, objects_at
 from ttt_docs.model.config import ReadingConfig
@@ -279,7 +280,7 @@ def _stored(key: str, raw: RawHeader) -> StoredMemory:
         model=header.model,
         fingerprint=header.fingerprint,
         reading=header.reading,
-        tokens=raw.table["tokens"].shape[0],
+        tokens=header_tokens(raw),
         nbytes=8 + len(raw.json) + raw.data_bytes,
         created=header.created,
         extra=header.extra,
