@@ -112,7 +112,8 @@ def shown(value: object, length: int = 60) -> str:
 
 def encode_header(header: Header, table: dict[str, TensorEntry]) -> bytes:
     """The header's JSON, padded to a multiple of 8 bytes, with `NO_CRC` where the checksum will go."""
-    document = json.dumps(header.model_dump(mode="json"), allow_nan=False)
+    absent = {"packed"} if header.packed is None else None
+    document = json.dumps(header.model_dump(mode="json", exclude=absent), allow_nan=False)
     outer: dict[str, Any] = {"__metadata__": {"ttt_docs": document, "crc32": NO_CRC}}
     for name, entry in table.items():
         outer[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (entry.begin, entry.end)}
