@@ -60,6 +60,34 @@ INSPECT = {
     "loss_by_quarter": "the same for each quarter of the tokens, in reading order",
     "fast_norms": "{block: {w1, w2, w3}}: Frobenius norm of each fast weight matrix",
 }
+ENTRY = {
+    "key": "of the entry: hash of its documents, hash of model and reading parameters",
+    "documents": "list of {name, sha256, metadata}",
+    "model": "what the model is called",
+    "fingerprint": "sha256 over the model's configuration and weights",
+    "reading": "{chunk, window, sinks, learn, inner_rule, inner_lr, inner_clip, guard}",
+    "tokens": "tokens in the memory",
+    "nbytes": "size of the entry",
+    "created": "ISO 8601, UTC",
+    "extra": "notes of whoever wrote the memory",
+}
+STORE_LIST = {
+    "store": "as given",
+    "entries": "list of objects as `store show` prints",
+    "unfinished": "{key: bytes} of what readings that did not end have kept",
+}
+STORE_VERIFY = {"store": "as given", "intact": "how many entries", "damaged": "list of {key, reason}"}
+STORE_GC = {"store": "as given", "removed": "list of names", "dry_run": "true: nothing was removed"}
+CORPUS_INGEST = {
+    "store": "as given",
+    "read": "documents read by this call",
+    "there_already": "documents that were in the store (with --resume), or several times in the corpus",
+    "failed": "list of {source, reason}; not empty: exit code 1",
+    "tokens": "read by this call",
+    "seconds": "time it took",
+    "tokens_per_second": "of this call",
+    "documents": "list of {source, status, key, tokens, reason}",
+}
 MODEL = {
     "name": "as given",
     "parameters": "how many",
@@ -95,6 +123,11 @@ SHAPES = {
     "ask": ASK,
     "continue": CONTINUE,
     "inspect": INSPECT,
+    "store list": STORE_LIST,
+    "store show": ENTRY,
+    "store verify": STORE_VERIFY,
+    "store gc": STORE_GC,
+    "corpus ingest": CORPUS_INGEST,
     "models list": MODELS_LIST,
     "models pull": MODELS_PULL,
     "models info": MODEL,

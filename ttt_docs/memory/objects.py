@@ -40,6 +40,9 @@ class Objects(Protocol):
     def stamps(self) -> dict[str, Stamp]:
         """All objects by name, temporary ones included."""
 
+    def has(self, name: str) -> bool:
+        """Whether there is such an object."""
+
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
         """One version of an object, whole. Raises FileNotFoundError."""
 
@@ -83,6 +86,9 @@ class Folder:
                         version = (status.st_mtime_ns, status.st_ino)
                         found[entry.name] = Stamp(status.st_size, status.st_mtime, version)
         return found
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -132,6 +138,11 @@ class Bucket:
         files = (info for info in listing if info["type"] == "file")
         return {info["name"].rsplit("/", 1)[-1]: _stamp(info) for info in files}
 
+    def has(self, name: str) -> bool:
+        with _saying_why(self.url):
+            self.system.invalidate_cache()
+            return self.system.exists(self._path(name))
+
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         with _saying_why(self.url):
@@ -163,12 +174,10 @@ class Bucket:
                     raise
 
     def remove(self, name: str) -> bool:
-        with _saying_why(self.url):
-            self.system.invalidate_cache()
-            if not self.system.exists(self._path(name)):
-                return False
-            with suppress(FileNotFoundError):
-                self.system.rm_file(self._path(name))
+        if not self.has(name):
+            return False
+        with _saying_why(self.url), suppress(FileNotFoundError):
+            self.system.rm_file(self._path(name))
         return True
 
     def _path(self, name: str) -> str:

@@ -137,7 +137,7 @@ class MemoryStore:
         return self._objects.remove(_checked(key) + _WHOLE)
 
     def __contains__(self, key: str) -> bool:
-        return _checked(key) + _WHOLE in self._objects.stamps()
+        return self._objects.has(_checked(key) + _WHOLE)
 
     def keys(self) -> Names:
         """All keys, without a look at the entries."""
