@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ttt_docs.checkpoints.tokenizer import Tokenizer
+from ttt_docs.compact import state_of_compact
 from ttt_docs.feed import segments
 from ttt_docs.memory.memory import BlockWeights, Memory
+from ttt_docs.model.config import ModelConfig
 from ttt_docs.model.decoder import Decoder, FastWeights
 from ttt_docs.model.state import ChunkResult, ReadingState
 
@@ -31,6 +33,8 @@ class ChunkReport:
 
 def state_of(model: Decoder, memory: Memory) -> ReadingState:
     """The state a memory was taken from, at its last whole chunk."""
+    if memory.change is not None:
+        return state_of_compact(model, memory)
     state = ReadingState(model, memory.reading)
     device = model.embed.weight.device
     fast = state.fast
@@ -41,6 +45,29 @@ def state_of(model: Decoder, memory: Memory) -> ReadingState:
     caches = [(k.to(device, model.dtype).unsqueeze(0), v.to(device, model.dtype).unsqueeze(0)) for k, v in pairs]
     state.restore(memory.position, fast, caches)
     return state
+
+
+def expand(model: Decoder, memory: Memory) -> Memory:
+    """A compact memory with its fast weights and window; any other as it is."""
+    if memory.change is None:
+        return memory
+    fast, window = snapshot(state_of_compact(model, memory))
+    return replace(memory, fast=fast, window=window, change=None)
+
+
+def fits(config: ModelConfig, memory: Memory) -> bool:
+    """Whether the shapes of a memory are those of a model, and its tokens in its vocabulary."""
+    fast = {(block, name): tuple(w.shape) for block, ws in memory.fast.items() for name, w in ws.items()}
+    fast |= {(block, name): tuple(low.shape) for block, ws in (memory.change or {}).items() for name, low in ws.items()}
+    wide, high = (config.prime_dim, config.dim), (config.dim, config.prime_dim)
+    expected = {(block, name): high if name == "w2" else wide for block in config.suffix for name in ("w1", "w2", "w3")}
+    window = {block: (k.shape[0], k.shape[2]) for block, (k, _) in memory.window.items()}
+    return (
+        fast in ({}, expected)
+        and window in ({}, dict.fromkeys(range(config.blocks), (config.kv_heads, config.head_dim)))
+        and (memory.change is not None or memory.position == 0 or bool(window))
+        and (memory.tokens.numel() == 0 or int(memory.tokens.max()) < config.vocab_size)
+    )
 
 
 def snapshot(state: ReadingState, row: int = 0) -> tuple[dict[int, BlockWeights], dict[int, tuple[Tensor, Tensor]]]:
@@ -85,16 +112,21 @@ class Track:
         self.nll.extend([0.0] * (position + 1 - len(self.nll)))
         self.nll.extend(values)
 
-    def finish(self, state: ReadingState, row: int = 0, complete: bool = True) -> Memory:
+    def finish(self, state: ReadingState, row: int = 0) -> Memory:
         """The memory of everything read; the last part of a chunk is scored and stays pending."""
-        if not complete:
-            del self.tokens[state.position + 1 :]
         pending = self.waiting(state.position)
         if pending > 1:
             own = state if state.batch == 1 else state.select([row])
             self.note(state.position, own.score(self.piece(state.position, pending).to(_device(state)))[0])
-        del self.nll[len(self.tokens) :]
-        self.nll.extend([0.0] * (len(self.tokens) - len(self.nll)))
+        return self._memory(state, row, len(self.tokens))
+
+    def so_far(self, state: ReadingState) -> Memory:
+        """The memory of the whole chunks read, between two pieces of them; reading can go on."""
+        return self._memory(state, 0, min(state.position + 1, len(self.tokens)))
+
+    def _memory(self, state: ReadingState, row: int, tokens: int) -> Memory:
+        nll = self.nll[:tokens]
+        nll.extend([0.0] * (tokens - len(nll)))
         fast, window = snapshot(state, row)
         text = None if self.memory.text is None else self.memory.text + "".join(self.text)
         return replace(
@@ -102,10 +134,11 @@ class Track:
             fast=fast,
             window=window,
             position=state.position,
-            tokens=torch.tensor(self.tokens, dtype=torch.int32),
-            nll=torch.tensor(self.nll, dtype=torch.float32),
+            tokens=torch.tensor(self.tokens[:tokens], dtype=torch.int32),
+            nll=torch.tensor(nll, dtype=torch.float32),
             text=text,
             skipped=self.skipped,
+            change=None,
         )
 
 
@@ -123,8 +156,8 @@ def read_stream(
 ) -> Iterator[ChunkReport]:
     """Reads text that comes in pieces, chunk by chunk, in memory that does not grow but by the tokens themselves.
 
-    `skip` tokens at the start were read before (a document that is gone on with). Ends early, between two pieces of
-    chunks, once `stop()` says so.
+    `skip` tokens at the start were read before (a document that is gone on with). `stop()` is called between two pieces
+    of chunks, where the state can be kept, and ends reading when it says so.
     """
     chunk = state.reading.chunk
     for segment in segments(pieces):

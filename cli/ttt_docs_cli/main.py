@@ -13,12 +13,14 @@ import click
 
 from ttt_docs import TTTDocsError, __version__
 from ttt_docs_cli.answer import ask, continue_, summarize
+from ttt_docs_cli.corpus import corpus
 from ttt_docs_cli.environment import env
 from ttt_docs_cli.evaluation import evaluate
 from ttt_docs_cli.ingest import ingest
 from ttt_docs_cli.inspection import inspect
 from ttt_docs_cli.models import models
 from ttt_docs_cli.output import note
+from ttt_docs_cli.store import store
 from ttt_docs_cli.train import train
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -68,7 +70,7 @@ def cli() -> None:
     """Reads a long document into the fast weights of a language model, and answers from that memory."""
 
 
-for command in (ingest, summarize, ask, continue_, inspect, models, train, evaluate, env):
+for command in (ingest, summarize, ask, continue_, inspect, models, train, evaluate, store, corpus, env):
     cli.add_command(command)
 
 

@@ -44,7 +44,7 @@ INSPECT = {
     "model": "what the model is called",
     "fingerprint": "sha256 over the model's configuration and weights",
     "reading": "{chunk, window, sinks, learn, inner_rule, inner_lr, inner_lr_factors, inner_clip, guard}",
-    "precision": 'how the fast weights are stored: "float32" or "bfloat16"',
+    "precision": 'how the fast weights are stored: "float32", "bfloat16" or "compact"',
     "tokens": "tokens in the memory",
     "position": "tokens in whole chunks",
     "chunks": "whole chunks",
@@ -52,13 +52,41 @@ INSPECT = {
     "skipped": "updates that the guard refused",
     "documents": "list of {name, sha256, start, end, complete, spans: {kind: count}}; start and end in characters",
     "text": "whether the documents' text is in the file",
-    "fast": "{blocks, dtype, w1, w2, w3}: block numbers and shapes; {blocks: []} if nothing was learned",
+    "fast": "{blocks, dtype, w1, w2, w3, terms (if compact)}: blocks and shapes; {blocks: []} if nothing was learned",
     "window": "{blocks, dtype, shape}",
     "bytes": "{file, header, fast, window, tokens, nll, text}",
     "extra": "notes of whoever wrote the file",
     "loss": "mean of all tokens, nats per token; null if there are none",
     "loss_by_quarter": "the same for each quarter of the tokens, in reading order",
     "fast_norms": "{block: {w1, w2, w3}}: Frobenius norm of each fast weight matrix",
+}
+ENTRY = {
+    "key": "of the entry: hash of its documents, hash of model and reading parameters",
+    "documents": "list of {name, sha256, metadata}",
+    "model": "what the model is called",
+    "fingerprint": "sha256 over the model's configuration and weights",
+    "reading": "{chunk, window, sinks, learn, inner_rule, inner_lr, inner_clip, guard}",
+    "tokens": "tokens in the memory",
+    "nbytes": "size of the entry",
+    "created": "ISO 8601, UTC",
+    "extra": "notes of whoever wrote the memory",
+}
+STORE_LIST = {
+    "store": "as given",
+    "entries": "list of objects as `store show` prints",
+    "unfinished": "{key: bytes} of what readings that did not end have kept",
+}
+STORE_VERIFY = {"store": "as given", "intact": "how many entries", "damaged": "list of {key, reason}"}
+STORE_GC = {"store": "as given", "removed": "list of names", "dry_run": "true: nothing was removed"}
+CORPUS_INGEST = {
+    "store": "as given",
+    "read": "documents read by this call",
+    "there_already": "documents that were in the store (with --resume), or several times in the corpus",
+    "failed": "list of {source, reason}; not empty: exit code 1",
+    "tokens": "read by this call",
+    "seconds": "time it took",
+    "tokens_per_second": "of this call",
+    "documents": "list of {source, status, key, tokens, reason}",
 }
 MODEL = {
     "name": "as given",
@@ -106,6 +134,11 @@ SHAPES = {
     "ask": ASK,
     "continue": CONTINUE,
     "inspect": INSPECT,
+    "store list": STORE_LIST,
+    "store show": ENTRY,
+    "store verify": STORE_VERIFY,
+    "store gc": STORE_GC,
+    "corpus ingest": CORPUS_INGEST,
     "models list": MODELS_LIST,
     "models pull": MODELS_PULL,
     "models info": MODEL,

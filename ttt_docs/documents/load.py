@@ -13,7 +13,8 @@ from ttt_docs.documents.source import DEFAULT_MAX_BYTES, read_source, source_nam
 from ttt_docs.documents.text import byte_order_mark
 from ttt_docs.errors import DocumentError
 
-_SUFFIXES = {
+#: File names that say what a document is.
+SUFFIXES = {
     ".pdf": "pdf",
     ".epub": "epub",
     ".html": "html",
@@ -52,7 +53,7 @@ def load_document(
         raise DocumentError(f"{name}: the file {what}. Give a file that has text in it.")
     # A URL's query is not in `name`; a name given by the caller may lack the suffix that the path has.
     suffixes = [PurePosixPath(candidate).suffix.lower() for candidate in (name, source_name(source))]
-    by_suffix = next((_SUFFIXES[suffix] for suffix in suffixes if suffix in _SUFFIXES), None)
+    by_suffix = next((SUFFIXES[suffix] for suffix in suffixes if suffix in SUFFIXES), None)
     if isinstance(content, str):
         return _parse_text(content, by_suffix, name)
     return _parse_bytes(content, by_suffix, name, password, max_bytes)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
+from ttt_docs.memory.compaction import LowRank
 from ttt_docs.memory.header import DTYPES, Header, Refusal, TensorEntry, shown
 
 FAST_NAMES = ("w1", "w2", "w3")
 WINDOW_NAMES = ("k", "v")
+CHANGE_PARTS = tuple(field.name for field in fields(LowRank))
 _DIVERGED = "Reading diverged: read the document again with a smaller inner_lr."
 _SLICE = 1 << 22  # elements looked at in one go
 
@@ -50,7 +53,15 @@ def _check_reading(header: Header) -> None:
 
 def _check_names(header: Header, table: dict[str, TensorEntry]) -> None:
     expected = {"tokens", "nll"}
-    expected |= {f"fast/{block}/{name}" for block in header.fast_blocks for name in FAST_NAMES}
+    fast = [f"{block}/{name}" for block in header.fast_blocks for name in FAST_NAMES]
+    if header.packed is None:
+        expected |= {f"fast/{name}" for name in fast}
+    else:
+        expected |= {f"change/{name}/{part}" for name in fast for part in CHANGE_PARTS}
+        if header.window_blocks:
+            raise Refusal("it is compact, and holds a window")
+        if ("text" in table) != (header.packed.text_bytes is not None):
+            raise Refusal("its header and its tensors do not agree on whether it holds a text")
     expected |= {f"window/{block}/{name}" for block in header.window_blocks for name in WINDOW_NAMES}
     for name in sorted(expected - table.keys()):
         raise Refusal(f"the tensor {shown(name)} is missing")
@@ -80,9 +91,13 @@ def _check_shapes(header: Header, table: dict[str, TensorEntry]) -> None:
             )
         return entry.shape
 
-    (tokens,), (nll,) = require("tokens", ["I32"], 1), require("nll", ["F32"], 1)
-    if tokens != nll:
-        raise Refusal(f"it holds {tokens:,} tokens but {nll:,} losses")
+    if header.packed is not None:
+        require("tokens", ["U8"], 1), require("nll", ["U8"], 1)
+        tokens = header.packed.tokens
+    else:
+        (tokens,), (nll,) = require("tokens", ["I32"], 1), require("nll", ["F32"], 1)
+        if tokens != nll:
+            raise Refusal(f"it holds {tokens:,} tokens but {nll:,} losses")
     if header.position > tokens:
         raise Refusal(f"its position {shown(header.position)} is past its {tokens:,} tokens")
     if tokens - header.position > header.reading.chunk:
@@ -90,6 +105,9 @@ def _check_shapes(header: Header, table: dict[str, TensorEntry]) -> None:
     if "text" in table:
         require("text", ["U8"], 1)
 
+    if header.packed is not None:
+        _check_change(header, require)
+        return
     stored = "BF16" if header.precision == "bfloat16" else "F32"
     fast = {f"fast/{b}/{n}": require(f"fast/{b}/{n}", [stored], 2) for b in header.fast_blocks for n in FAST_NAMES}
     for name, shape in fast.items():
@@ -113,6 +131,26 @@ def _check_shapes(header: Header, table: dict[str, TensorEntry]) -> None:
             )
 
 
+def _check_change(header: Header, require: Callable[[str, Sequence[str], int], tuple[int, ...]]) -> None:
+    """The parts of a compact memory's matrices fit together, and all matrices of a name are of one shape."""
+    first: dict[str, tuple[int, int]] = {}
+    for block in header.fast_blocks:
+        for name in FAST_NAMES:
+            where = f"change/{block}/{name}"
+            (wide, rows), (wide2, columns) = (require(f"{where}/{n}", ["I8"], 2) for n in ("left8", "right8"))
+            (narrow, rows4), (narrow2, columns4) = (require(f"{where}/{n}", ["U8"], 2) for n in ("left4", "right4"))
+            scales = require(f"{where}/scale8", ["F32"], 1) + require(f"{where}/scale4", ["F32"], 1)
+            halves = ((rows + 1) // 2, (columns + 1) // 2)
+            if (wide2, narrow2, rows4, columns4, scales) != (wide, narrow, *halves, (wide, narrow)):
+                raise Refusal(f"the parts of the change of {name} in block {block} do not fit together")
+            if not 0 < rows < 2**31 or not 0 < columns < 2**31 or wide + narrow > min(rows, columns):
+                raise Refusal(f"the change of {name} in block {block} has the impossible shape {[rows, columns]}")
+            if first.setdefault(name, (rows, columns)) != (rows, columns):
+                raise Refusal(
+                    f"the change of {name} in block {block} is {[rows, columns]}, another shape than the first"
+                )
+
+
 def check_finite(name: str, tensor: Tensor) -> None:
     """No NaN and no infinite value in a float tensor.
 
@@ -122,6 +160,16 @@ def check_finite(name: str, tensor: Tensor) -> None:
     for part in tensor.reshape(-1).split(_SLICE):  # in parts, so that the mask stays small
         if not torch.isfinite(part).all():
             raise Refusal(f"the tensor {name} holds NaN or infinite values", _DIVERGED)
+
+
+def check_scale(name: str, scale: Tensor) -> None:
+    """The terms of a compact memory's change are numbers that its sum can hold.
+
+    Raises:
+        Refusal: with the tensor's name.
+    """
+    if scale.numel() and float(scale.abs().max()) > 1e25:
+        raise Refusal(f"the tensor {name} holds values too large for any change of the fast weights")
 
 
 def check_tokens(tokens: Tensor) -> None:

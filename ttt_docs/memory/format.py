@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,13 +21,16 @@ from torch import Tensor
 from ttt_docs import __version__
 from ttt_docs.errors import MemoryFormatError, MemoryMismatchError, UsageError
 from ttt_docs.memory.checks import (
+    CHANGE_PARTS,
     FAST_NAMES,
     WINDOW_NAMES,
     check_documents,
     check_finite,
     check_layout,
+    check_scale,
     check_tokens,
 )
+from ttt_docs.memory.compaction import Changes, LowRank
 from ttt_docs.memory.files import replacing
 from ttt_docs.memory.header import (
     DAMAGED,
@@ -36,6 +39,7 @@ from ttt_docs.memory.header import (
     FORMAT_VERSION,
     NO_CRC,
     Header,
+    Packed,
     Precision,
     RawHeader,
     Refusal,
@@ -47,6 +51,7 @@ from ttt_docs.memory.header import (
     shown,
 )
 from ttt_docs.memory.memory import Memory
+from ttt_docs.memory.packing import pack, packed_numbers, unpack, unpack_numbers
 
 _STEP = 1 << 24  # bytes read or written in one go
 
@@ -69,19 +74,37 @@ def save_memory(
         MemoryFormatError: the memory is not sound (NaN in its fast weights, shapes that do not fit, ...).
         TTTDocsError: the file cannot be written (permission, full disk); an older file is as it was.
     """
+    target = Path(path)
+    write_memory(memory, target, lambda: replacing(target), precision=precision, text=text)
+    return target
+
+
+def write_memory(
+    memory: Memory,
+    target: str | os.PathLike[str],
+    open_target: Callable[[], AbstractContextManager[BinaryIO]],
+    *,
+    precision: Precision = "float32",
+    text: bool = True,
+) -> None:
+    """Write `memory` into what `open_target` opens, once it is known to be sound; `target` is for the messages.
+
+    Raises as `save_memory` does.
+    """
     if precision not in get_args(Precision):
         raise UsageError(f"precision={precision!r} is unknown: use one of {', '.join(get_args(Precision))}")
-    target = Path(path)
     try:
+        if memory.change is not None and precision != "float32":
+            raise UsageError("a compact memory has a precision of its own: leave precision out")
         parts = _parts(memory, precision, text)
         table = _table(parts)
-        raw = encode_header(_header(memory, precision), table)
+        raw = encode_header(_header(memory, precision, text), table)
         # The file must pass the checks of loading, so they are made on the very bytes to be written.
         header, _, _ = parse_header(raw)
         check_layout(header, table, sum(entry.nbytes for entry in table.values()))
         check_tokens(memory.tokens)
         check_documents(header, None if memory.text is None else len(memory.text))
-        with replacing(target) as file:
+        with open_target() as file:
             _write(file, raw, parts)
     except Refusal as refusal:
         advice = "" if refusal.advice == DAMAGED else f" {refusal.advice}"
@@ -92,7 +115,6 @@ def save_memory(
         if isinstance(error, UsageError):
             raise
         raise MemoryFormatError(f"this memory cannot be saved to {target}: {error}. Nothing was written") from error
-    return target
 
 
 def load_memory(
@@ -108,26 +130,45 @@ def load_memory(
     """
     with opened(path) as file:
         raw = read_header(file)
-        header = raw.header
-        if expect_fingerprint is not None and header.fingerprint != expect_fingerprint:
+        found = raw.header.fingerprint
+        if expect_fingerprint is not None and found != expect_fingerprint:
             raise MemoryMismatchError(
-                f"{os.fspath(path)} was read with the model {shown(header.model)} (fingerprint "
-                f"{shown(header.fingerprint, 16)}), not with {shown(expect_model) if expect_model else 'this one'} "
+                f"{os.fspath(path)} was read with the model {shown(raw.header.model)} (fingerprint "
+                f"{shown(found, 16)}), not with {shown(expect_model) if expect_model else 'this one'} "
                 f"(fingerprint {shown(expect_fingerprint, 16)}): use that model, or read the document again"
             )
-        check_layout(header, raw.table, raw.data_bytes)
-        tensors = _read(file, raw)
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point():
-                check_finite(name, tensor)
-        check_tokens(tensors["tokens"])
-        text = _decode(tensors["text"]) if "text" in tensors else None
-        check_documents(header, None if text is None else len(text))
+        return _load(file, raw)
+
+
+def read_memory(file: BinaryIO, name: str) -> Memory:
+    """The memory in an open file, checked as by `load_memory`; `name` is for the messages.
+
+    Raises MemoryFormatError.
+    """
+    with explained(name):
+        return _load(file, read_header(file))
+
+
+def _load(file: BinaryIO, raw: RawHeader) -> Memory:
+    header = raw.header
+    check_layout(header, raw.table, raw.data_bytes)
+    tensors = _read(file, raw)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            check_finite(name, tensor)
+        if name.endswith(("/scale8", "/scale4")):
+            check_scale(name, tensor)
+    if header.packed is not None:
+        _unpack(header.packed, tensors)
+    check_tokens(tensors["tokens"])
+    text = _decode(tensors["text"]) if "text" in tensors else None
+    check_documents(header, None if text is None else len(text))
+    exact = header.fast_blocks if header.packed is None else ()
     return Memory(
         model=header.model,
         fingerprint=header.fingerprint,
         reading=header.reading,
-        fast={block: {n: tensors[f"fast/{block}/{n}"].float() for n in FAST_NAMES} for block in header.fast_blocks},
+        fast={block: {n: tensors[f"fast/{block}/{n}"].float() for n in FAST_NAMES} for block in exact},
         window={block: (tensors[f"window/{block}/k"], tensors[f"window/{block}/v"]) for block in header.window_blocks},
         position=header.position,
         tokens=tensors["tokens"],
@@ -136,14 +177,35 @@ def load_memory(
         documents=header.documents,
         skipped=header.skipped,
         extra=header.extra,
+        change=None if header.packed is None else _change(header, tensors),
     )
+
+
+def _unpack(packed: Packed, tensors: dict[str, Tensor]) -> None:
+    """Tokens, losses and text of a compact memory, in place of what they are packed in."""
+    tensors["tokens"] = unpack_numbers("tokens", tensors["tokens"], packed.tokens, torch.int32)
+    tensors["nll"] = unpack_numbers("nll", tensors["nll"], packed.tokens, torch.float16).float()
+    check_finite("nll", tensors["nll"])
+    if "text" in tensors:
+        assert packed.text_bytes is not None  # `check_layout` has seen to it
+        tensors["text"] = torch.frombuffer(unpack("text", tensors["text"], packed.text_bytes), dtype=torch.uint8)
+
+
+def _change(header: Header, tensors: dict[str, Tensor]) -> Changes:
+    return {
+        block: {
+            name: LowRank(**{part: tensors[f"change/{block}/{name}/{part}"] for part in CHANGE_PARTS})
+            for name in FAST_NAMES
+        }
+        for block in header.fast_blocks
+    }
 
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a memory file; refusals and the system's errors become a MemoryFormatError with its name."""
     name = os.fspath(path)
-    try:
+    with explained(name):
         # Asked before opening: opening a pipe would wait for its writer.
         if os.path.isdir(name):
             raise MemoryFormatError(f"{name} is a folder; give the .ttt file in it")
@@ -151,6 +213,13 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise MemoryFormatError(f"{name} is not an ordinary file; give a .ttt file")
         with open(name, "rb") as file:
             yield file
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """What goes wrong with the memory file `name` becomes a MemoryFormatError with its name."""
+    try:
+        yield
     except Refusal as refusal:
         raise MemoryFormatError(f"{name} cannot be loaded: {refusal.what}. {refusal.advice}") from None
     except FileNotFoundError:
@@ -165,7 +234,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise MemoryFormatError(f"{name!r} cannot be the name of a file; check the name") from None
 
 
-def _header(memory: Memory, precision: Precision) -> Header:
+def _header(memory: Memory, precision: Precision, text: bool) -> Header:
     def clean(name: str) -> str:  # file names may hold bytes that are not Unicode
         return name.encode("utf-8", "replace").decode("utf-8")
 
@@ -177,7 +246,7 @@ def _header(memory: Memory, precision: Precision) -> Header:
         fingerprint=memory.fingerprint,
         reading=memory.reading,
         precision=precision,
-        fast_blocks=tuple(memory.fast),
+        fast_blocks=tuple(memory.fast if memory.change is None else memory.change),
         window_blocks=tuple(memory.window),
         position=memory.position,
         skipped=memory.skipped,
@@ -186,11 +255,20 @@ def _header(memory: Memory, precision: Precision) -> Header:
                 document,
                 name=clean(document.name),
                 spans=tuple(replace(span, label=clean(span.label)) for span in document.spans),
+                metadata={clean(key): clean(value) for key, value in document.metadata.items()},
             )
             for document in memory.documents
         ),
         extra={clean(key): clean(value) for key, value in memory.extra.items()},
+        packed=_packed(memory, text),
     )
+
+
+def _packed(memory: Memory, text: bool) -> Packed | None:
+    if memory.change is None:
+        return None
+    kept = memory.text is not None and text
+    return Packed(tokens=memory.tokens.numel(), text_bytes=len(memory.text.encode()) if kept and memory.text else None)
 
 
 class _Part(NamedTuple):
@@ -210,7 +288,13 @@ def _parts(memory: Memory, precision: Precision, text: bool) -> list[_Part]:
                 raise Refusal(f"the fast weights {name} of block {block} are {weights[name].dtype}, not float32", "")
             stored = torch.bfloat16 if precision == "bfloat16" else torch.float32
             parts.append(_Part(f"fast/{block}/{name}", weights[name], stored))
-    parts += [_Part("tokens", memory.tokens, memory.tokens.dtype), _Part("nll", memory.nll, memory.nll.dtype)]
+    for block, lows in (memory.change or {}).items():
+        for name in FAST_NAMES:
+            parts += [_Part(f"change/{block}/{name}/{n}", t, t.dtype) for n, t in lows[name].tensors().items()]
+    if memory.change is None:
+        parts += [_Part("tokens", memory.tokens, memory.tokens.dtype), _Part("nll", memory.nll, memory.nll.dtype)]
+    else:
+        parts += [_Part(name, packed, torch.uint8) for name, packed in packed_numbers(memory).items()]
     for block, pair in memory.window.items():
         parts += [_Part(f"window/{block}/{n}", t, t.dtype) for n, t in zip(WINDOW_NAMES, pair, strict=True)]
     if text and memory.text is not None:
@@ -218,7 +302,8 @@ def _parts(memory: Memory, precision: Precision, text: bool) -> list[_Part]:
             encoded = np.frombuffer(bytearray(memory.text, "utf-8"), dtype=np.uint8)
         except UnicodeEncodeError as error:
             raise Refusal(f"its text is not Unicode at character {error.start}", "Save it with text=False.") from None
-        parts.append(_Part("text", torch.from_numpy(encoded), torch.uint8))
+        whole = torch.from_numpy(encoded)
+        parts.append(_Part("text", whole if memory.change is None else pack(whole.numpy().tobytes()), torch.uint8))
     for part in parts:
         if part.dtype not in DTYPE_NAMES:
             raise Refusal(f"the tensor {part.name} is {part.dtype}, which no memory uses", "")

@@ -26,7 +26,13 @@ from ttt_docs.model.config import ReadingConfig
 FORMAT_VERSION = 1
 #: A header holds about 100 bytes per tensor and per page: this is room for 100,000 pages.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I32": torch.int32, "U8": torch.uint8}
+DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NO_CRC = "00000000"
 
@@ -43,6 +49,15 @@ class Refusal(Exception):
         super().__init__(what)
         self.what = what
         self.advice = advice
+
+
+class Packed(BaseModel):
+    """What the packed tensors of a compact memory unpack to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: int = Field(ge=0, lt=2**31)
+    text_bytes: int | None = Field(None, ge=0, lt=2**40, description="of the text in UTF-8; None: it was left out")
 
 
 class Header(BaseModel):
@@ -63,6 +78,7 @@ class Header(BaseModel):
     skipped: int
     documents: tuple[ReadDocument, ...]
     extra: dict[str, str]
+    packed: Packed | None = Field(None, description="a compact memory's; it has no window")
 
 
 class TensorEntry(NamedTuple):
@@ -96,7 +112,8 @@ def shown(value: object, length: int = 60) -> str:
 
 def encode_header(header: Header, table: dict[str, TensorEntry]) -> bytes:
     """The header's JSON, padded to a multiple of 8 bytes, with `NO_CRC` where the checksum will go."""
-    document = json.dumps(header.model_dump(mode="json"), allow_nan=False)
+    absent = {"packed"} if header.packed is None else None
+    document = json.dumps(header.model_dump(mode="json", exclude=absent), allow_nan=False)
     outer: dict[str, Any] = {"__metadata__": {"ttt_docs": document, "crc32": NO_CRC}}
     for name, entry in table.items():
         outer[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (entry.begin, entry.end)}
@@ -109,13 +126,17 @@ def crc_field(crc32: str) -> bytes:
     return b'"crc32":"%s"' % crc32.encode()
 
 
-def read_header(file: BinaryIO) -> RawHeader:
+def read_header(file: BinaryIO, size: int | None = None) -> RawHeader:
     """Read and check the header of an open file; the file then stands at the first tensor byte.
+
+    `size` is the whole file's where only its beginning is at hand.
 
     Raises:
         Refusal: it is no memory file, of another version, damaged, or cut short within its header.
     """
-    size = os.fstat(file.fileno()).st_size
+    if size is None:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
     if size == 0:
         raise Refusal("the file is empty (0 bytes)")
     start = file.read(8)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ttt_docs.memory.checks import FAST_NAMES, check_layout
 from ttt_docs.memory.format import opened
-from ttt_docs.memory.header import TensorEntry, read_header
+from ttt_docs.memory.header import RawHeader, TensorEntry, read_header
 from ttt_docs.memory.memory import Memory
+
+_SIDES = ("left8", "right8")
 
 
 def inspect_memory(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def inspect_memory(path: str | os.PathLike[str]) -> dict[str, Any]:
         raw = read_header(file)
         check_layout(raw.header, raw.table, raw.data_bytes)
     header, table = raw.header, raw.table
-    tokens = table["tokens"].shape[0]
+    tokens = header_tokens(raw)
     return {
         "path": os.fspath(path),
         "format_version": header.format_version,
@@ -37,7 +39,7 @@ def inspect_memory(path: str | os.PathLike[str]) -> dict[str, Any]:
         "model": header.model,
         "fingerprint": header.fingerprint,
         "reading": header.reading.model_dump(mode="json"),
-        "precision": header.precision,
+        "precision": header.precision if header.packed is None else "compact",
         "tokens": tokens,
         "position": header.position,
         "chunks": header.position // header.reading.chunk,
@@ -55,15 +57,23 @@ def inspect_memory(path: str | os.PathLike[str]) -> dict[str, Any]:
             for document in header.documents
         ],
         "text": "text" in table,
-        "fast": _describe(table, "fast", header.fast_blocks, FAST_NAMES),
+        "fast": _describe(table, "fast", header.fast_blocks, FAST_NAMES)
+        if header.packed is None
+        else _describe_change(table, header.fast_blocks),
         "window": _describe(table, "window", header.window_blocks, ("k",)),
         "bytes": {
             "file": 8 + len(raw.json) + raw.data_bytes,
             "header": 8 + len(raw.json),
-            **{part: _nbytes(table, part) for part in ("fast", "window", "tokens", "nll", "text")},
+            "fast": _nbytes(table, "fast") + _nbytes(table, "change"),
+            **{part: _nbytes(table, part) for part in ("window", "tokens", "nll", "text")},
         },
         "extra": dict(header.extra),
     }
+
+
+def header_tokens(raw: RawHeader) -> int:
+    """Tokens in a memory of which only the header is at hand."""
+    return raw.table["tokens"].shape[0] if raw.header.packed is None else raw.header.packed.tokens
 
 
 def _nbytes(table: dict[str, TensorEntry], part: str) -> int:
@@ -83,6 +93,15 @@ def _describe(
         "dtype": first[names[0]].dtype,
         **(shapes if part == "fast" else {"shape": shapes["k"]}),
     }
+
+
+def _describe_change(table: dict[str, TensorEntry], blocks: tuple[int, ...]) -> dict[str, Any]:
+    """Blocks and shapes of a compact memory's fast weights, and how many terms stand for them in all."""
+    if not blocks:
+        return {"blocks": []}
+    whole = {name: [table[f"change/{blocks[0]}/{name}/{side}"].shape[1] for side in _SIDES] for name in FAST_NAMES}
+    terms = {n: sum(e.shape[0] for name, e in table.items() if name.endswith(n)) for n in ("scale8", "scale4")}
+    return {"blocks": list(blocks), "dtype": "I8", **whole, "terms": terms}
 
 
 def summary(memory: Memory) -> dict[str, Any]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from ttt_docs.documents.document import Span
+from ttt_docs.memory.compaction import Changes
 from ttt_docs.model.config import ReadingConfig
 
+if TYPE_CHECKING:
+    from ttt_docs.reader import TTTReader
+
+#: Bytes of a compact memory's file unless told otherwise.
+COMPACT_BYTES = 12_000_000
 #: The fast weights of one block: `w1`, `w3` float32 [mlp, dim] and `w2` float32 [dim, mlp].
 BlockWeights = dict[str, Tensor]
 
@@ -28,6 +34,7 @@ class ReadDocument:
     complete: bool = True  # False: reading stopped before the document's end
     spans: tuple[Span, ...] = ()
     first_token: int = 0  # index of its first token in the memory's tokens
+    metadata: dict[str, str] = field(default_factory=dict, hash=False)  # title, author, ... where known
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Memory:
     documents: tuple[ReadDocument, ...] = ()
     skipped: int = 0  # updates that the guard refused
     extra: dict[str, str] = field(default_factory=dict)  # free notes of the caller
+    #: A compact memory's: what reading added to the fast weights, which with the window are then empty.
+    change: Changes | None = None
 
     @property
     def pending(self) -> Tensor:
@@ -68,7 +77,24 @@ class Memory:
         tensors: list[Tensor] = [self.tokens, self.nll]
         tensors += [t for block in self.fast.values() for t in block.values()]
         tensors += [t for pair in self.window.values() for t in pair]
+        tensors += [
+            t for block in (self.change or {}).values() for low in block.values() for t in low.tensors().values()
+        ]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+    def compact(self, reader: TTTReader, max_bytes: int = COMPACT_BYTES) -> Memory:
+        """This memory for a file of at most `max_bytes`, close to exact: docs/compaction.md says how close.
+
+        It holds the change of the fast weights from the model's initial ones, which `reader` knows, in as many rounded
+        singular vectors as fit, losses as float16, and no window: a reader rebuilds that from the last tokens before
+        each use (`TTTReader.expand` does it once).
+
+        Raises MemoryMismatchError for another model's reader, UsageError if it does not fit or is compact already.
+        """
+        from ttt_docs.compact import compact
+
+        reader.check(self)
+        return compact(reader.model, self, max_bytes)
 
     def save(
         self, path: str | PathLike[str], *, precision: Literal["float32", "bfloat16"] = "float32", text: bool = True

@@ -1,0 +1,71 @@
+"""A real local cluster of two workers, one of which is killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+
+import pytest
+from corpus_reading import open_mortal, open_tiny
+
+from ttt_docs import MemoryStore
+from ttt_docs.corpus.ingest import ingest_corpus
+from ttt_docs.corpus.sources import corpus_sources
+from ttt_docs.corpus.work import Settings
+from ttt_docs.memory import memories_equal
+
+pytestmark = pytest.mark.ray
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
+    options = {"log_to_driver": False, "include_dashboard": False, "object_store_memory": 100_000_000}
+    ray.init(num_cpus=2, runtime_env=environment, **options)
+    yield
+    ray.shutdown()
+
+
+def test_a_killed_worker_costs_nothing(cluster, books, tmp_path):
+    (books / "bad.txt").write_text(" ")
+    log = tmp_path / "log"
+    log.mkdir()
+    store = MemoryStore(tmp_path / "store")
+    report = ingest_corpus(
+        corpus_sources(books),
+        store,
+        partial(open_mortal, str(log), "5.txt"),
+        engine="ray",
+        workers=2,
+        settings=Settings(batch=2),
+        progress=False,
+    )
+    assert (log / "killed").exists()
+    assert [outcome.source for outcome in report.failed] == [str(books / "bad.txt")]
+    assert len(report.outcomes) == 10 and {one.source for one in report.outcomes} == set(corpus_sources(books))
+    read = [path.name.split("-")[0] for path in log.iterdir() if path.name != "killed"]
+    assert sorted(read) == sorted(f"{n}.txt" for n in range(9)), "every document was read once, but for the deadly one"
+    assert len({path.name.split("-")[1] for path in log.iterdir() if path.name != "killed"}) >= 2
+    assert sorted(entry.documents[0].name for entry in store.list()) == sorted(f"{n}.txt" for n in range(9))
+    assert all(wrong is None for _, wrong in store.verify())
+    reader = open_tiny()
+    memory = reader.ingest(books / "5.txt")
+    assert store.get(store.find(name="5.txt")[0].key).tokens.equal(memory.tokens)
+    alone = reader.ingest_batch([])
+    assert alone == [] and memories_equal(memory, memory)
+
+
+def test_a_document_that_always_kills_is_named(cluster, books, tmp_path):
+    for path in books.iterdir():
+        if path.name not in ("1.txt", "2.txt"):
+            path.unlink()
+    store = MemoryStore(tmp_path / "store")
+    opener = partial(open_mortal, str(tmp_path / "never made"), "2.txt")  # no marker can be left: it kills each time
+    report = ingest_corpus(
+        corpus_sources(books), store, opener, engine="ray", workers=2, settings=Settings(batch=1), progress=False
+    )
+    assert {outcome.source for outcome in report.failed} >= {str(books / "2.txt")}
+    assert len(report.outcomes) == 2

@@ -1,0 +1,1 @@
+"""Many documents into one store of memories."""
