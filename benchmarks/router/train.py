@@ -44,6 +44,11 @@ MIN_TEMPLATES = 2  # a word counts once this many templates of the training half
 #: Probability from which on a question is looked up: never above one half, so that doubt goes to the lookup.
 THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 
+#: What weights are drawn to, instead of 0: what a word of each class is for, before any question was seen.
+PRIOR = {"summary": -1.5, "theme": -1.5, "meaning": -1, "style": -1.5, "character": -1.5, "change": -0.5, "compare": -1}
+PRIOR |= {"opinion": -1, "explain": -1, "whole": -0.7, "argument": -1, "create": -1, "structure": -1, "audience": -1.5}
+PRIOR |= {"exact": 1, "speech": 1, "number": 1, "time": 1, "spot": 1, "id": 1, "name": 1, "find": 1, "define": 1, "action": 1}
+
 Array = np.ndarray
 
 
@@ -79,19 +84,25 @@ def matrix(rows: list[dict[str, Any]], names: list[str]) -> Array:
     return out
 
 
-def fit(x: Array, y: Array, weight: Array, penalty: float) -> Array:
-    """Logistic regression with an L2 penalty (none to speak of on the bias, which comes last)."""
+def prior(names: list[str]) -> Array:
+    """[features + 1], the bias last."""
+    return np.array([PRIOR.get(name[2:], 0.0) if name.startswith("c=") else 0.0 for name in names] + [0.0])
+
+
+def fit(x: Array, y: Array, weight: Array, penalty: float, mean: Array | None = None) -> Array:
+    """Logistic regression with a Gaussian prior around `mean` (next to none on the bias, which comes last)."""
     inputs = torch.from_numpy(np.hstack([x, np.ones((len(x), 1))]))
     targets, sizes = torch.from_numpy(y), torch.from_numpy(weight)
     ridge = torch.full((inputs.shape[1],), penalty, dtype=torch.float64)
     ridge[-1] = 1e-3
-    w = torch.zeros(inputs.shape[1], dtype=torch.float64, requires_grad=True)
+    centre = torch.zeros(inputs.shape[1], dtype=torch.float64) if mean is None else torch.from_numpy(mean)
+    w = centre.clone().requires_grad_()
     descent = torch.optim.LBFGS([w], max_iter=300, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         descent.zero_grad()
         errors = binary_cross_entropy_with_logits(inputs @ w, targets, sizes, reduction="sum")
-        total = errors + (ridge * w * w).sum() / 2
+        total = errors + (ridge * (w - centre) ** 2).sum() / 2
         total.backward()
         return total
 
@@ -120,7 +131,7 @@ def out_of_fold(
         held = np.array([fold_of[group(row)] == fold for row in rows])
         kept = [row for row, out in zip(rows, held, strict=True) if not out]
         names = vocabulary(kept)
-        w = fit(matrix(kept, names), labels(kept), template_weights(kept), penalty)
+        w = fit(matrix(kept, names), labels(kept), template_weights(kept), penalty, prior(names))
         x = matrix([row for row, out in zip(rows, held, strict=True) if out], names)
         scores[held] = x @ w[:-1] + w[-1]
     return scores
@@ -175,7 +186,7 @@ def train() -> None:
         if (probability >= threshold) != (row["label"] == "lookup"):
             print(f"  {probability:.2f} {row['label']} {row['kind']}: {row['question']}")
     names = vocabulary(rows)
-    w = fit(matrix(rows, names), y, weight, penalty)
+    w = fit(matrix(rows, names), y, weight, penalty, prior(names))
     kept = {name: round(float(value), 4) for name, value in zip(names, w[:-1], strict=True) if abs(value) >= 0.005}
     settings = {
         "bias": round(float(w[-1]), 4),

@@ -203,15 +203,16 @@ def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -
         if not word.startswith("<"):
             found.setdefault(f"w={word}", said)
         named = [name for name in classes.get(word, ()) if name not in ("common", "document")]
-        for name in classes.get(word, ()):
-            if name != "common":
-                found.setdefault(f"c={name}", said)
-                found.setdefault(f"q={kind}&c={name}", said)
-                if first:
-                    found[f"first={name}"] = said
+        for name in named:
+            found.setdefault(f"c={name}", said)
+            found.setdefault(f"q={kind}&c={name}", said)
+            if first:
+                found[f"first={name}"] = said
+                found[f"q={kind}&first={name}"] = said
         first = first and not named
-    shapes = ["^", *(_shape(word) for word in stems), "$"]
-    said = ["", *spoken, ""]
+    run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word not in ("the", "a", "an")]
+    shapes = ["^", *(shape for shape, _ in run_of), "$"]
+    said = ["", *(word for _, word in run_of), ""]
     for size in (2, 3):
         for i in range(len(shapes) - size + 1):
             run = shapes[i : i + size]
@@ -225,6 +226,8 @@ def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -
 def _shape(word: str) -> str:
     """A word as runs of words see it: itself if it is common, else its class, else any word."""
     names = word_classes().get(word, ())
+    if word == "<name>":
+        return "*"
     if word.startswith("<") or "common" in names:
         return word
     return f"<{names[0]}>" if names else "*"
