@@ -7,6 +7,7 @@ from typing import Literal
 
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import Route
+from ttt_docs.lookup import router
 from ttt_docs.memory.memory import Memory
 
 AskRoute = Literal["auto", "memory", "lookup"]
@@ -36,4 +37,5 @@ def chosen_route(memories: Sequence[Memory], question: str, route: AskRoute) -> 
         return "memory", "the memory was saved without its text, so nothing can be looked up"
     if memories[0].unread:
         return "lookup", "the memory holds only the text, nothing of it was read"
-    return "lookup", "in doubt the document is looked up in"
+    decision = router.route(question)
+    return decision.route, decision.reason
