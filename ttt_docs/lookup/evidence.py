@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from ttt_docs.documents.document import Span as NamedSpan
+from ttt_docs.generation.names import word_set
 from ttt_docs.generation.results import Evidence
 from ttt_docs.lookup.terms import stop_words
 from ttt_docs.memory.memory import Memory, ReadDocument
@@ -15,7 +16,7 @@ _NUMBER = re.compile(r"\d+(?:[.,:/-]?\d+)*")
 _NAME = re.compile(r"[^\W\d_a-z][\w’'-]+")
 _POSSESSIVE = re.compile(r"['’]s?$")
 #: Capitalized where a sentence begins, and no names.
-_PLAIN = frozenset("yes no according".split())
+_PLAIN = word_set("yes no according")
 _QUOTED = re.compile(r"[“\"«„]([^“”\"«»„]{2,})[”\"»“]")
 
 
