@@ -55,7 +55,7 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A text, a question about it, what must stand in the answer, and where that stands (0: at the start, 1: the end)."""
+    """A text, a question about it, what the answer must hold, and where that stands (0: at the start, 1: at the end)."""
 
     text: str
     question: str

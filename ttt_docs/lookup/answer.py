@@ -10,7 +10,7 @@ from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import Answer, Evidence
 from ttt_docs.lookup.candidates import candidates
-from ttt_docs.lookup.evidence import quote, unsupported
+from ttt_docs.lookup.evidence import document_at, quote, unsupported
 from ttt_docs.lookup.extract import COVERED, Value, extract
 from ttt_docs.lookup.index import PassageIndex, index_of
 from ttt_docs.lookup.passages import Span
@@ -220,21 +220,23 @@ def _candidates(one: Looked, start: int, end: int) -> list[Span]:
     return [span for span in spans if not all(term in one.query.weights for term in one.index.terms(*span))]
 
 
-def _quote(one: Looked, start: int, end: int) -> Evidence:
-    score = next((s.score for s in one.found.sentences if s.start <= start < s.end), 0.0)
-    return quote(one.memory, start, end, score, one.which)
+def _quote(one: Looked, start: int, end: int, at: int | None = None) -> Evidence:
+    at = start if at is None else at
+    score = next((s.score for s in one.found.sentences if s.start <= at < s.end), 0.0)
+    return quote(one.memory, start, end, score, one.which, at)
 
 
 def _around(one: Looked, start: int, end: int) -> Evidence:
-    """The sentences that hold text[start:end], and the ones before and after while that is short."""
+    """The sentences that hold text[start:end], and the one before and after while that is short."""
     spans = one.index.sentences
+    document = document_at(one.memory.documents, start)
+    low, high = (document.start, document.end) if document else (0, len(one.index.text))
     first, last = one.index.sentence_at(start), one.index.sentence_at(end - 1)
-    if spans[last][1] - spans[first][0] < QUOTED // 3:
-        for a, b in ((first - 1, last), (first, last + 1)):
-            if a >= 0 and b < len(spans) and spans[b][1] - spans[a][0] <= QUOTED:
-                first, last = a, b
-                break
-    return _quote(one, spans[first][0], max(spans[last][1], end))
+    for a, b in ((first - 1, last), (first, last + 1)):
+        inside = a >= 0 and b < len(spans) and low <= spans[a][0] and spans[b][1] <= high
+        if inside and spans[b][1] - spans[a][0] <= QUOTED:
+            first, last = min(first, a), max(last, b)
+    return _quote(one, spans[first][0], max(spans[last][1], end), start)
 
 
 def _passage_quotes(looked: Sequence[Looked], top_k: int) -> list[Evidence]:

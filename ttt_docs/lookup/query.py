@@ -19,8 +19,10 @@ Kind = Literal["uuid", "email", "url", "identifier", "number", "date", "name", "
 _ASKING = word_set(
     "mention mentioned mentions provide provided text document documents passage passages book according following "
     "given give gives tell find show list state stated say says said exact exactly please quote quoted answer question "
-    "page chapter name called number numbers many much value values"
+    "page chapter name called anything contain contains include includes refer refers occur appear number numbers many much value values"
 )
+#: What a document may be called; in a question whether it mentions something, not what is to be found.
+_DOCUMENT = word_set("report paper article contract manual novel story file author work letter guide agreement code")
 _ASKING_WEIGHT = 0.3
 _DURATION = "year|date|day|month|time|century|season"
 _PLACE = "city|town|village|country|place|street|island|river|ship|state|region"
@@ -84,12 +86,15 @@ class Query:
 def understand(text: str, language: str | None = None) -> Query:
     """Takes a question apart; `language` is the document's, whose terms the question's are compared with."""
     language = language or language_of(text)
+    kind: Kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), "span")
     weights: dict[str, float] = {}
     for token in TOKEN.findall(text):
-        factor = _ASKING_WEIGHT if token.lower() in _ASKING else 1.0
+        word = token.lower()
+        if kind == "mention" and word in _ASKING | _DOCUMENT:
+            continue
+        factor = _ASKING_WEIGHT if word in _ASKING else 1.0
         for term in token_terms(token, language):
             weights[term] = max(factor, weights.get(term, 0.0))
-    kind: Kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), "span")
     stops = stop_words(language) | _ASKING
     names = tuple(n for n in (m.group() for m in _NAME.finditer(text)) if n.lower() not in stops and n != "I")
     return Query(text, kind, bool(_MANY.search(text)), weights, _keys(text), names, _items(text))
