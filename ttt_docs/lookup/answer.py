@@ -17,7 +17,7 @@ from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.query import Query, only, understand
 from ttt_docs.lookup.reading import LONGEST, asking, copy_answer, read_passages
 from ttt_docs.lookup.search import Found, occurrences, search
-from ttt_docs.lookup.terms import terms
+from ttt_docs.lookup.terms import TOKEN, terms, token_terms
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
 
@@ -27,6 +27,8 @@ TOP_K, MAX_CONTEXT = 5, 1536
 LEAST = 0.2
 #: Nats that a passage's score in the search is worth beside how well the question follows it.
 LEXICAL = 5.0
+#: Nats per token from which on the words the model chose are the answer; below, the sentences they stand in are.
+SURE = -0.5
 #: Characters of the sentences quoted around an answer.
 QUOTED = 300
 
@@ -190,16 +192,23 @@ def _read(
     read.sort(key=lambda one: -(one.fit + LEXICAL * weights[one.start, one.end]))
     copied = None
     for passage in read:
-        copied = copy_answer(model, tokenizer, best.index.text, passage, _candidates(best, passage.start, passage.end))
+        place = passage.start, passage.end
+        copied = copy_answer(
+            model, tokenizer, best.index.text, passage, _candidates(best, *place), _new_words(best, *place)
+        )
         if copied is not None:
             break
     if copied is None:
         return "The document does not say.", [], "the passages hold nothing of the kind asked for"
-    reason = f"the model read {len(passages)} passages and chose these words ({copied.confidence:.2f} nats per token)"
-    first = [_around(best, copied.start, copied.end)]
+    first = _around(best, copied.start, copied.end)
     shown = [quote(best.memory, one.start, one.end, weights[one.start, one.end], best.which) for one in read]
-    evidence = _filled(first, [*shown, *_passage_quotes(looked, top_k)], top_k)
-    return best.written(copied.start, copied.end), evidence, reason
+    evidence = _filled([first], [*shown, *_passage_quotes(looked, top_k)], top_k)
+    reason = f"the model read {len(passages)} passages and chose "
+    sure = f"({copied.confidence:.2f} nats per token)"
+    if copied.confidence >= SURE:
+        return best.written(copied.start, copied.end), evidence, f"{reason} these words {sure}"
+    words = best.written(copied.start, copied.end)
+    return best.written(first.start, first.end), evidence, f"{reason}“{words}”, but not surely {sure}: so a quote"
 
 
 def _passages(one: Looked, tokenizer: Tokenizer, budget: int) -> list[tuple[Span, float]]:
@@ -218,6 +227,15 @@ def _candidates(one: Looked, start: int, end: int) -> list[Span]:
     """Spans of text[start:end] of the kind asked for that the question does not say itself."""
     spans = candidates(one.index.text, start, end, one.query.kind)
     return [span for span in spans if not all(term in one.query.weights for term in one.index.terms(*span))]
+
+
+def _new_words(one: Looked, start: int, end: int) -> set[int]:
+    """Where the words of text[start:end] begin that say something, and something that the question does not."""
+    return {
+        match.start()
+        for match in TOKEN.finditer(one.index.text, start, end)
+        if (new := token_terms(match.group(), one.index.language)) and not one.query.weights.keys() >= set(new)
+    }
 
 
 def _quote(one: Looked, start: int, end: int, at: int | None = None) -> Evidence:

@@ -7,7 +7,7 @@ token must go on a span of the passage. So digits and names are the document's, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,13 +97,18 @@ def read_passages(
 
 @torch.no_grad()
 def copy_answer(
-    model: Decoder, tokenizer: Tokenizer, text: str, passage: ReadPassage, allowed: Sequence[Span] = ()
+    model: Decoder,
+    tokenizer: Tokenizer,
+    text: str,
+    passage: ReadPassage,
+    allowed: Sequence[Span] = (),
+    beginnings: Collection[int] | None = None,
 ) -> Copied | None:
     """The span of a passage that the model copies as its answer, one of `allowed` if any are given.
 
-    None if there is nothing to copy.
+    Else it begins at one of the characters `beginnings` (None: with any word). None if there is nothing to copy.
     """
-    spans = _Spans(tokenizer, text, (passage.start, passage.end), allowed)
+    spans = _Spans(tokenizer, text, (passage.start, passage.end), allowed, beginnings)
     here = list(range(len(spans.runs)))
     if not here:
         return None
@@ -136,13 +141,23 @@ def _one_line(text: str) -> str:
 class _Spans:
     """The spans that may be copied, as runs of tokens (token, start, end)."""
 
-    def __init__(self, tokenizer: Tokenizer, text: str, passage: Span, allowed: Sequence[Span]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        text: str,
+        passage: Span,
+        allowed: Sequence[Span],
+        beginnings: Collection[int] | None,
+    ) -> None:
         self.text, self.exact = text, bool(allowed)
         if allowed:
             self.runs = [list(self._tokens(tokenizer, *span)) for span in allowed]
         else:
             run = list(self._tokens(tokenizer, *passage))
-            self.runs = [run[i : i + LONGEST] for i, (_, a, b) in enumerate(run) if a < b and self._begins_word(a)]
+            starts = [i for i, (_, a, b) in enumerate(run) if a < b and self._begins_word(a)]
+            if beginnings is not None:
+                starts = [i for i in starts if run[i][1] in beginnings]
+            self.runs = [run[i : i + LONGEST] for i in starts]
         self.runs = [run for run in self.runs if run]
 
     def _tokens(self, tokenizer: Tokenizer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
