@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, overload
+from typing import IO, Any, Literal, get_args, overload
 
 import torch
 from pydantic import ValidationError
@@ -29,6 +29,8 @@ from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import Length, summarize
 from ttt_docs.interrupt import Interrupt
+from ttt_docs.lookup.answer import answer_from_text
+from ttt_docs.lookup.routing import AskRoute, chosen_route
 from ttt_docs.memory.keeping import Keeping
 from ttt_docs.memory.memory import Memory, ReadDocument
 from ttt_docs.memory.store import MemoryStore
@@ -143,11 +145,15 @@ class TTTReader:
         name: str | None = None,
         password: str | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
+        learn: bool = True,
         store: MemoryStore | None = None,
         progress: bool | None = None,
         on_chunk: OnChunk | None = None,
     ) -> Memory:
         """Reads a document, chunk by chunk, and returns the memory of it.
+
+        With `learn=False` nothing is read: the memory holds the text alone, which takes moments and is enough to look
+        answers up (`ask` with route="lookup"). Such a memory can only be gone on with in the same way.
 
         With `memory`, reading goes on where that one stopped, with its own reading parameters: in the middle of the
         same document if it was interrupted there, else with a new document after it. The old memory stays valid.
@@ -160,12 +166,16 @@ class TTTReader:
         Raises:
             DocumentError: a document that cannot be read.
             MemoryMismatchError: `memory` belongs to another model.
+            UsageError: `memory` holds text that was not read, and this one is to be read, or the other way round; or
+                `store` with `learn=False`.
             StoreError: the store cannot be used.
             ReadingInterrupted: Ctrl-C; its `memory` holds what was read.
         """
         document, pieces, label = _open(source, text, name, password, max_bytes)
         if store is None:
-            return self._read(document, pieces, label, memory, progress, on_chunk)
+            return self._read(document, pieces, label, memory, learn, progress, on_chunk)
+        if not learn:
+            raise UsageError("a store keeps what was read, and learn=False reads nothing: leave store out")
         if document is None:
             document = Document.from_text("".join(pieces), name=label)
         if memory is not None:
@@ -176,7 +186,7 @@ class TTTReader:
             return _renamed(whole, document, label)
         part = kept.part(self.model.dtype)
         try:
-            read = self._read(document, [document.text], label, part or memory, progress, on_chunk, kept)
+            read = self._read(document, [document.text], label, part or memory, learn, progress, on_chunk, kept)
         except ReadingInterrupted as interruption:
             kept.keep(interruption.memory)
             raise
@@ -189,11 +199,18 @@ class TTTReader:
         pieces: Iterable[str],
         label: str,
         memory: Memory | None,
+        learn: bool,
         progress: bool | None,
         on_chunk: OnChunk | None,
         kept: Keeping | None = None,
     ) -> Memory:
         history, pieces, skip = self._history(memory, document, pieces, label)
+        if history.documents and history.unread == learn:
+            have = "holds only text, nothing of it was read" if learn else "was read"
+            raise UsageError(f"this memory {have}: ingest its documents again, or go on with learn={not learn}")
+        if not learn:
+            memory = replace(history, text=(history.text or "") + "".join(pieces))
+            return _with_document(memory, document, label, len(history.tokens), history)
         state = state_of(self.model, history) if len(history.tokens) else ReadingState(self.model, history.reading)
         track = Track(history)
         first = len(track.tokens) - skip
@@ -294,23 +311,40 @@ class TTTReader:
 
     def ask(
         self,
-        memory: Memory,
+        memory: Memory | Iterable[Memory],
         question: str,
-        route: Literal["memory", "auto"] = "memory",
+        route: AskRoute = "auto",
         *,
+        top_k: int | None = None,
+        max_context: int | None = None,
         max_new_tokens: int = 160,
         temperature: float = 0.0,
         **sampling: Any,
     ) -> Answer:
-        """Answers a question from the memory, which the question does not change.
+        """Answers a question from a memory, or from several; the question does not change them.
 
-        Raises MemoryMismatchError; UsageError for an empty question, one longer than the window, or an unknown route.
+        `route="memory"` answers from the fast weights. `route="lookup"` finds the `top_k` (5) best passages of the
+        text, reads at most `max_context` (1,536) tokens of them with full attention, and copies the answer from them;
+        its `evidence` are exact quotes. `route="auto"` decides by the question; several memories are always looked up
+        in. Sampling applies to the memory route alone.
+
+        Raises MemoryMismatchError; UsageError for an empty question, one longer than the window, an unknown route, or
+        a memory that cannot answer by that route (without text, or without anything read).
         """
-        self.check(memory)
-        if route not in ("memory", "auto"):
-            raise UsageError(f"route={route!r}: looking answers up comes with another version; use memory or auto")
+        memories = [memory] if isinstance(memory, Memory) else list(memory)
+        if not memories:
+            raise UsageError("there is no memory to ask: give at least one")
+        for one in memories:
+            self.check(one)
+        if route not in get_args(AskRoute):
+            raise UsageError(f"route={route!r}: use {', '.join(get_args(AskRoute))}")
         chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
-        return answer_from_memory(self.model, self.tokenizer, memory, question, chosen)
+        way, why = chosen_route(memories, question, route)
+        if way == "lookup":
+            answer = answer_from_text(self.model, self.tokenizer, memories, question, top_k, max_context)
+        else:
+            answer = answer_from_memory(self.model, self.tokenizer, memories[0], question, chosen)
+        return replace(answer, reason="; ".join(filter(None, (why, answer.reason))))
 
     def check(self, memory: Memory) -> None:
         """Raises MemoryMismatchError unless `memory` was read with this reader's model."""
