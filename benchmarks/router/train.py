@@ -35,11 +35,14 @@ from ttt_docs.lookup import question_features  # noqa: E402
 from ttt_docs.lookup.router import route  # noqa: E402
 
 features = lru_cache(None)(question_features.features)
+meaning = lru_cache(None)(question_features.meaning)
+#: What the vectors are multiplied by while the penalty is the same for all weights: they may weigh more than a word.
+MEANING = 1.5
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE.parents[1] / "ttt_docs" / "lookup" / "router.json"
-PENALTIES = (0.1, 0.2, 0.4, 0.8, 1.6)
-FOLDS = 8
+PENALTIES = (0.4, 0.8)
+FOLDS = 4
 MIN_TEMPLATES = 2  # a word counts once this many templates of the training half have it
 #: Probability from which on a question is looked up: never above one half, so that doubt goes to the lookup.
 THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
@@ -48,6 +51,7 @@ THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 PRIOR = {"summary": -1.5, "theme": -1.5, "meaning": -1, "style": -1.5, "character": -1.5, "change": -0.5, "compare": -1}
 PRIOR |= {"opinion": -1, "explain": -1, "whole": -0.7, "argument": -1, "create": -1, "structure": -1, "audience": -1.5}
 PRIOR |= {"exact": 1, "speech": 1, "number": 1, "time": 1, "spot": 1, "id": 1, "name": 1, "find": 1, "define": 1, "action": 1}
+PRIOR |= {"has=place": 2, "has=quote": 1, "has=code": 1}
 
 Array = np.ndarray
 
@@ -74,30 +78,31 @@ def vocabulary(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def matrix(rows: list[dict[str, Any]], names: list[str]) -> Array:
-    """[questions, features] of 0 and 1."""
+    """[questions, features + meaning]: 0 and 1, then the vectors."""
     column = {name: i for i, name in enumerate(names)}
     out = np.zeros((len(rows), len(names)))
     for i, row in enumerate(rows):
         for name in features(row["question"]):
             if name in column:
                 out[i, column[name]] = 1
-    return out
+    return np.hstack([out, MEANING * np.stack([meaning(row["question"]) for row in rows])])
 
 
 def prior(names: list[str]) -> Array:
-    """[features + 1], the bias last."""
-    return np.array([PRIOR.get(name[2:], 0.0) if name.startswith("c=") else 0.0 for name in names] + [0.0])
+    """[features + meaning + 1], the bias last."""
+    own = [PRIOR.get(name.removeprefix("c="), 0.0) for name in names]
+    return np.array(own + [0.0] * (len(meaning("")) + 1))
 
 
 def fit(x: Array, y: Array, weight: Array, penalty: float, mean: Array | None = None) -> Array:
     """Logistic regression with a Gaussian prior around `mean` (next to none on the bias, which comes last)."""
-    inputs = torch.from_numpy(np.hstack([x, np.ones((len(x), 1))]))
-    targets, sizes = torch.from_numpy(y), torch.from_numpy(weight)
-    ridge = torch.full((inputs.shape[1],), penalty, dtype=torch.float64)
+    inputs = torch.from_numpy(np.hstack([x, np.ones((len(x), 1))])).float()
+    targets, sizes = torch.from_numpy(y).float(), torch.from_numpy(weight).float()
+    ridge = torch.full((inputs.shape[1],), penalty, dtype=torch.float32)
     ridge[-1] = 1e-3
-    centre = torch.zeros(inputs.shape[1], dtype=torch.float64) if mean is None else torch.from_numpy(mean)
+    centre = torch.zeros(inputs.shape[1], dtype=torch.float32) if mean is None else torch.from_numpy(mean).float()
     w = centre.clone().requires_grad_()
-    descent = torch.optim.LBFGS([w], max_iter=300, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
+    descent = torch.optim.LBFGS([w], max_iter=80, tolerance_grad=1e-3, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         descent.zero_grad()
@@ -107,7 +112,7 @@ def fit(x: Array, y: Array, weight: Array, penalty: float, mean: Array | None = 
         return total
 
     descent.step(loss)
-    return w.detach().numpy()
+    return w.detach().double().numpy()
 
 
 def sigmoid(score: Array) -> Array:
@@ -187,12 +192,13 @@ def train() -> None:
             print(f"  {probability:.2f} {row['label']} {row['kind']}: {row['question']}")
     names = vocabulary(rows)
     w = fit(matrix(rows, names), y, weight, penalty, prior(names))
-    kept = {name: round(float(value), 4) for name, value in zip(names, w[:-1], strict=True) if abs(value) >= 0.005}
+    kept = {name: round(float(value), 4) for name, value in zip(names, w, strict=False) if abs(value) >= 0.005}
     settings = {
         "bias": round(float(w[-1]), 4),
         "scale": round(scale, 4),
         "offset": round(offset, 4),
         "threshold": threshold,
+        "meaning": [round(MEANING * float(value), 4) for value in w[len(names) : -1]],
     }
     lines = ",\n".join(f"  {json.dumps(name, ensure_ascii=False)}: {value}" for name, value in kept.items())
     text = json.dumps(settings)[:-1] + ', "features": {\n' + lines + "\n}}\n"

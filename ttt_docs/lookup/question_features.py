@@ -1,6 +1,7 @@
 """What a question is made of, as the router sees it: words, word classes, pointers, form.
 
-Nothing here needs more than the standard library, and a question takes well under a millisecond.
+Beside them, vectors of its words (`meaning`), which say something of words that no training question had.
+A question takes about a millisecond.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 import unicodedata
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 #: Of a longer question the first and the last words count.
 LONGEST = 120
@@ -146,6 +149,37 @@ def features(question: str) -> dict[str, str]:
             del found[f"has={kind}"]
     _word_features(stems, spoken, found)
     return found
+
+
+def meaning(question: str) -> np.ndarray:
+    """Mean vectors of the asking clause's words: of those that are not common, of all, and the first of the former.
+
+    float32 [3 * dim]; zeros where no word is known. The first of the words that are not common is, in most questions,
+    what is asked for: "what *themes*", "how is it *defined*".
+    """
+    words, vectors = _vectors()
+    text = _QUOTE.sub(" ", unicodedata.normalize("NFKC", question).replace("“", '"').replace("”", '"'))
+    clause = _POLITE.sub("", _asking_clause(" ".join(text.split()[:LONGEST])))
+    classes = word_classes()
+    every, telling = [], []
+    for word in _WORD.findall(clause):
+        word = word.lower().replace("’", "'").removesuffix("'s")
+        row = words.get(word, words.get(word.removesuffix("s")))
+        if row is not None:
+            every.append(row)
+            if "common" not in classes.get(stem(word), ()):
+                telling.append(row)
+    parts = [telling, every, telling[:1]]
+    means = [vectors[rows].mean(0) if rows else np.zeros(vectors.shape[1], np.float32) for rows in parts]
+    return np.concatenate(means)
+
+
+@cache
+def _vectors() -> tuple[dict[str, int], np.ndarray]:
+    """Words to rows, and unit vectors float32 [words, dim] (benchmarks/router/make_vectors.py)."""
+    with np.load(Path(__file__).with_name("word_vectors.npz")) as file:
+        words = str(file["words"]).split()
+        return {word: row for row, word in enumerate(words)}, file["vectors"].astype(np.float32) / 127
 
 
 def _asking_clause(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ttt_docs.errors import UsageError
-from ttt_docs.lookup.question_features import class_meanings, features
+from ttt_docs.lookup.question_features import class_meanings, features, meaning
 
 #: Features named in a reason.
 NAMED = 2
@@ -32,9 +32,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Weights:
-    """log(p / (1 - p)) = scale * (bias + sum of the weights of the features present) + offset."""
+    """log(p / (1 - p)) = scale * (bias + sum of the weights of the features present + meaning * meanings) + offset."""
 
     bias: float
+    meaning: list[float]
     features: dict[str, float]
     scale: float
     offset: float
@@ -52,7 +53,8 @@ def route(question: str) -> Decision:
         raise UsageError("the question is empty")
     w = weights()
     present = {name: words for name, words in features(question).items() if name in w.features}
-    score = w.scale * (w.bias + sum(w.features[name] for name in present)) + w.offset
+    meant = sum(map(float.__mul__, w.meaning, meaning(question).tolist()))
+    score = w.scale * (w.bias + sum(w.features[name] for name in present) + meant) + w.offset
     probability = 1 / (1 + math.exp(-max(-30.0, min(30.0, score))))
     lookup = probability >= w.threshold
     return Decision("lookup" if lookup else "memory", probability, _reason(present, w, lookup, probability))
