@@ -45,6 +45,9 @@ _POLITE = re.compile(
 )
 _ASKING = ("who", "whom", "whose", "when", "where", "which", "what", "why", "how")
 _SHORT = {"what's": "what is", "who's": "who is", "where's": "where is", "when's": "when is", "how's": "how is"}
+#: Words that a question may have for one another: "how can you" is asked like "how do I".
+_ALIKE = {"an": "a", "are": "is", "were": "was", "does": "do", "have": "has", "you": "i", "we": "i"}
+_ALIKE |= dict.fromkeys(("could", "should", "must", "may", "would", "might"), "can") | dict.fromkeys(("this", "these"), "it")
 #: After "how", these ask for a number.
 _MEASURES = frozenset("many much long old far often tall big large deep wide high heavy fast late early soon".split())
 
@@ -244,7 +247,7 @@ def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -
                 found[f"first={name}"] = said
                 found[f"q={kind}&first={name}"] = said
         first = first and not named
-    run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word not in ("the", "a", "an")]
+    run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word != "the"]
     shapes = ["^", *(shape for shape, _ in run_of), "$"]
     said = ["", *(word for _, word in run_of), ""]
     for size in (2, 3):
@@ -263,5 +266,5 @@ def _shape(word: str) -> str:
     if word == "<name>":
         return "*"
     if word.startswith("<") or "common" in names:
-        return word
+        return _ALIKE.get(word, word)
     return f"<{names[0]}>" if names else "*"
