@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -55,37 +56,49 @@ def summarize(source: str, length: Any, seed: int, as_json: bool, **opening: Any
 
 
 @click.command(
-    help=f"Answer a question about what was read.\n\n{SOURCE}",
+    help=f"""Answer a question about what was read, and show where the answer stands.
+
+{SOURCE} Looking up needs no reading: with the route lookup only the text of a document is taken.""",
     epilog="""\b
 Example:
   ttt-docs ask book.ttt "What was the captain's name?"
+  ttt-docs ask report.pdf "What was the total in 2019?" --route lookup
   ttt-docs ask book.ttt "Where does it begin?" --json""",
 )
 @click.argument("source", metavar="SOURCE")
 @click.argument("question", metavar="QUESTION")
 @click.option(
     "--route",
-    type=click.Choice(["memory"]),
-    default="memory",
+    type=click.Choice(["auto", "memory", "lookup"]),
+    default="auto",
     show_default=True,
-    help="memory: from the fast weights and the window alone.",
+    help="memory: from the fast weights; lookup: from the passages found; auto: as the question asks.",
 )
+@click.option("--top-k", type=click.IntRange(min=1), metavar="N", help="Passages to look at and to show.  [5]")
+@click.option("--max-context", type=click.IntRange(min=1), metavar="TOKENS", help="Text to read of them.  [1536]")
 @source_options
-def ask(source: str, question: str, route: Any, as_json: bool, **opening: Any) -> None:
+def ask(
+    source: str,
+    question: str,
+    route: Any,
+    top_k: int | None,
+    max_context: int | None,
+    as_json: bool,
+    **opening: Any,
+) -> None:
     if not question.strip():
         raise click.BadParameter("the question is empty", param_hint="QUESTION")
-    reader, memory = remembered(source, **opening)
-    answer = reader.ask(memory, question, route=route)
+    reader, memory = remembered(source, **opening, learn=not _is_lookup(question, route))
+    answer = reader.ask(memory, question, route=route, top_k=top_k, max_context=max_context)
     if as_json:
         say_json(
             {
                 "question": question,
                 "text": answer.text,
                 "route": answer.route,
-                "evidence": [
-                    {name: getattr(found, name) for name in ("quote", "page", "start", "end", "score")}
-                    for found in answer.evidence
-                ],
+                "reason": answer.reason,
+                "verified": answer.verified,
+                "evidence": [asdict(found) for found in answer.evidence],
                 "seconds": answer.seconds,
                 **_about(memory),
             }
@@ -93,8 +106,17 @@ def ask(source: str, question: str, route: Any, as_json: bool, **opening: Any) -
         return
     say(answer.text)
     for found in answer.evidence:
-        page = f"page {found.page}: " if found.page is not None else ""
-        say(f"\n  {page}“{' '.join(plain(found.quote).split())}”")
+        place = f"page {found.page}" if found.page is not None else found.chapter
+        several = len(memory.documents) > 1 and found.document is not None
+        where = ", ".join(str(part) for part in (found.document if several else None, place) if part is not None)
+        say(f"\n  {where}{': ' if where else ''}“{' '.join(plain(found.quote).split())}”")
+
+
+def _is_lookup(question: str, route: str) -> bool:
+    """Whether the question can be answered from the text of a document alone."""
+    from ttt_docs.lookup.router import route as decide
+
+    return route == "lookup" or (route == "auto" and decide(question).route == "lookup")
 
 
 @click.command(

@@ -36,6 +36,7 @@ file_options = options(
         show_default=True,
         help="How the file holds the fast weights: exactly, or rounded in half the bytes.",
     ),
+    click.option("--text-only", is_flag=True, help="Read nothing: keep the text, for questions that are looked up."),
     click.option("--no-text", is_flag=True, help="Leave the documents' text out of the file."),
     click.option("--memory", "old", metavar="FILE", help="Read on after this memory, which stays as it is."),
     click.option("--force", is_flag=True, help="Start anew and replace the output file, whatever it holds."),
@@ -68,6 +69,7 @@ def ingest(
     password: str | None,
     max_bytes: int | None,
     precision: str,
+    text_only: bool,
     no_text: bool,
     old: str | None,
     force: bool,
@@ -85,6 +87,8 @@ def ingest(
     from ttt_docs.documents import load_document
     from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 
+    if text_only and no_text:
+        raise UsageError("--text-only with --no-text leaves nothing to keep: use one of them")
     target = _target(documents, output, old)
     limit = max_bytes or DEFAULT_MAX_BYTES
     texts = [load_document(document, password=password, max_bytes=limit) for document in documents]
@@ -101,7 +105,7 @@ def ingest(
         _same_parameters(old, reading, parameters)
     memory, left, status = before, list(texts), "read"
     if os.path.exists(target) and not force:
-        memory, left = _found(target, reader, reading, before, texts, precision, not no_text)
+        memory, left = _found(target, reader, reading, before, texts, precision, not no_text, text_only)
         status = "resumed" if left else "already read"
         if left:
             note(f"{target} holds the first {len(memory.tokens):,} tokens: reading goes on from there.", quiet)
@@ -109,7 +113,7 @@ def ingest(
     began = time.perf_counter()
     try:
         if left:
-            memory = read_documents(reader, left, memory, target, quiet)
+            memory = read_documents(reader, left, memory, target, quiet, not text_only)
             memory.save(target, precision=precision, text=not no_text)  # type: ignore[arg-type]  # click checked it
     except ReadingInterrupted as interruption:
         memory, status = interruption.memory, "interrupted"
@@ -164,6 +168,7 @@ def _found(
     documents: Sequence[Document],
     precision: str,
     text: bool,
+    text_only: bool,
 ) -> tuple[Memory, list[Document]]:
     """The memory in an output file that is there already, if it is this work or its beginning; and what is left.
 
@@ -189,6 +194,8 @@ def _found(
     start = 0 if before is None else before.position
     if memory.fingerprint != reader.fingerprint:
         other = f"was read with another model ({memory.model})"
+    elif memory.unread != text_only:
+        other = "holds only the text of its documents" if memory.unread else "was read, not only its text kept"
     elif memory.reading != reading:
         differ = [f"{n} {v}" for n, v in memory.reading if v != getattr(reading, n)]
         other = f"was read with other parameters ({', '.join(differ)})"
@@ -231,6 +238,8 @@ def _sentence(result: dict[str, Any]) -> str:
     file = f"{result['output']} ({size(result['bytes'])})"
     if result["status"] == "already read":
         return f"Already read: {file} holds {result['tokens']:,} tokens of {names}. Use --force to read anew."
+    if not result["tokens"]:
+        return f"Kept the text of {names} in {file}; nothing was read."
     loss = "" if result["loss"] is None else f", {result['loss']:.3f} nats per token"
     pace = f"{duration(result['seconds'])}, {result['tokens_per_second']:,.0f} tokens/s{loss}"
     return f"Read {result['new_tokens']:,} tokens in {pace}. {file} holds {result['tokens']:,} tokens of {names}."

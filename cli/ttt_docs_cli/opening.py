@@ -83,9 +83,16 @@ def open_memory(path: str, model: str | None, device: str, dtype: str | None) ->
 
 
 def read_documents(
-    reader: TTTReader, documents: Sequence[Document], memory: Memory | None, partial: Path | None, quiet: bool
+    reader: TTTReader,
+    documents: Sequence[Document],
+    memory: Memory | None,
+    partial: Path | None,
+    quiet: bool,
+    learn: bool = True,
 ) -> Memory:
     """Reads the documents one after the other, after `memory`. On Ctrl-C what was read is saved to `partial`.
+
+    With `learn=False` only their text is taken.
 
     It is saved whole (float32, with its text), whatever is asked for the final file: going on from it must give the
     same as reading in one go.
@@ -97,7 +104,7 @@ def read_documents(
     before = memory
     try:
         for document in documents:
-            memory = reader.ingest(document, memory=memory, progress=False if quiet else None)
+            memory = reader.ingest(document, memory=memory, learn=learn, progress=False if quiet else None)
     except KeyboardInterrupt as interruption:
         memory = interruption.memory if isinstance(interruption, ReadingInterrupted) else memory
         if memory is None or memory is before or partial is None:
@@ -118,9 +125,20 @@ def how_far(memory: Memory, documents: Sequence[Document]) -> str:
 
 
 def remembered(
-    source: str, *, model: str | None, device: str, dtype: str | None, password: str | None, no_cache: bool, quiet: bool
+    source: str,
+    *,
+    model: str | None,
+    device: str,
+    dtype: str | None,
+    password: str | None,
+    no_cache: bool,
+    quiet: bool,
+    learn: bool = True,
 ) -> tuple[TTTReader, Memory]:
-    """The memory in a memory file; or that of a document, read now unless the user's cache folder holds it."""
+    """The memory in a memory file; or that of a document, read now unless the user's cache folder holds it.
+
+    With `learn=False` the document's text is enough: without a memory in the cache nothing is read.
+    """
     if is_memory_file(source):
         return open_memory(source, model, device, dtype)
     from ttt_docs.documents import load_document
@@ -132,6 +150,8 @@ def remembered(
     if memory is not None and memory.documents[-1].complete:
         note(f"{document.name} was read before: its memory is {path}", quiet)
         return reader, memory
+    if not learn:
+        return reader, reader.ingest(document, learn=False)
     where = f"; its memory is kept in {path}" if path else ""
     note(f"{'Reading' if memory is None else 'Going on with'} {document.name}{where}", quiet)
     if path is not None and not _writable(path):

@@ -24,8 +24,11 @@ SUMMARIZE = {
 ASK = {
     "question": "as it was asked",
     "text": "the answer",
-    "route": "how it was found",
-    "evidence": "list of {quote, page, start, end, score}; quote is text[start:end] of the memory's text",
+    "route": '"memory" or "lookup": the way that was taken',
+    "reason": "why it went that way, and how the answer was found",
+    "verified": "whether every number, name and quoted string of the answer stands in the evidence",
+    "evidence": "list of {quote, page, start, end, score, chapter, document, memory}; quote is text[start:end] of the "
+    "memory's text",
     "seconds": "time the answer took",
     "model": "what the model is called",
     "documents": "list of names",

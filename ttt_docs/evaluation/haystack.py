@@ -16,11 +16,10 @@ from typing import Literal
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
+_QUIZ = "hidden within the following text. Make sure to memorize it. I will quiz you about the"
 HEAD = {
-    1: "A special magic {kind} is hidden within the following text. Make sure to memorize it. I will quiz you about the "
-    "{kind} afterwards.",
-    2: "Some special magic {kind}s are hidden within the following text. Make sure to memorize it. I will quiz you about "
-    "the {kind}s afterwards.",
+    1: f"A special magic {{kind}} is {_QUIZ} {{kind}} afterwards.",
+    2: f"Some special magic {{kind}}s are {_QUIZ} {{kind}}s afterwards.",
 }
 QUESTION = {
     1: "What is the special magic {kind} for {keys} mentioned in the provided text?",
@@ -56,7 +55,7 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A text, a question about it, what must stand in the answer, and where that stands: 0 at the start, 1 at the end."""
+    """A text, a question about it, what the answer must hold, and where that stands (0: at the start, 1: at the end)."""
 
     text: str
     question: str

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import Answer, Evidence
 from ttt_docs.lookup.candidates import candidates
-from ttt_docs.lookup.evidence import quote, unsupported
+from ttt_docs.lookup.evidence import document_at, quote, unsupported
 from ttt_docs.lookup.extract import COVERED, Value, extract
 from ttt_docs.lookup.index import PassageIndex, index_of
 from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.query import Query, only, understand
-from ttt_docs.lookup.reading import LONGEST, copy_answer, prompt_tokens
+from ttt_docs.lookup.reading import LONGEST, asking, copy_answer, read_passages
 from ttt_docs.lookup.search import Found, occurrences, search
-from ttt_docs.lookup.terms import terms
+from ttt_docs.lookup.terms import TOKEN, terms, token_terms
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
 
@@ -25,8 +25,10 @@ from ttt_docs.model.decoder import Decoder
 TOP_K, MAX_CONTEXT = 5, 1536
 #: Below this share of the question's weight in the best sentence, the text does not speak of what was asked.
 LEAST = 0.2
-#: Nats that the score of its sentence is worth to a candidate that the model chooses among.
-PRIOR = 3.0
+#: Nats that a passage's score in the search is worth beside how well the question follows it.
+LEXICAL = 5.0
+#: Nats per token from which on the words the model chose are the answer; below, the sentences they stand in are.
+SURE = -0.5
 #: Characters of the sentences quoted around an answer.
 QUOTED = 300
 
@@ -92,7 +94,7 @@ def _budget(model: Decoder, tokenizer: Tokenizer, question: str, top_k: int, max
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: use at least 1")
     longest = model.config.max_positions
-    room = longest - len(prompt_tokens(tokenizer, [], question)) - LONGEST
+    room = longest - sum(map(len, asking(tokenizer, question))) - LONGEST
     if room < min(256, longest // 4):
         raise UsageError(
             f"the question has {len(tokenizer.encode(question)):,} tokens: the model reads {longest:,}, and the "
@@ -158,7 +160,7 @@ def _extracted(looked: Sequence[Looked], top_k: int) -> Result | None:
     evidence = {(one.which, value.sentence.index): _around(one, value.start, value.end) for one, value in values}
     count = "one sentence names" if len(evidence) == 1 else f"{len(evidence)} sentences name"
     reason = f"{count} what the question names, and the answer"
-    return ", ".join(texts), _filled(list(evidence.values()), looked, top_k), reason
+    return ", ".join(texts), _filled(list(evidence.values()), _passage_quotes(looked, top_k), top_k), reason
 
 
 def _things(one: Looked) -> tuple[str, ...]:
@@ -179,79 +181,94 @@ def _values(looked: Sequence[Looked]) -> list[tuple[Looked, Value]]:
 def _read(
     model: Decoder, tokenizer: Tokenizer, looked: Sequence[Looked], question: str, top_k: int, budget: int
 ) -> Result:
-    """What the model copies from the best passages."""
+    """What the model copies from the passage that fits the question best."""
     best = looked[0]
     if best.coverage < LEAST:
         document = "The document does" if len(looked) == 1 else "The documents do"
         return f"{document} not say.", [], "no passage is about what was asked"
-    passages = list(_passages(best, tokenizer, top_k, budget))
-    copied = copy_answer(model, tokenizer, best.index.text, passages, question, _candidates(best, passages))
+    passages = _passages(best, tokenizer, budget)
+    weights = dict(passages)
+    read = read_passages(model, tokenizer, best.index.text, list(weights), question)
+    read.sort(key=lambda one: -(one.fit + LEXICAL * weights[one.start, one.end]))
+    copied = None
+    for passage in read:
+        place = passage.start, passage.end
+        copied = copy_answer(
+            model, tokenizer, best.index.text, passage, _candidates(best, *place), _new_words(best, *place)
+        )
+        if copied is not None:
+            break
     if copied is None:
         return "The document does not say.", [], "the passages hold nothing of the kind asked for"
-    reason = f"the model read {len(passages)} passages and chose these words ({copied.confidence:.2f} nats per token)"
-    evidence = _filled([_around(best, copied.start, copied.end)], looked, top_k)
-    return best.written(copied.start, copied.end), evidence, reason
+    first = _around(best, copied.start, copied.end)
+    shown = [quote(best.memory, one.start, one.end, weights[one.start, one.end], best.which) for one in read]
+    evidence = _filled([first], [*shown, *_passage_quotes(looked, top_k)], top_k)
+    reason = f"the model read {len(passages)} passages and chose "
+    sure = f"({copied.confidence:.2f} nats per token)"
+    if copied.confidence >= SURE:
+        return best.written(copied.start, copied.end), evidence, f"{reason} these words {sure}"
+    words = best.written(copied.start, copied.end)
+    return best.written(first.start, first.end), evidence, f"{reason}“{words}”, but not surely {sure}: so a quote"
 
 
-def _passages(one: Looked, tokenizer: Tokenizer, top_k: int, budget: int) -> Iterator[Span]:
-    """The whole text if it fits, else the best passages in the document's order, those that overlap joined."""
-    text = one.index.text
-    if len(text) <= 8 * budget and len(tokenizer.encode(text)) <= budget:
-        yield 0, len(text)
-        return
-    chosen: list[Span] = []
-    for passage, _ in one.found.passages[:top_k]:
+def _passages(one: Looked, tokenizer: Tokenizer, budget: int) -> list[tuple[Span, float]]:
+    """The best passages that fit into so many tokens, with their scores; at least one."""
+    chosen: list[tuple[Span, float]] = []
+    for passage, score in one.found.passages:
         start, end = one.index.span(passage)
-        budget -= len(tokenizer.encode(text[start:end])) + 2
+        budget -= len(tokenizer.encode(one.index.text[start:end]))
         if budget < 0 and chosen:
             break
-        chosen.append((start, end))
-    start, end = min(chosen)
-    for a, b in sorted(chosen)[1:]:
-        if a > end:
-            yield start, end
-            start = a
-        end = max(b, end)
-    yield start, end
+        chosen.append(((start, end), score))
+    return chosen
 
 
-def _candidates(one: Looked, passages: Sequence[Span]) -> list[tuple[Span, float]]:
-    """Spans in the passages of the kind asked for, each with a bonus for its sentence."""
-    scores = {s.index: s.score for s in one.found.sentences}
-    found = []
-    for start, end in passages:
-        for span in candidates(one.index.text, start, end, one.query.kind):
-            terms = one.index.terms(*span)
-            if not all(term in one.query.weights for term in terms):
-                found.append((span, PRIOR * scores.get(one.index.sentence_at(span[0]), 0.0)))
-    return found
+def _candidates(one: Looked, start: int, end: int) -> list[Span]:
+    """Spans of text[start:end] of the kind asked for that the question does not say itself."""
+    spans = candidates(one.index.text, start, end, one.query.kind)
+    return [span for span in spans if not all(term in one.query.weights for term in one.index.terms(*span))]
 
 
-def _quote(one: Looked, start: int, end: int) -> Evidence:
-    score = next((s.score for s in one.found.sentences if s.start <= start < s.end), 0.0)
-    return quote(one.memory, start, end, score, one.which)
+def _new_words(one: Looked, start: int, end: int) -> set[int]:
+    """Where the words of text[start:end] begin that say something, and something that the question does not."""
+    return {
+        match.start()
+        for match in TOKEN.finditer(one.index.text, start, end)
+        if (new := token_terms(match.group(), one.index.language)) and not one.query.weights.keys() >= set(new)
+    }
+
+
+def _quote(one: Looked, start: int, end: int, at: int | None = None) -> Evidence:
+    at = start if at is None else at
+    score = next((s.score for s in one.found.sentences if s.start <= at < s.end), 0.0)
+    return quote(one.memory, start, end, score, one.which, at)
 
 
 def _around(one: Looked, start: int, end: int) -> Evidence:
-    """The sentences that hold text[start:end], and the ones before and after while that is short."""
+    """The sentences that hold text[start:end], and the one before and after while that is short."""
     spans = one.index.sentences
+    document = document_at(one.memory.documents, start)
+    low, high = (document.start, document.end) if document else (0, len(one.index.text))
     first, last = one.index.sentence_at(start), one.index.sentence_at(end - 1)
-    if spans[last][1] - spans[first][0] < QUOTED // 3:
-        for a, b in ((first - 1, last), (first, last + 1)):
-            if a >= 0 and b < len(spans) and spans[b][1] - spans[a][0] <= QUOTED:
-                first, last = a, b
-                break
-    return _quote(one, spans[first][0], max(spans[last][1], end))
+    for a, b in ((first - 1, last), (first, last + 1)):
+        inside = a >= 0 and b < len(spans) and low <= spans[a][0] and spans[b][1] <= high
+        if inside and spans[b][1] - spans[a][0] <= QUOTED:
+            first, last = min(first, a), max(last, b)
+    return _quote(one, spans[first][0], max(spans[last][1], end), start)
 
 
-def _filled(evidence: list[Evidence], looked: Sequence[Looked], top_k: int) -> list[Evidence]:
-    """`evidence`, and after it the best passages that are not in it, up to `top_k` in all."""
+def _passage_quotes(looked: Sequence[Looked], top_k: int) -> list[Evidence]:
+    """The best passages of all memories, best first."""
     ranked = sorted(((score, one, p) for one in looked for p, score in one.found.passages[:top_k]), key=lambda r: -r[0])
-    for score, one, passage in ranked:
+    return [quote(one.memory, *one.index.span(passage), score, one.which) for score, one, passage in ranked]
+
+
+def _filled(evidence: list[Evidence], more: Sequence[Evidence], top_k: int) -> list[Evidence]:
+    """`evidence`, and after it `more` of which most is not shown yet, up to `top_k` in all."""
+    for new in more:
         if len(evidence) >= top_k:
             break
-        start, end = one.index.span(passage)
-        shown = [e for e in evidence if e.memory == one.which and e.start < end and start < e.end]
-        if not any(min(e.end, end) - max(e.start, start) > 0.8 * (end - start) for e in shown):
-            evidence.append(quote(one.memory, start, end, score, one.which))
+        shown = (min(e.end, new.end) - max(e.start, new.start) for e in evidence if e.memory == new.memory)
+        if max(shown, default=0) <= 0.8 * (new.end - new.start):
+            evidence.append(new)
     return evidence

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from ttt_docs.documents.document import Span as NamedSpan
+from ttt_docs.generation.names import word_set
 from ttt_docs.generation.results import Evidence
 from ttt_docs.lookup.terms import stop_words
 from ttt_docs.memory.memory import Memory, ReadDocument
@@ -15,17 +16,20 @@ _NUMBER = re.compile(r"\d+(?:[.,:/-]?\d+)*")
 _NAME = re.compile(r"[^\W\d_a-z][\w’'-]+")
 _POSSESSIVE = re.compile(r"['’]s?$")
 #: Capitalized where a sentence begins, and no names.
-_PLAIN = frozenset("yes no according".split())
+_PLAIN = word_set("yes no according")
 _QUOTED = re.compile(r"[“\"«„]([^“”\"«»„]{2,})[”\"»“]")
 
 
-def quote(memory: Memory, start: int, end: int, score: float, which: int = 0) -> Evidence:
-    """The memory's text[start:end] with its page, chapter and document. Raises ValueError for a span outside it."""
-    text = memory.text
+def quote(memory: Memory, start: int, end: int, score: float, which: int = 0, at: int | None = None) -> Evidence:
+    """The memory's text[start:end] with the page, chapter and document of character `at` (its start).
+
+    Raises ValueError for a span outside the text.
+    """
+    text, at = memory.text, start if at is None else at
     if text is None or not 0 <= start < end <= len(text):
         raise ValueError(f"there is no text at characters {start} to {end}")
-    document = _document_at(memory.documents, start)
-    places = {kind: _label_at(document.spans if document else (), kind, start) for kind in ("page", "chapter")}
+    document = document_at(memory.documents, at)
+    places = {kind: _label_at(document.spans if document else (), kind, at) for kind in ("page", "chapter")}
     return Evidence(
         text[start:end],
         places["page"],
@@ -38,7 +42,7 @@ def quote(memory: Memory, start: int, end: int, score: float, which: int = 0) ->
     )
 
 
-def _document_at(documents: Sequence[ReadDocument], character: int) -> ReadDocument | None:
+def document_at(documents: Sequence[ReadDocument], character: int) -> ReadDocument | None:
     at = bisect_right(documents, character, key=lambda document: document.start) - 1
     return documents[at] if at >= 0 else None
 

@@ -9,42 +9,53 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ttt_docs.generation.names import word_set
 from ttt_docs.lookup.terms import TOKEN, language_of, stop_words, token_terms
 
 #: What the answer is to be: a quantity, a string that names a thing, a point in time, a proper name, or any span.
 Kind = Literal["uuid", "email", "url", "identifier", "number", "date", "name", "mention", "span"]
 
 #: Words about asking and about documents say little about where the answer stands.
-_ASKING = frozenset(
+_ASKING = word_set(
     "mention mentioned mentions provide provided text document documents passage passages book according following "
     "given give gives tell find show list state stated say says said exact exactly please quote quoted answer question "
-    "page chapter name called number numbers many much value values".split()
+    "page chapter name called anything contain contains include includes refer refers occur appear number numbers many much value values"
 )
+#: What a document may be called; in a question whether it mentions something, not what is to be found.
+_DOCUMENT = word_set("report paper article contract manual novel story file author work letter guide agreement code")
 _ASKING_WEIGHT = 0.3
+_DURATION = "year|date|day|month|time|century|season"
+_PLACE = "city|town|village|country|place|street|island|river|ship|state|region"
+_PATTERNS: tuple[tuple[Kind, str], ...] = (
+    (
+        "mention",
+        r"^\s*(?:do|does|did|is|are|was|were|has|have)\b.*"
+        r"\b(?:mention|contain|say anything|refer|appear|occur|include)",
+    ),
+    ("uuid", r"\b(?:uuid|guid)s?\b"),
+    ("email", r"\be-?mail(?: address(?:es)?)?\b"),
+    ("url", r"\b(?:url|link|web ?site|web address)s?\b"),
+    ("date", rf"^\W*(?:and |so |since |until )?when\b|\b(?:what|which) (?:\w+ )?(?:{_DURATION})s?\b"),
+    ("number", r"\bhow (?:many|much|old|far|long|tall|high|deep|wide|large|big|heavy|often|fast)\b"),
+    (
+        "identifier",
+        r"\b(?:id|ids|identifier|code|codes|password|passcode|pass-?key|pin|serial|token|hash|checksum|version|"
+        r"reference|model number|part number|order number|phone number|account number|ticket)s?\b",
+    ),
+    (
+        "number",
+        r"\b(?:numbers?|percent(?:age)?s?|amounts?|price|cost|total|age|quantity|height|weight|distance|length|"
+        r"depth|width|temperature|speed|size|sum|rate|score|count|population|figure)\b",
+    ),
+    (
+        "name",
+        r"\b(?:who|whom|whose|(?:what|which) (?:\w+ ){0,4}?names?|by what name|"
+        r"what (?:is|was|were) .{0,40}\b(?:called|named))\b",
+    ),
+    ("name", rf"\b(?:what|which) (?:{_PLACE})\b"),
+)
 #: Where several kinds fit, the first does.
-_KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple(
-    (kind, re.compile(pattern, re.IGNORECASE))
-    for kind, pattern in (
-        ("mention", r"^\s*(?:do|does|did|is|are|was|were|can|has|have)\b.*\b(?:mention|contain|say anything|refer|appear|occur|include)"),
-        ("uuid", r"\b(?:uuid|guid)s?\b"),
-        ("email", r"\be-?mail(?: address(?:es)?)?\b"),
-        ("url", r"\b(?:url|link|web ?site|web address)s?\b"),
-        ("date", r"\b(?:when|(?:what|which|on what|in which) (?:\w+ )?(?:year|date|day|month|time|century|season)s?)\b"),
-        ("number", r"\bhow (?:many|much|old|far|long|tall|high|deep|wide|large|big|heavy|often|fast)\b"),
-        (
-            "identifier",
-            r"\b(?:id|ids|identifier|code|codes|password|passcode|pass-?key|pin|serial|token|hash|checksum|version|"
-            r"reference|model number|part number|order number|phone number|account number|ticket)s?\b",
-        ),
-        (
-            "number",
-            r"\b(?:numbers?|percent(?:age)?s?|amounts?|price|cost|total|age|quantity|height|weight|distance|length|"
-            r"depth|width|temperature|speed|size|sum|rate|score|count|population|figure)\b",
-        ),
-        ("name", r"\b(?:who|whom|whose|(?:what|which) (?:\w+ ){0,4}?names?|by what name|what (?:is|was|were) .{0,40}\b(?:called|named))\b"),
-        ("name", r"\b(?:where|(?:what|which) (?:city|town|village|country|place|street|island|river|ship|state|region))\b"),
-    )
-)  # fmt: skip
+_KINDS = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _PATTERNS)
 _MANY = re.compile(
     r"^\W*(?:what|which|who) (?:are|were)\b|^\W*(?:list|name|enumerate)\b|\b(?:all|every|each)\b.*\b\w+s\b",
     re.IGNORECASE,
@@ -54,9 +65,9 @@ _NAME = re.compile(r"(?<!^)(?<![.?!:]\s)\b[^\W\d_a-z][\w’']*(?:\s+[^\W\d_a-z][
 _LEADING = re.compile(
     r"\b(?:for|of|to|about|on|with|from|at|called|named|is|are|was|has|does|and|or|,|:)\W*$", re.IGNORECASE
 )
-_LIST = re.compile(
-    r"((?:[\w'’-]+(?:\s[\w'’-]+){0,2},\s+)*[\w'’-]+(?:\s[\w'’-]+){0,2}),?\s+(?:and|or)\s+([\w'’-]+(?:\s[\w'’-]+){0,2}?)(?=\s+(?:mentioned|in|of|from|at|by|on|given|stated|according)\b|\W*$)"
-)
+_ITEM = r"[\w'’-]+(?:\s[\w'’-]+){0,2}"
+_AFTER_LIST = r"(?=\s+(?:mentioned|in|of|from|at|by|on|given|stated|according)\b|\W*$)"
+_LIST = re.compile(rf"((?:{_ITEM},\s+)*{_ITEM}),?\s+(?:and|or)\s+({_ITEM}?){_AFTER_LIST}")
 
 
 @dataclass(frozen=True)
@@ -75,12 +86,15 @@ class Query:
 def understand(text: str, language: str | None = None) -> Query:
     """Takes a question apart; `language` is the document's, whose terms the question's are compared with."""
     language = language or language_of(text)
+    kind: Kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), "span")
     weights: dict[str, float] = {}
     for token in TOKEN.findall(text):
-        factor = _ASKING_WEIGHT if token.lower() in _ASKING else 1.0
+        word = token.lower()
+        if kind == "mention" and word in _ASKING | _DOCUMENT:
+            continue
+        factor = _ASKING_WEIGHT if word in _ASKING else 1.0
         for term in token_terms(token, language):
             weights[term] = max(factor, weights.get(term, 0.0))
-    kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), "span")
     stops = stop_words(language) | _ASKING
     names = tuple(n for n in (m.group() for m in _NAME.finditer(text)) if n.lower() not in stops and n != "I")
     return Query(text, kind, bool(_MANY.search(text)), weights, _keys(text), names, _items(text))

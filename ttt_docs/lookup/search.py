@@ -30,7 +30,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found. `passages` are (number, score), best first; `missing` are keys that the text does not hold."""
+    """What a search found, best first: `passages` are (number, score); the text does not hold the keys in `missing`."""
 
     passages: list[tuple[int, float]]
     sentences: list[Sentence]

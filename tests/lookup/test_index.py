@@ -1,0 +1,107 @@
+"""Passages are exact spans of the text, and the index finds words in any form and rare strings as they stand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttt_docs.lookup.index import index_of
+from ttt_docs.lookup.passages import LONGEST, SIZE, passages, sentences
+from ttt_docs.lookup.terms import language_of, terms
+
+PROSE = "The harbour lay still. Mr. Brown counted the ships, one by one. Nobody came!\n\nThe next day it rained."
+
+
+def test_sentences_of_prose():
+    found = [PROSE[a:b] for a, b in sentences(PROSE)]
+    assert found == [
+        "The harbour lay still.",
+        "Mr. Brown counted the ships, one by one.",
+        "Nobody came!",
+        "The next day it rained.",
+    ]
+
+
+def test_lines_of_a_table_are_sentences():
+    table = "name, amount\nnorth gate, 4471\nsouth gate, 9021"
+    assert [table[a:b] for a, b in sentences(table)] == table.split("\n")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet="ab .!?\n\t1-é白", max_size=2000))
+def test_spans_are_in_order_and_leave_out_only_white_space(text):
+    spans = sentences(text)
+    covered = np.zeros(len(text), dtype=bool)
+    reached = 0
+    for start, end in spans:
+        assert reached <= start < end <= len(text) and end - start <= LONGEST
+        covered[start:end] = True
+        reached = end
+    assert "".join(c for c, inside in zip(text, covered, strict=True) if not inside).strip() == ""
+    firsts, lasts = passages(spans)
+    assert (firsts < lasts).all() and (np.diff(firsts) > 0).all()
+    if spans:
+        assert firsts[0] == 0 and lasts[-1] == len(spans) and (firsts[1:] <= lasts[:-1]).all()
+    for first, last in zip(firsts, lasts, strict=True):
+        assert last == first + 1 or spans[last - 1][1] - spans[first][0] <= SIZE
+
+
+def test_passages_overlap():
+    text = " ".join(f"Sentence number {i} stands here." for i in range(200))
+    firsts, lasts = passages(sentences(text))
+    assert len(firsts) > 5 and (firsts[1:] < lasts[:-1]).all()
+
+
+def test_joined_strings_are_kept_whole_and_in_words():
+    found = terms("the north-gate key 4f1c-99e0 of user@host.org, 1,250 at 10:45", "english")
+    for whole in ("north-gate", "4f1c-99e0", "user@host.org", "1,250", "10:45"):
+        assert whole in found
+    assert "north" in found and "gate" in found and "the" not in found
+
+
+def test_words_in_any_form():
+    assert terms("whales", "english") == terms("Whale's", "english") == terms("WHALE", "english")
+    assert terms("Häuser", "german") == terms("hauser", "german")
+    assert terms("東京都", "english") == ["東京", "京都"]
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("english", "It was the best of times, and it was the worst of times, as they said to us."),
+        ("german", "Es war einmal ein König, der hatte eine Tochter und die wollte nicht in den Wald gehen."),
+        ("french", "Il était une fois un roi qui avait une fille, et elle ne voulait pas aller dans la forêt."),
+        ("english", "x = 3; y = 4\nprint(x + y)"),
+    ],
+)
+def test_language(language, text):
+    assert language_of(text) == language
+
+
+def test_search_finds_the_one_passage_with_a_rare_string():
+    lines = [f"The code of gate {i} is {i * 7919 % 10000:04d}-{i % 7}." for i in range(2000)]
+    index = index_of("\n".join(lines))
+    for number in (0, 777, 1999):
+        code = lines[number].split()[-1].rstrip(".")
+        best = int(index.scores({code: 1.0}).argmax())
+        start, end = index.span(best)
+        assert lines[number] in index.text[start:end]
+
+
+@pytest.mark.parametrize("text", ["", "...", " \n ", "—?!", "the of and"])
+def test_texts_without_words(text):
+    index = index_of(text)
+    assert not index.scores({"word": 1.0}).any()
+
+
+def test_scores_are_bm25s():
+    bm25s = pytest.importorskip("bm25s")
+    text = " ".join(f"Alpha beta gamma {i % 5}. Delta epsilon {i}." for i in range(300))
+    index = index_of(text)
+    documents = [index.terms(*index.span(p)) for p in range(len(index))]
+    retriever = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
+    retriever.index(documents, show_progress=False)
+    query = terms("gamma 17 delta", "english")
+    np.testing.assert_allclose(index.scores(dict.fromkeys(query, 1.0)), retriever.get_scores(query), rtol=1e-5)
