@@ -20,6 +20,7 @@ from ttt_docs_cli.ingest import ingest
 from ttt_docs_cli.inspection import inspect
 from ttt_docs_cli.models import models
 from ttt_docs_cli.output import note
+from ttt_docs_cli.routing import route
 from ttt_docs_cli.store import store
 from ttt_docs_cli.train import train
 
@@ -70,7 +71,7 @@ def cli() -> None:
     """Reads a long document into the fast weights of a language model, and answers from that memory."""
 
 
-for command in (ingest, summarize, ask, continue_, inspect, models, train, evaluate, store, corpus, env):
+for command in (ingest, summarize, ask, route, continue_, inspect, models, train, evaluate, store, corpus, env):
     cli.add_command(command)
 
 

@@ -1,6 +1,7 @@
 """What a question is made of, as the router sees it: words, word classes, pointers, form.
 
-Nothing here needs more than the standard library, and a question takes well under a millisecond.
+Beside them, vectors of its words (`meaning`), which say something of words that no training question had.
+A question takes about a millisecond.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 import unicodedata
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 #: Of a longer question the first and the last words count.
 LONGEST = 120
@@ -42,6 +45,9 @@ _POLITE = re.compile(
 )
 _ASKING = ("who", "whom", "whose", "when", "where", "which", "what", "why", "how")
 _SHORT = {"what's": "what is", "who's": "who is", "where's": "where is", "when's": "when is", "how's": "how is"}
+#: Words that a question may have for one another: "how can you" is asked like "how do I".
+_ALIKE = {"an": "a", "are": "is", "were": "was", "does": "do", "have": "has", "you": "i", "we": "i"}
+_ALIKE |= dict.fromkeys(("could", "should", "must", "may", "would", "might"), "can") | dict.fromkeys(("this", "these"), "it")
 #: After "how", these ask for a number.
 _MEASURES = frozenset("many much long old far often tall big large deep wide high heavy fast late early soon".split())
 
@@ -148,6 +154,37 @@ def features(question: str) -> dict[str, str]:
     return found
 
 
+def meaning(question: str) -> np.ndarray:
+    """Mean vectors of the asking clause's words: of those that are not common, of all, and the first of the former.
+
+    float32 [3 * dim]; zeros where no word is known. The first of the words that are not common is, in most questions,
+    what is asked for: "what *themes*", "how is it *defined*".
+    """
+    words, vectors = _vectors()
+    text = _QUOTE.sub(" ", unicodedata.normalize("NFKC", question).replace("“", '"').replace("”", '"'))
+    clause = _POLITE.sub("", _asking_clause(" ".join(text.split()[:LONGEST])))
+    classes = word_classes()
+    every, telling = [], []
+    for word in _WORD.findall(clause):
+        word = word.lower().replace("’", "'").removesuffix("'s")
+        row = words.get(word, words.get(word.removesuffix("s")))
+        if row is not None:
+            every.append(row)
+            if "common" not in classes.get(stem(word), ()):
+                telling.append(row)
+    parts = [telling, every, telling[:1]]
+    means = [vectors[rows].mean(0) if rows else np.zeros(vectors.shape[1], np.float32) for rows in parts]
+    return np.concatenate(means)
+
+
+@cache
+def _vectors() -> tuple[dict[str, int], np.ndarray]:
+    """Words to rows, and unit vectors float32 [words, dim] (benchmarks/router/make_vectors.py)."""
+    with np.load(Path(__file__).with_name("word_vectors.npz")) as file:
+        words = str(file["words"]).split()
+        return {word: row for row, word in enumerate(words)}, file["vectors"].astype(np.float32) / 127
+
+
 def _asking_clause(text: str) -> str:
     """The last clause that begins with a question word or nearly so; else the last that has one; else the first."""
     clauses = [clause for clause in _CLAUSE.split(text) if _WORD.search(clause)]
@@ -210,7 +247,7 @@ def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -
                 found[f"first={name}"] = said
                 found[f"q={kind}&first={name}"] = said
         first = first and not named
-    run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word not in ("the", "a", "an")]
+    run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word != "the"]
     shapes = ["^", *(shape for shape, _ in run_of), "$"]
     said = ["", *(word for _, word in run_of), ""]
     for size in (2, 3):
@@ -229,5 +266,5 @@ def _shape(word: str) -> str:
     if word == "<name>":
         return "*"
     if word.startswith("<") or "common" in names:
-        return word
+        return _ALIKE.get(word, word)
     return f"<{names[0]}>" if names else "*"
