@@ -71,8 +71,8 @@ def _draw(
     if plot:
         note(f"The curve is in {save_plot(findings, plot)}")
     if html:
-        with replacing(Path(html)) as target:
-            target.write(html_page(findings).encode())
+        with replacing(Path(html)) as output:
+            output.write(html_page(findings).encode())
         note(f"The report is in {html}")
 
 
