@@ -23,6 +23,7 @@ from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 from ttt_docs.errors import MemoryMismatchError, ReadingInterrupted, UsageError
 from ttt_docs.feed import segments
 from ttt_docs.generation.answer import answer_from_memory
+from ttt_docs.generation.chat import Conversation, Reply, converse
 from ttt_docs.generation.continuation import continue_text
 from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
@@ -249,6 +250,27 @@ class TTTReader:
             raise UsageError(f"route={route!r}: looking answers up comes with another version; use memory or auto")
         chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
         return answer_from_memory(self.model, self.tokenizer, memory, question, chosen)
+
+    def chat(
+        self,
+        memory: Memory | None,
+        conversation: Conversation,
+        *,
+        max_new_tokens: int = 160,
+        temperature: float = 0.0,
+        **sampling: Any,
+    ) -> Reply:
+        """Goes on with a conversation of (role, text) about the document, which does not change the memory.
+
+        Roles are "system", "user" and "assistant"; the last message is the user's. Iterate over the reply for its
+        pieces as they come. Without a memory the model answers from what it knows.
+
+        Raises MemoryMismatchError; UsageError for a conversation that cannot be, or is longer than the window.
+        """
+        memory = self._empty_memory() if memory is None else memory
+        self.check(memory)
+        chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
+        return converse(self.model, self.tokenizer, memory, conversation, chosen)
 
     def check(self, memory: Memory) -> None:
         """Raises MemoryMismatchError unless `memory` was read with this reader's model."""
