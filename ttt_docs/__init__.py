@@ -9,6 +9,7 @@ from ttt_docs.errors import (
     MemoryFormatError,
     MemoryMismatchError,
     ReadingInterrupted,
+    StoreError,
     TTTDocsError,
     UsageError,
 )
@@ -16,6 +17,7 @@ from ttt_docs.errors import (
 if TYPE_CHECKING:
     from ttt_docs.generation.results import Answer, Evidence, Summary
     from ttt_docs.memory.memory import Memory
+    from ttt_docs.memory.store import MemoryStore, StoredMemory
     from ttt_docs.reader import TTTReader
     from ttt_docs.reading import ChunkReport
 
@@ -31,7 +33,10 @@ __all__ = [
     "Memory",
     "MemoryFormatError",
     "MemoryMismatchError",
+    "MemoryStore",
     "ReadingInterrupted",
+    "StoreError",
+    "StoredMemory",
     "Summary",
     "TTTDocsError",
     "TTTReader",
@@ -43,6 +48,8 @@ _LATER = {
     "ChunkReport": "ttt_docs.reading",
     "Evidence": "ttt_docs.generation.results",
     "Memory": "ttt_docs.memory.memory",
+    "MemoryStore": "ttt_docs.memory.store",
+    "StoredMemory": "ttt_docs.memory.store",
     "Summary": "ttt_docs.generation.results",
     "TTTReader": "ttt_docs.reader",
 }

@@ -36,6 +36,10 @@ class MemoryMismatchError(MemoryFormatError):
     """An intact memory that belongs to another model or to other reading parameters."""
 
 
+class StoreError(TTTDocsError):
+    """A store of memories that cannot be reached, read or written."""
+
+
 class ReadingInterrupted(KeyboardInterrupt):
     """Ctrl-C while reading. `memory` holds what was read until then; ingesting the same document goes on from it."""
 

@@ -29,7 +29,9 @@ from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import Length, summarize
 from ttt_docs.interrupt import Interrupt
+from ttt_docs.memory.keeping import Keeping
 from ttt_docs.memory.memory import Memory, ReadDocument
+from ttt_docs.memory.store import MemoryStore
 from ttt_docs.model.config import InnerRule, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.model.loading import best_dtype, build_decoder
@@ -126,6 +128,7 @@ class TTTReader:
         name: str | None = None,
         password: str | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
+        store: MemoryStore | None = None,
         progress: bool | None = None,
         on_chunk: OnChunk | None = None,
     ) -> Memory:
@@ -135,20 +138,64 @@ class TTTReader:
         same document if it was interrupted there, else with a new document after it. The old memory stays valid.
         `progress=None` shows a bar on a terminal. `on_chunk` is called after every chunk.
 
+        With `store`, what was read before in the same way is loaded instead, and what is read now is kept: every so
+        many chunks (`MemoryStore.progress_every`) what there is so far. After a crash at any moment the same call goes
+        on from there, to the same bits. Text from an iterable is then taken in whole first.
+
         Raises:
             DocumentError: a document that cannot be read.
             MemoryMismatchError: `memory` belongs to another model.
+            StoreError: the store cannot be used.
             ReadingInterrupted: Ctrl-C; its `memory` holds what was read.
         """
         document, pieces, label = _open(source, text, name, password, max_bytes)
+        if store is None:
+            return self._read(document, pieces, label, memory, progress, on_chunk)
+        if document is None:
+            document = Document.from_text("".join(pieces), name=label)
+        if memory is not None:
+            self.check(memory)
+        kept = Keeping(store, self._empty_memory() if memory is None else memory, document)
+        whole = kept.whole()
+        if whole is not None:
+            return _renamed(whole, document, label)
+        part = kept.part(self.model.dtype)
+        try:
+            read = self._read(document, [document.text], label, part or memory, progress, on_chunk, kept)
+        except ReadingInterrupted as interruption:
+            kept.keep(interruption.memory)
+            raise
+        kept.finish(read)
+        return read
+
+    def _read(
+        self,
+        document: Document | None,
+        pieces: Iterable[str],
+        label: str,
+        memory: Memory | None,
+        progress: bool | None,
+        on_chunk: OnChunk | None,
+        kept: Keeping | None = None,
+    ) -> Memory:
         history, pieces, skip = self._history(memory, document, pieces, label)
         state = state_of(self.model, history) if len(history.tokens) else ReadingState(self.model, history.reading)
         track = Track(history)
         first = len(track.tokens) - skip
         characters = len(document) if document is not None else 0
         disable = None if progress is None else not progress
+
+        def so_far() -> Memory:
+            memory = _with_document(track.so_far(state), document, label, first, history)
+            return replace(memory, documents=_incomplete(memory.documents))
+
+        def between() -> bool:
+            if kept is not None and kept.due(state.position):
+                kept.keep(so_far())
+            return interrupt.requested
+
         with Interrupt() as interrupt, tqdm(unit="tok", unit_scale=True, disable=disable, desc=label[-40:]) as bar:
-            for report in read_stream(state, track, pieces, self.tokenizer, skip, lambda: interrupt.requested):
+            for report in read_stream(state, track, pieces, self.tokenizer, skip, between):
                 if characters:  # tokens in all, from the rate so far
                     fed = sum(map(len, track.text))
                     bar.total = (len(track.tokens) - first) * characters // fed
@@ -156,10 +203,9 @@ class TTTReader:
                 bar.update(report.tokens - first - bar.n)
                 if on_chunk is not None:
                     on_chunk(report)
-        memory = _with_document(track.finish(state, complete=not interrupt.requested), document, label, first, history)
         if interrupt.requested:
-            raise ReadingInterrupted(replace(memory, documents=_incomplete(memory.documents)))
-        return memory
+            raise ReadingInterrupted(so_far())
+        return _with_document(track.finish(state), document, label, first, history)
 
     def ingest_batch(
         self,
@@ -352,15 +398,28 @@ def _with_document(memory: Memory, document: Document | None, label: str, first:
     start = end = 0
     spans: tuple[Span, ...] = ()
     sha256 = document.sha256 if document is not None else None
+    metadata = {} if document is None else document.metadata
     if memory.text is not None and history.text is not None:
         start, end = len(history.text) + before, len(memory.text)
         if document is None:
             sha256 = hashlib.sha256(memory.text[start:].encode()).hexdigest()
         else:
-            shifted = (Span(s.kind, s.label, s.start + start, min(s.end + start, end)) for s in document.spans)
-            spans = tuple(span for span in shifted if span.start < span.end)
-    read = ReadDocument(label, start, end, sha256, spans=spans, first_token=first)
+            spans = _shifted(document.spans, start, end)
+    read = ReadDocument(label, start, end, sha256, spans=spans, first_token=first, metadata=metadata)
     return replace(memory, documents=(*history.documents, read))
+
+
+def _shifted(spans: Iterable[Span], start: int, end: int) -> tuple[Span, ...]:
+    shifted = (Span(s.kind, s.label, s.start + start, min(s.end + start, end)) for s in spans)
+    return tuple(span for span in shifted if span.start < span.end)
+
+
+def _renamed(memory: Memory, document: Document, label: str) -> Memory:
+    """A memory from a store, whose last document may have been read from another file: name and pages of this one."""
+    last = memory.documents[-1]
+    spans = _shifted(document.spans, last.start, last.end)
+    renamed = replace(last, name=label, spans=spans, metadata=document.metadata)
+    return replace(memory, documents=(*memory.documents[:-1], renamed))
 
 
 def _incomplete(documents: tuple[ReadDocument, ...]) -> tuple[ReadDocument, ...]:

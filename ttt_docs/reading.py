@@ -85,16 +85,21 @@ class Track:
         self.nll.extend([0.0] * (position + 1 - len(self.nll)))
         self.nll.extend(values)
 
-    def finish(self, state: ReadingState, row: int = 0, complete: bool = True) -> Memory:
+    def finish(self, state: ReadingState, row: int = 0) -> Memory:
         """The memory of everything read; the last part of a chunk is scored and stays pending."""
-        if not complete:
-            del self.tokens[state.position + 1 :]
         pending = self.waiting(state.position)
         if pending > 1:
             own = state if state.batch == 1 else state.select([row])
             self.note(state.position, own.score(self.piece(state.position, pending).to(_device(state)))[0])
-        del self.nll[len(self.tokens) :]
-        self.nll.extend([0.0] * (len(self.tokens) - len(self.nll)))
+        return self._memory(state, row, len(self.tokens))
+
+    def so_far(self, state: ReadingState) -> Memory:
+        """The memory of the whole chunks read, between two pieces of them; reading can go on."""
+        return self._memory(state, 0, min(state.position + 1, len(self.tokens)))
+
+    def _memory(self, state: ReadingState, row: int, tokens: int) -> Memory:
+        nll = self.nll[:tokens]
+        nll.extend([0.0] * (tokens - len(nll)))
         fast, window = snapshot(state, row)
         text = None if self.memory.text is None else self.memory.text + "".join(self.text)
         return replace(
@@ -102,8 +107,8 @@ class Track:
             fast=fast,
             window=window,
             position=state.position,
-            tokens=torch.tensor(self.tokens, dtype=torch.int32),
-            nll=torch.tensor(self.nll, dtype=torch.float32),
+            tokens=torch.tensor(self.tokens[:tokens], dtype=torch.int32),
+            nll=torch.tensor(nll, dtype=torch.float32),
             text=text,
             skipped=self.skipped,
         )
@@ -123,8 +128,8 @@ def read_stream(
 ) -> Iterator[ChunkReport]:
     """Reads text that comes in pieces, chunk by chunk, in memory that does not grow but by the tokens themselves.
 
-    `skip` tokens at the start were read before (a document that is gone on with). Ends early, between two pieces of
-    chunks, once `stop()` says so.
+    `skip` tokens at the start were read before (a document that is gone on with). `stop()` is called between two pieces
+    of chunks, where the state can be kept, and ends reading when it says so.
     """
     chunk = state.reading.chunk
     for segment in segments(pieces):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -69,9 +69,25 @@ def save_memory(
         MemoryFormatError: the memory is not sound (NaN in its fast weights, shapes that do not fit, ...).
         TTTDocsError: the file cannot be written (permission, full disk); an older file is as it was.
     """
+    target = Path(path)
+    write_memory(memory, target, lambda: replacing(target), precision=precision, text=text)
+    return target
+
+
+def write_memory(
+    memory: Memory,
+    target: str | os.PathLike[str],
+    open_target: Callable[[], AbstractContextManager[BinaryIO]],
+    *,
+    precision: Precision = "float32",
+    text: bool = True,
+) -> None:
+    """Write `memory` into what `open_target` opens, once it is known to be sound; `target` is for the messages.
+
+    Raises as `save_memory` does.
+    """
     if precision not in get_args(Precision):
         raise UsageError(f"precision={precision!r} is unknown: use one of {', '.join(get_args(Precision))}")
-    target = Path(path)
     try:
         parts = _parts(memory, precision, text)
         table = _table(parts)
@@ -81,7 +97,7 @@ def save_memory(
         check_layout(header, table, sum(entry.nbytes for entry in table.values()))
         check_tokens(memory.tokens)
         check_documents(header, None if memory.text is None else len(memory.text))
-        with replacing(target) as file:
+        with open_target() as file:
             _write(file, raw, parts)
     except Refusal as refusal:
         advice = "" if refusal.advice == DAMAGED else f" {refusal.advice}"
@@ -92,7 +108,6 @@ def save_memory(
         if isinstance(error, UsageError):
             raise
         raise MemoryFormatError(f"this memory cannot be saved to {target}: {error}. Nothing was written") from error
-    return target
 
 
 def load_memory(
@@ -108,21 +123,35 @@ def load_memory(
     """
     with opened(path) as file:
         raw = read_header(file)
-        header = raw.header
-        if expect_fingerprint is not None and header.fingerprint != expect_fingerprint:
+        found = raw.header.fingerprint
+        if expect_fingerprint is not None and found != expect_fingerprint:
             raise MemoryMismatchError(
-                f"{os.fspath(path)} was read with the model {shown(header.model)} (fingerprint "
-                f"{shown(header.fingerprint, 16)}), not with {shown(expect_model) if expect_model else 'this one'} "
+                f"{os.fspath(path)} was read with the model {shown(raw.header.model)} (fingerprint "
+                f"{shown(found, 16)}), not with {shown(expect_model) if expect_model else 'this one'} "
                 f"(fingerprint {shown(expect_fingerprint, 16)}): use that model, or read the document again"
             )
-        check_layout(header, raw.table, raw.data_bytes)
-        tensors = _read(file, raw)
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point():
-                check_finite(name, tensor)
-        check_tokens(tensors["tokens"])
-        text = _decode(tensors["text"]) if "text" in tensors else None
-        check_documents(header, None if text is None else len(text))
+        return _load(file, raw)
+
+
+def read_memory(file: BinaryIO, name: str) -> Memory:
+    """The memory in an open file, checked as by `load_memory`; `name` is for the messages.
+
+    Raises MemoryFormatError.
+    """
+    with explained(name):
+        return _load(file, read_header(file))
+
+
+def _load(file: BinaryIO, raw: RawHeader) -> Memory:
+    header = raw.header
+    check_layout(header, raw.table, raw.data_bytes)
+    tensors = _read(file, raw)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            check_finite(name, tensor)
+    check_tokens(tensors["tokens"])
+    text = _decode(tensors["text"]) if "text" in tensors else None
+    check_documents(header, None if text is None else len(text))
     return Memory(
         model=header.model,
         fingerprint=header.fingerprint,
@@ -143,7 +172,7 @@ def load_memory(
 def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a memory file; refusals and the system's errors become a MemoryFormatError with its name."""
     name = os.fspath(path)
-    try:
+    with explained(name):
         # Asked before opening: opening a pipe would wait for its writer.
         if os.path.isdir(name):
             raise MemoryFormatError(f"{name} is a folder; give the .ttt file in it")
@@ -151,6 +180,13 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise MemoryFormatError(f"{name} is not an ordinary file; give a .ttt file")
         with open(name, "rb") as file:
             yield file
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """What goes wrong with the memory file `name` becomes a MemoryFormatError with its name."""
+    try:
+        yield
     except Refusal as refusal:
         raise MemoryFormatError(f"{name} cannot be loaded: {refusal.what}. {refusal.advice}") from None
     except FileNotFoundError:
@@ -186,6 +222,7 @@ def _header(memory: Memory, precision: Precision) -> Header:
                 document,
                 name=clean(document.name),
                 spans=tuple(replace(span, label=clean(span.label)) for span in document.spans),
+                metadata={clean(key): clean(value) for key, value in document.metadata.items()},
             )
             for document in memory.documents
         ),

@@ -109,13 +109,17 @@ def crc_field(crc32: str) -> bytes:
     return b'"crc32":"%s"' % crc32.encode()
 
 
-def read_header(file: BinaryIO) -> RawHeader:
+def read_header(file: BinaryIO, size: int | None = None) -> RawHeader:
     """Read and check the header of an open file; the file then stands at the first tensor byte.
+
+    `size` is the whole file's where only its beginning is at hand.
 
     Raises:
         Refusal: it is no memory file, of another version, damaged, or cut short within its header.
     """
-    size = os.fstat(file.fileno()).st_size
+    if size is None:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
     if size == 0:
         raise Refusal("the file is empty (0 bytes)")
     start = file.read(8)

@@ -28,6 +28,7 @@ class ReadDocument:
     complete: bool = True  # False: reading stopped before the document's end
     spans: tuple[Span, ...] = ()
     first_token: int = 0  # index of its first token in the memory's tokens
+    metadata: dict[str, str] = field(default_factory=dict, hash=False)  # title, author, ... where known
 
 
 @dataclass(frozen=True)
