@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, overload
+from typing import IO, Any, Literal, get_args, overload
 
 import torch
 from pydantic import ValidationError
@@ -29,6 +29,8 @@ from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import Length, summarize
 from ttt_docs.interrupt import Interrupt
+from ttt_docs.lookup.answer import answer_from_text
+from ttt_docs.lookup.routing import AskRoute, chosen_route
 from ttt_docs.memory.keeping import Keeping
 from ttt_docs.memory.memory import Memory, ReadDocument
 from ttt_docs.memory.store import MemoryStore
@@ -128,11 +130,15 @@ class TTTReader:
         name: str | None = None,
         password: str | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
+        learn: bool = True,
         store: MemoryStore | None = None,
         progress: bool | None = None,
         on_chunk: OnChunk | None = None,
     ) -> Memory:
         """Reads a document, chunk by chunk, and returns the memory of it.
+
+        With `learn=False` nothing is read: the memory holds the text alone, which takes moments and is enough to look
+        answers up (`ask` with route="lookup"). Such a memory can only be gone on with in the same way.
 
         With `memory`, reading goes on where that one stopped, with its own reading parameters: in the middle of the
         same document if it was interrupted there, else with a new document after it. The old memory stays valid.
@@ -145,10 +151,16 @@ class TTTReader:
         Raises:
             DocumentError: a document that cannot be read.
             MemoryMismatchError: `memory` belongs to another model.
+            UsageError: `memory` holds text that was not read, and this one is to be read, or the other way round;
+                text that is not to be read, for a store.
             StoreError: the store cannot be used.
             ReadingInterrupted: Ctrl-C; its `memory` holds what was read.
         """
         document, pieces, label = _open(source, text, name, password, max_bytes)
+        if not learn:
+            if store is not None:
+                raise UsageError("a store keeps what was read: leave out store=, or learn=False")
+            return self._unread(document, pieces, label, memory)
         if store is None:
             return self._read(document, pieces, label, memory, progress, on_chunk)
         if document is None:
@@ -168,6 +180,13 @@ class TTTReader:
         kept.finish(read)
         return read
 
+    def _unread(self, document: Document | None, pieces: Iterable[str], label: str, memory: Memory | None) -> Memory:
+        history, pieces, _ = self._history(memory, document, pieces, label)
+        if history.documents and not history.unread:
+            raise UsageError("this memory was read: ingest its documents again, or go on with learn=True")
+        whole = replace(history, text=(history.text or "") + "".join(pieces))
+        return _with_document(whole, document, label, len(history.tokens), history)
+
     def _read(
         self,
         document: Document | None,
@@ -179,6 +198,11 @@ class TTTReader:
         kept: Keeping | None = None,
     ) -> Memory:
         history, pieces, skip = self._history(memory, document, pieces, label)
+        if history.unread:
+            raise UsageError(
+                "this memory holds only text, nothing of it was read: ingest its documents again, or go on with "
+                "learn=False"
+            )
         state = state_of(self.model, history) if len(history.tokens) else ReadingState(self.model, history.reading)
         track = Track(history)
         first = len(track.tokens) - skip
@@ -279,23 +303,40 @@ class TTTReader:
 
     def ask(
         self,
-        memory: Memory,
+        memory: Memory | Iterable[Memory],
         question: str,
-        route: Literal["memory", "auto"] = "memory",
+        route: AskRoute = "auto",
         *,
+        top_k: int | None = None,
+        max_context: int | None = None,
         max_new_tokens: int = 160,
         temperature: float = 0.0,
         **sampling: Any,
     ) -> Answer:
-        """Answers a question from the memory, which the question does not change.
+        """Answers a question from a memory, or from several; the question does not change them.
 
-        Raises MemoryMismatchError; UsageError for an empty question, one longer than the window, or an unknown route.
+        `route="memory"` answers from the fast weights. `route="lookup"` finds the `top_k` (5) best passages of the
+        text, reads at most `max_context` (1,536) tokens of them with full attention, and copies the answer from them;
+        its `evidence` are exact quotes. `route="auto"` decides by the question; several memories are always looked up
+        in. Sampling applies to the memory route alone.
+
+        Raises MemoryMismatchError; UsageError for an empty question, one longer than the window, an unknown route, or
+        a memory that cannot answer by that route (without text, or without anything read).
         """
-        self.check(memory)
-        if route not in ("memory", "auto"):
-            raise UsageError(f"route={route!r}: looking answers up comes with another version; use memory or auto")
+        memories = [memory] if isinstance(memory, Memory) else list(memory)
+        if not memories:
+            raise UsageError("there is no memory to ask: give at least one")
+        for one in memories:
+            self.check(one)
+        if route not in get_args(AskRoute):
+            raise UsageError(f"route={route!r}: use {', '.join(get_args(AskRoute))}")
         chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
-        return answer_from_memory(self.model, self.tokenizer, memory, question, chosen)
+        way, why = chosen_route(memories, question, route)
+        if way == "lookup":
+            answer = answer_from_text(self.model, self.tokenizer, memories, question, top_k, max_context)
+        else:
+            answer = answer_from_memory(self.model, self.tokenizer, memories[0], question, chosen)
+        return replace(answer, reason="; ".join(filter(None, (why, answer.reason))))
 
     def chat(
         self,

@@ -14,6 +14,7 @@ import click
 from ttt_docs import TTTDocsError, __version__
 from ttt_docs_cli.answer import ask, continue_, summarize
 from ttt_docs_cli.environment import env
+from ttt_docs_cli.evaluation import evaluate
 from ttt_docs_cli.ingest import ingest
 from ttt_docs_cli.inspection import inspect
 from ttt_docs_cli.models import models
@@ -66,7 +67,7 @@ def cli() -> None:
     """Reads a long document into the fast weights of a language model, and answers from that memory."""
 
 
-for command in (ingest, summarize, ask, continue_, inspect, models, env):
+for command in (ingest, summarize, ask, continue_, inspect, models, evaluate, env):
     cli.add_command(command)
 
 

@@ -9,9 +9,10 @@ from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict
+
 from langchain_ttt_docs.answering import AnswerChoice, conversation_of, reply_to
 from langchain_ttt_docs.opening import changed, open_memory, open_reader
-from pydantic import ConfigDict
 
 
 class ChatTTTDocs(BaseChatModel, AnswerChoice):

@@ -8,9 +8,9 @@ from typing import Any
 
 from langchain_core.documents import Document as Text
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
-from langchain_ttt_docs.opening import ModelChoice, open_reader, open_store
 from pydantic import ConfigDict, Field
 
+from langchain_ttt_docs.opening import ModelChoice, open_reader, open_store
 from ttt_docs.documents import Document, load_document
 from ttt_docs.memory.store import key_of
 

@@ -8,9 +8,10 @@ from typing import Any
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from pydantic import ConfigDict
+
 from langchain_ttt_docs.answering import AnswerChoice, reply_to
 from langchain_ttt_docs.opening import changed, open_memory, open_reader
-from pydantic import ConfigDict
 
 
 class TTTDocsLLM(BaseLLM, AnswerChoice):

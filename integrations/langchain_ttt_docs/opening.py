@@ -104,12 +104,16 @@ def _key(choice: MemoryChoice) -> str:
     by = "document" if _SHA256.fullmatch(choice.document) else "name"
     found: list[StoredMemory] = open_store(choice.store).find(**{by: choice.document})
     if not found:
-        raise UsageError(f"the store {choice.store} has no memory of {choice.document!r}: `ttt-docs store list` shows all")
+        raise UsageError(
+            f"the store {choice.store} has no memory of {choice.document!r}: `ttt-docs store list` shows all"
+        )
     if len(found) > 1:
         own = [entry for entry in found if entry.fingerprint == open_reader(choice).fingerprint]
         if len(own) != 1:
             keys = ", ".join(entry.key for entry in own or found)
-            raise UsageError(f"the store {choice.store} has several memories of {choice.document!r}: give one key of {keys}")
+            raise UsageError(
+                f"the store {choice.store} has several memories of {choice.document!r}: give one key of {keys}"
+            )
         found = own
     return found[0].key
 

@@ -7,9 +7,9 @@ from typing import Any
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_ttt_docs.opening import MemoryChoice, changed, open_memory
 from pydantic import ConfigDict, Field
 
+from langchain_ttt_docs.opening import MemoryChoice, changed, open_memory
 from ttt_docs.errors import UsageError
 from ttt_docs.lookup.evidence import quote
 from ttt_docs.lookup.index import index_of

@@ -6,6 +6,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool, StructuredTool
+
 from langchain_ttt_docs.chat_models import ChatTTTDocs
 
 

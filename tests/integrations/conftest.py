@@ -11,7 +11,6 @@ from tiny_checkpoint import TEXT, write_model
 from ttt_docs import Document, Memory, MemoryStore, TTTReader
 from ttt_docs.documents import Span
 
-
 LOG = "".join(TEXT.splitlines(keepends=True)[:24])
 
 
@@ -35,7 +34,9 @@ def library(tmp_path_factory) -> Library:
     spans = [Span("page", "1", 0, middle), Span("page", "2", middle, len(LOG))]
     store = MemoryStore(folder / "memories")
     log = reader.ingest(Document.from_text(LOG, name="log.txt", spans=spans), store=store, progress=False)
-    reader.ingest(text="The farm lies on a hill. Nobody ever saw the sea from there. " * 4, name="farm.txt", store=store)
+    reader.ingest(
+        text="The farm lies on a hill. Nobody ever saw the sea from there. " * 4, name="farm.txt", store=store
+    )
     return Library(str(model), str(log.save(folder / "log.ttt")), store.location, book)
 
 
@@ -53,3 +54,8 @@ def memory(library) -> Memory:
 def settings(library) -> dict:
     """What every object is made with here: answers of a few tokens, and the memory."""
     return {"model": library.model, "dtype": "float32", "memory": library.memory, "max_tokens": 24}
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("other") / "tiny", seed=1)

@@ -24,6 +24,10 @@ from ttt_docs.memory.memory import Memory
 SHORTEST, LONGEST = 120, 900
 _PARAGRAPH = re.compile(r"\S(?:.|\n(?!\s*\n))*")
 _SENTENCE_END = re.compile(r"(?:[.!?…]+|[。！？]+)[\"'”’»)\]_*]*(?=\s|$)|[。！？]+[」』”]*")
+_LAST_WORD = re.compile(r"(?<!\w)(\w+)\W*$")
+#: Titles that are written with a dot, and the characters to look back for one.
+_DOTTED = TITLES - {"sir", "king", "queen", "la", "le"}
+_LONGEST_TITLE = max(map(len, _DOTTED)) + 4
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _NOT_PROSE = re.compile(
     r"copyright|all rights reserved|gutenberg|transcriber|typograph|hyphenation|unbalanced quotation|isbn|proofread|"
@@ -47,19 +51,21 @@ def sentences(text: str, start: int = 0, end: int | None = None) -> list[tuple[i
     end = len(text) if end is None else end
     spans, begin = [], start
     for match in _SENTENCE_END.finditer(text, start, end):
-        word = re.search(r"(\w+)\W*$", text[begin : match.start() + 1])
-        last = word.group(1) if word else ""
-        initial = len(last) == 1 and last.isupper() and last != "I"
-        if match.group()[:1] == "." and (last.lower() in TITLES - {"sir", "king", "queen", "la", "le"} or initial):
-            continue
         rest = text[match.end() : min(match.end() + 3, end)].lstrip()
-        if rest[:1].islower():
+        if rest[:1].islower() or (match.group()[0] == "." and _abbreviated(text, begin, match.start())):
             continue
         spans.append((begin, match.end()))
         begin = match.end()
     spans.append((begin, end))
     trimmed = [(a + len(text[a:b]) - len(text[a:b].lstrip()), a + len(text[a:b].rstrip())) for a, b in spans]
     return [(a, b) for a, b in trimmed if a < b]
+
+
+def _abbreviated(text: str, start: int, dot: int) -> bool:
+    """Whether the dot at `dot` ends a title or an initial, and no sentence."""
+    word = _LAST_WORD.search(text, max(start, dot - _LONGEST_TITLE), dot)
+    last = word.group(1) if word else ""
+    return last.lower() in _DOTTED or (len(last) == 1 and last.isupper() and last != "I")
 
 
 def surprise(memory: Memory, tokenizer: Tokenizer) -> np.ndarray | None:

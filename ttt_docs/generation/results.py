@@ -11,13 +11,16 @@ Route = Literal["memory", "lookup"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """A passage of the memory's text that supports an answer: `quote == memory.text[start:end]`."""
+    """A passage of a memory's text that supports an answer: `quote == memory.text[start:end]`."""
 
     quote: str
     page: str | None
     start: int  # characters
     end: int
     score: float  # of the search; larger is better, comparable within one answer
+    chapter: str | None = None  # chapter or section
+    document: str | None = None  # its name
+    memory: int = 0  # which of the memories that were asked, from 0
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Answer:
     route: Route
     evidence: tuple[Evidence, ...] = ()
     seconds: float = 0.0
+    reason: str = ""  # why it went that way, and how the answer was found
+    verified: bool = False  # every number, name and quoted string of it stands in the evidence
 
     def __str__(self) -> str:
         return self.text

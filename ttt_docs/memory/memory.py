@@ -61,6 +61,11 @@ class Memory:
     def chunks(self) -> int:
         return self.position // self.reading.chunk
 
+    @property
+    def unread(self) -> bool:
+        """Whether it holds the documents' text alone, of which nothing was read."""
+        return bool(self.documents) and len(self.tokens) <= self.documents[0].first_token
+
     def with_text(self, text: str | None) -> Memory:
         return replace(self, text=text)
 

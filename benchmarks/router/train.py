@@ -1,0 +1,246 @@
+"""Fits the router's weights on the training half of questions.jsonl, and measures them.
+
+    python benchmarks/router/train.py                  fits, cross-validates inside the training half, writes weights
+    python benchmarks/router/train.py --measure FILE   measures the weights of the package; changes nothing
+                                       [--half test] [--json OUT]
+
+Everything that is chosen (penalty, calibration, threshold) is chosen by cross-validation inside the training half: each
+kind of question (all "why" questions, all questions for an amount, ...) is predicted by weights that never saw it or,
+for the second figure, by weights that saw other templates of the same kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from make_questions import templates
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared import facts  # noqa: E402
+
+from ttt_docs.lookup import question_features  # noqa: E402
+from ttt_docs.lookup.router import route  # noqa: E402
+
+features = lru_cache(None)(question_features.features)
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS = HERE.parents[1] / "ttt_docs" / "lookup" / "router.json"
+PENALTIES = (0.1, 0.2, 0.4, 0.8, 1.6)
+FOLDS = 8
+MIN_TEMPLATES = 2  # a word counts once this many templates of the training half have it
+#: Probability from which on a question is looked up: never above one half, so that doubt goes to the lookup.
+THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+
+#: What weights are drawn to, instead of 0: what a word of each class is for, before any question was seen.
+PRIOR = {"summary": -1.5, "theme": -1.5, "meaning": -1, "style": -1.5, "character": -1.5, "change": -0.5, "compare": -1}
+PRIOR |= {"opinion": -1, "explain": -1, "whole": -0.7, "argument": -1, "create": -1, "structure": -1, "audience": -1.5}
+PRIOR |= {"exact": 1, "speech": 1, "number": 1, "time": 1, "spot": 1, "id": 1, "name": 1, "find": 1, "define": 1, "action": 1}
+
+Array = np.ndarray
+
+
+def load(path: Path, half: str | None) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [row for row in rows if half in (None, row.get("half"))]
+
+
+def vocabulary(rows: list[dict[str, Any]]) -> list[str]:
+    """Features to weigh. Words count by the templates that have them outside of their slots."""
+    own = Counter()
+    ids = {row["template"] for row in rows}
+    for template in templates():
+        if template["id"] in ids:
+            text = template["text"]
+            for slot in ("doc", "person2", "person", "place", "thing", "topic", "event", "part"):
+                text = text.replace("{" + slot + "}", "Xxx")
+            own.update(name for name in features("x " + text if text.startswith("Xxx") else text))
+    seen = Counter(name for row in rows for name in features(row["question"]))
+    frequent = {name for name, count in own.items() if count >= MIN_TEMPLATES}
+    general = {name for name, count in seen.items() if count >= 3 and name[0] not in "wbs"}
+    return sorted({name for name in frequent if name in seen} | general)
+
+
+def matrix(rows: list[dict[str, Any]], names: list[str]) -> Array:
+    """[questions, features] of 0 and 1."""
+    column = {name: i for i, name in enumerate(names)}
+    out = np.zeros((len(rows), len(names)))
+    for i, row in enumerate(rows):
+        for name in features(row["question"]):
+            if name in column:
+                out[i, column[name]] = 1
+    return out
+
+
+def prior(names: list[str]) -> Array:
+    """[features + 1], the bias last."""
+    return np.array([PRIOR.get(name[2:], 0.0) if name.startswith("c=") else 0.0 for name in names] + [0.0])
+
+
+def fit(x: Array, y: Array, weight: Array, penalty: float, mean: Array | None = None) -> Array:
+    """Logistic regression with a Gaussian prior around `mean` (next to none on the bias, which comes last)."""
+    inputs = torch.from_numpy(np.hstack([x, np.ones((len(x), 1))]))
+    targets, sizes = torch.from_numpy(y), torch.from_numpy(weight)
+    ridge = torch.full((inputs.shape[1],), penalty, dtype=torch.float64)
+    ridge[-1] = 1e-3
+    centre = torch.zeros(inputs.shape[1], dtype=torch.float64) if mean is None else torch.from_numpy(mean)
+    w = centre.clone().requires_grad_()
+    descent = torch.optim.LBFGS([w], max_iter=300, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        descent.zero_grad()
+        errors = binary_cross_entropy_with_logits(inputs @ w, targets, sizes, reduction="sum")
+        total = errors + (ridge * (w - centre) ** 2).sum() / 2
+        total.backward()
+        return total
+
+    descent.step(loss)
+    return w.detach().numpy()
+
+
+def sigmoid(score: Array) -> Array:
+    return 1 / (1 + np.exp(-np.clip(score, -30, 30)))
+
+
+def template_weights(rows: list[dict[str, Any]]) -> Array:
+    """Every template weighs the same, however many questions it makes."""
+    count = Counter(row["template"] for row in rows)
+    return np.array([1 / count[row["template"]] for row in rows])
+
+
+def out_of_fold(
+    rows: list[dict[str, Any]], penalty: float, group: Callable[[dict[str, Any]], str]
+) -> Array:
+    """Scores of all rows, each from weights fitted without its group; the vocabulary too is the fold's own."""
+    groups = sorted({group(row) for row in rows})
+    fold_of = {name: i % FOLDS for i, name in enumerate(groups)}
+    scores = np.zeros(len(rows))
+    for fold in range(FOLDS):
+        held = np.array([fold_of[group(row)] == fold for row in rows])
+        kept = [row for row, out in zip(rows, held, strict=True) if not out]
+        names = vocabulary(kept)
+        w = fit(matrix(kept, names), labels(kept), template_weights(kept), penalty, prior(names))
+        x = matrix([row for row, out in zip(rows, held, strict=True) if out], names)
+        scores[held] = x @ w[:-1] + w[-1]
+    return scores
+
+
+def labels(rows: list[dict[str, Any]]) -> Array:
+    return np.array([row["label"] == "lookup" for row in rows], dtype=float)
+
+
+def calibrate(scores: Array, y: Array, weight: Array) -> tuple[float, float]:
+    """Platt's scale and offset."""
+    scale, offset = fit(scores[:, None], y, weight, 1e-3)
+    return float(scale), float(offset)
+
+
+def calibration_error(p: Array, y: Array, bins: int = 10) -> tuple[float, list[dict[str, float]]]:
+    """Expected calibration error, and the table it comes from: bins of equal width of the probability of lookup."""
+    table, error = [], 0.0
+    for i in range(bins):
+        inside = (p >= i / bins) & ((p < (i + 1) / bins) | (i == bins - 1))
+        if inside.any():
+            gap = abs(p[inside].mean() - y[inside].mean())
+            error += inside.mean() * gap
+            table.append(
+                {"from": i / bins, "count": int(inside.sum()), "mean": round(float(p[inside].mean()), 3), "lookup": round(float(y[inside].mean()), 3)}
+            )  # fmt: skip
+    return error, table
+
+
+def train() -> None:
+    rows = load(HERE / "questions.jsonl", "train")
+    y, weight = labels(rows), template_weights(rows)
+    folds: dict[str, Callable[[dict[str, Any]], str]] = {
+        "template": lambda row: row["template"],
+        "kind": lambda row: f"{row['label']} {row['kind']}",
+    }
+    found = []
+    for penalty in PENALTIES:
+        scores = {name: out_of_fold(rows, penalty, group) for name, group in folds.items()}
+        loss = {name: float((weight * np.logaddexp(0, np.where(y > 0, -s, s))).sum() / weight.sum()) for name, s in scores.items()}  # fmt: skip
+        right = {name: float(((s > 0) == (y > 0)).mean()) for name, s in scores.items()}
+        found.append((sum(loss.values()), penalty, scores))
+        print(f"penalty {penalty}: " + ", ".join(f"by {n}: loss {loss[n]:.3f}, right {right[n]:.3f}" for n in folds))
+    _, penalty, scores = min(found, key=lambda entry: entry[0])
+    scale, offset = calibrate(scores["template"], y, weight)
+    p = sigmoid(scale * scores["template"] + offset)
+    right = {t: float(((p >= t) == (y > 0)).mean()) for t in THRESHOLDS}
+    best = max(right.values())
+    threshold = min(t for t, share in right.items() if share >= best - 0.002)
+    print(f"penalty {penalty}, scale {scale:.3f}, offset {offset:.3f}, threshold {threshold}, right {right}")
+    for row, probability in sorted(zip(rows, p, strict=True), key=lambda pair: abs(pair[1] - (pair[0]["label"] == "lookup"))):
+        if (probability >= threshold) != (row["label"] == "lookup"):
+            print(f"  {probability:.2f} {row['label']} {row['kind']}: {row['question']}")
+    names = vocabulary(rows)
+    w = fit(matrix(rows, names), y, weight, penalty, prior(names))
+    kept = {name: round(float(value), 4) for name, value in zip(names, w[:-1], strict=True) if abs(value) >= 0.005}
+    settings = {
+        "bias": round(float(w[-1]), 4),
+        "scale": round(scale, 4),
+        "offset": round(offset, 4),
+        "threshold": threshold,
+    }
+    lines = ",\n".join(f"  {json.dumps(name, ensure_ascii=False)}: {value}" for name, value in kept.items())
+    text = json.dumps(settings)[:-1] + ', "features": {\n' + lines + "\n}}\n"
+    WEIGHTS.write_text(text, "utf-8")
+    print(f"{len(kept)} features written to {WEIGHTS.name}, {len(text) / 1000:.0f} KB")
+
+
+def measure(path: Path, half: str | None, out: Path | None) -> None:
+    rows = load(path, half)
+    route(rows[0]["question"])
+    seconds, p, right = [], [], []
+    for row in rows:
+        began = time.perf_counter()
+        decision = route(row["question"])
+        seconds.append(time.perf_counter() - began)
+        p.append(decision.probability)
+        right.append(decision.route == row["label"])
+        if not right[-1]:
+            print(f"  {decision.probability:.2f} {row['label']}: {row['question']}  [{decision.reason}]")
+    y = labels(rows)
+    error, table = calibration_error(np.array(p), y)
+    result = {
+        "questions": len(rows),
+        "right": round(float(np.mean(right)), 4),
+        "right_lookup": round(float(np.mean([r for r, a in zip(right, y, strict=True) if a])), 4),
+        "right_memory": round(float(np.mean([r for r, a in zip(right, y, strict=True) if not a])), 4),
+        "calibration_error": round(error, 4),
+        "milliseconds_median": round(1000 * median(seconds), 3),
+        "milliseconds_most": round(1000 * max(seconds), 3),
+        "reliability": table,
+    }
+    print(json.dumps(result, indent=1))
+    if out is not None:
+        stamp = {name: value for name, value in facts(argparse.Namespace(model=None, dtype=None, window=None), path.name).items() if value is not None}  # fmt: skip
+        out.write_text(json.dumps(stamp | result, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", type=Path, metavar="FILE", help="JSON lines with question and label")
+    parser.add_argument("--half", choices=["train", "test"])
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure, options.half, options.json)
+    else:
+        train()
+
+
+if __name__ == "__main__":
+    main()

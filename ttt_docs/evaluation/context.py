@@ -1,0 +1,261 @@
+"""Loss against context length: several ways to read the same tokens of the same documents.
+
+Every token is predicted before anything is learned from it, so one reading of a document gives its loss at every
+shorter length too. A reading is kept as the mean loss of each BUCKET tokens; lengths and positions are made from those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from ttt_docs.errors import UsageError
+from ttt_docs.evaluation.collections import Text
+from ttt_docs.feed import segments
+from ttt_docs.model.decoder import Block, Decoder
+from ttt_docs.model.state import ReadingState
+from ttt_docs.reader import TTTReader
+
+#: Tokens of which a reading keeps the mean loss.
+BUCKET = 1024
+#: Step of the `inplace` system: what METHOD section 6 found best for matrices that already do a job.
+IN_PLACE_LR = 0.03
+
+
+@dataclass(frozen=True)
+class Base:
+    """What all systems share, and the files that some need."""
+
+    model: str = "smollm2-135m"
+    window: int = 2048
+    dtype: str | None = None
+    adapter: str | Path | None = "default"
+    control: str | Path | None = None
+
+    def open(self, **settings: Any) -> TTTReader:
+        return TTTReader.from_pretrained(self.model, **{"window": self.window, "dtype": self.dtype} | settings)
+
+
+def _in_place(base: Base) -> TTTReader:
+    reader = base.open(adapter=None, inner_rule="sgd", inner_lr=IN_PLACE_LR)
+    update_existing_mlps(reader.model)
+    return reader
+
+
+def _full(base: Base) -> TTTReader:
+    reader = base.open(adapter=None, learn=False)
+    trained = reader.model.config.max_positions
+    return base.open(adapter=None, learn=False, window=trained)
+
+
+def _control(base: Base) -> TTTReader:
+    if base.control is None:
+        raise UsageError("the system `control` needs its adapter: say with --control where that file is")
+    return base.open(adapter=base.control, learn=False)
+
+
+#: The systems by name. All have the same base weights.
+SYSTEMS: dict[str, Callable[[Base], TTTReader]] = {
+    "window": lambda base: base.open(adapter=None, learn=False),
+    "retrofit": lambda base: base.open(adapter=None),
+    "inplace": _in_place,
+    "adapter": lambda base: base.open(adapter=base.adapter),
+    "adapter-off": lambda base: base.open(adapter=base.adapter, learn=False),
+    "control": _control,
+    "full": _full,
+}
+#: What each one is, for tables.
+ABOUT = {
+    "window": "window attention only",
+    "retrofit": "TTT without training (METHOD section 6)",
+    "inplace": "TTT without training, the existing MLPs updated in place",
+    "adapter": "meta-trained initialization, TTT on",
+    "adapter-off": "meta-trained initialization, TTT off",
+    "control": "trained on the same tokens without the inner loop, TTT off",
+    "full": "attention over the whole length the base model was trained for",
+}
+
+
+class Reading(BaseModel):
+    """One document read by one system."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    system: str
+    book: str
+    sha256: str  # of the book's text
+    fingerprint: str  # of the model
+    reading: dict[str, Any]
+    nats: tuple[float, ...]  # mean loss of each BUCKET tokens, in order
+    skipped: int  # updates the guard refused
+    seconds: float
+
+    def loss(self, start: int, end: int) -> float | None:
+        """Mean loss of the tokens from `start` to `end` (multiples of BUCKET); None where the reading is shorter."""
+        part = self.nats[start // BUCKET : end // BUCKET]
+        return sum(part) / len(part) if len(self.nats) * BUCKET >= end > start else None
+
+
+def update_existing_mlps(model: Decoder) -> None:
+    """Makes the suffix blocks' own MLPs the fast weights: the prime MLP becomes the static one, which becomes zero."""
+    for block in (cast(Block, model.blocks[i]) for i in model.config.suffix):
+        block.prime_mlp.w2 = nn.Parameter(block.mlp.w2.weight.float(), requires_grad=False)
+        block.mlp.w2.weight = nn.Parameter(torch.zeros_like(block.mlp.w2.weight), requires_grad=False)
+
+
+def token_ids(reader: TTTReader, text: str, tokens: int) -> list[int]:
+    """The first `tokens` tokens that reading `text` would read, fewer where it is shorter."""
+    ids = [cast(int, reader.tokenizer.bos_id)] if reader.tokenizer.adds_bos else []
+    for segment in segments([text]):
+        ids += reader.tokenizer.encode(segment)
+        if len(ids) >= tokens:
+            break
+    return ids[:tokens]
+
+
+def read_text(
+    system: str, reader: TTTReader, book: Text, length: int, on_tokens: Callable[[int], object] = lambda count: None
+) -> Reading:
+    """Reads the first `length` tokens of a book, or its whole buckets where it is shorter.
+
+    `on_tokens` is told how many tokens were read, chunk by chunk.
+    """
+    ids = torch.tensor(token_ids(reader, book.text, length + 1)).unsqueeze(0)
+    whole = (ids.shape[1] - 1) // BUCKET * BUCKET
+    state = ReadingState(reader.model, reader.reading)
+    losses, skipped, seconds, chunk = [], 0, 0.0, reader.reading.chunk
+    while (left := (whole - state.position) // chunk) > 0:
+        count = min(left, state.slots_left)
+        piece = ids[:, state.position : state.position + count * chunk + 1].to(reader.model.embed.weight.device)
+        for result in state.read(piece):
+            losses.append(result.nll[0].double().cpu())
+            skipped += int(result.skipped[0])
+            seconds += result.seconds
+            on_tokens(chunk)
+    nll = torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64)
+    return Reading(
+        system=system,
+        book=book.id,
+        sha256=book.sha256,
+        fingerprint=reader.fingerprint,
+        reading=reader.reading.model_dump(mode="json"),
+        nats=tuple(nll[: len(nll) // BUCKET * BUCKET].view(-1, BUCKET).mean(1).tolist()),
+        skipped=skipped,
+        seconds=seconds,
+    )
+
+
+def measure(
+    books: Sequence[Text],
+    systems: Iterable[str],
+    base: Base,
+    length: int,
+    known: Iterable[Reading] = (),
+    on_tokens: Callable[[int], object] = lambda count: None,
+) -> Iterator[Reading]:
+    """Every book read by every system, those that are `known` already not again.
+
+    Raises UsageError for a system that does not exist, lacks its adapter, or whose chunks do not fit into BUCKETs.
+    """
+    done = {(r.system, r.sha256, r.fingerprint, str(r.reading)): r for r in known}
+    for system in systems:
+        if system not in SYSTEMS:
+            raise UsageError(f"there is no system {system!r}: choose from {', '.join(SYSTEMS)}")
+        reader = SYSTEMS[system](base)
+        if length % reader.reading.chunk:
+            raise UsageError(f"a length of {length:,} is not a multiple of the chunk ({reader.reading.chunk:,})")
+        for book in books:
+            key = (system, book.sha256, reader.fingerprint, str(reader.reading.model_dump(mode="json")))
+            old = done.get(key)
+            available = (len(token_ids(reader, book.text, length + 1)) - 1) // BUCKET
+            if old is None or len(old.nats) < available:
+                old = read_text(system, reader, book, length, on_tokens)
+            else:
+                on_tokens(available * BUCKET)
+            yield old
+
+
+def by_length(readings: Iterable[Reading], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """`{"system", "length", "nats", "books": {id: nats}}` for every system and length.
+
+    `nats` is the mean over the books that are at least so long: each counts the same. None where there is no such book.
+    """
+    rows = []
+    for system, own in _by_system(readings).items():
+        for length in lengths:
+            books = {r.book: loss for r in own if (loss := r.loss(0, length)) is not None}
+            rows.append({"system": system, "length": length, "nats": _mean(books.values()), "books": books})
+    return rows
+
+
+def by_position(readings: Iterable[Reading], length: int) -> list[dict[str, Any]]:
+    """`{"system", "start", "end", "nats", "books"}`: loss of the tokens between two positions, bins doubling in length.
+
+    Only books of at least `length` tokens, so that every bin is about the same ones; `books` is how many.
+    """
+    edges = [0, BUCKET]
+    while edges[-1] < length:
+        edges.append(min(2 * edges[-1], length))
+    rows = []
+    for system, own in _by_system(readings).items():
+        long = [r for r in own if len(r.nats) * BUCKET >= length]
+        for start, end in pairwise(edges):
+            losses = [loss for r in long if (loss := r.loss(start, end)) is not None]
+            rows.append({"system": system, "start": start, "end": end, "nats": _mean(losses), "books": len(losses)})
+    return rows
+
+
+def report(readings: Sequence[Reading], lengths: Sequence[int]) -> dict[str, Any]:
+    """Everything that is printed and written: `results` by length, `positions` by token position."""
+    return {"results": by_length(readings, lengths), "positions": by_position(readings, max(lengths))}
+
+
+def plot(readings: Sequence[Reading], lengths: Sequence[int], path: Path) -> None:
+    """Two panels: loss against context length, and against token position relative to the first system."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for system, rows in _grouped(by_length(readings, lengths)).items():
+        shown = [row for row in rows if row["nats"] is not None]
+        left.plot([row["length"] for row in shown], [row["nats"] for row in shown], marker="o", label=system)
+    longest = max(length for length in lengths)
+    positions = _grouped(by_position(readings, longest))
+    first = next(iter(positions))
+    for system, rows in positions.items():
+        pairs = [(a, b) for a, b in zip(rows, positions[first], strict=True) if a["nats"] is not None]
+        right.plot([a["end"] for a, _ in pairs], [a["nats"] - b["nats"] for a, b in pairs], marker="o", label=system)
+    left.set(xscale="log", xlabel="context length (tokens)", ylabel="loss (nats per token)")
+    right.set(xscale="log", xlabel="token position", ylabel=f"loss against {first} (nats)")
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+        panel.set_xscale("log", base=2)
+    left.legend(fontsize=8)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def _by_system(readings: Iterable[Reading]) -> dict[str, list[Reading]]:
+    systems: dict[str, list[Reading]] = {}
+    for reading in readings:
+        systems.setdefault(reading.system, []).append(reading)
+    return systems
+
+
+def _grouped(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    systems: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        systems.setdefault(row["system"], []).append(row)
+    return systems
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None

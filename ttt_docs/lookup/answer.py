@@ -1,0 +1,254 @@
+"""Answering from the document's text: find the passages, take or read the answer, and show where it stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ttt_docs.checkpoints.tokenizer import Tokenizer
+from ttt_docs.errors import UsageError
+from ttt_docs.generation.results import Answer, Evidence
+from ttt_docs.lookup.candidates import candidates
+from ttt_docs.lookup.evidence import quote, unsupported
+from ttt_docs.lookup.extract import COVERED, Value, extract
+from ttt_docs.lookup.index import PassageIndex, index_of
+from ttt_docs.lookup.passages import Span
+from ttt_docs.lookup.query import Query, only, understand
+from ttt_docs.lookup.reading import LONGEST, asking, copy_answer, read_passages
+from ttt_docs.lookup.search import Found, occurrences, search
+from ttt_docs.lookup.terms import terms
+from ttt_docs.memory.memory import Memory
+from ttt_docs.model.decoder import Decoder
+
+#: Passages that are read and shown, and tokens of text that are read, unless the caller says otherwise.
+TOP_K, MAX_CONTEXT = 5, 1536
+#: Below this share of the question's weight in the best sentence, the text does not speak of what was asked.
+LEAST = 0.2
+#: Nats that a passage's score in the search is worth beside how well the question follows it.
+LEXICAL = 5.0
+#: Characters of the sentences quoted around an answer.
+QUOTED = 300
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was found in one memory."""
+
+    which: int
+    memory: Memory
+    index: PassageIndex
+    query: Query
+    found: Found
+
+    @property
+    def score(self) -> float:
+        return self.found.sentences[0].score if self.found.sentences else 0.0
+
+    @property
+    def coverage(self) -> float:
+        return self.found.sentences[0].coverage if self.found.sentences else 0.0
+
+    def written(self, start: int, end: int) -> str:
+        """text[start:end] on one line."""
+        return " ".join(self.index.text[start:end].split())
+
+    def about(self, query: Query) -> Looked:
+        return Looked(self.which, self.memory, self.index, query, search(self.index, query))
+
+
+def answer_from_text(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    memories: Sequence[Memory],
+    question: str,
+    top_k: int | None = None,
+    max_context: int | None = None,
+) -> Answer:
+    """The answer that the memories' texts give, copied from them, with the passages it was found in.
+
+    Nothing of it is the model's own wording. Where no text speaks of what was asked, the answer says so and has no
+    evidence. `top_k` passages are shown, and read up to `max_context` tokens.
+
+    Raises UsageError for a question that does not fit, a bad limit, or a memory without text.
+    """
+    began = time.perf_counter()
+    top_k = TOP_K if top_k is None else top_k
+    budget = _budget(model, tokenizer, question, top_k, max_context)
+    looked = [_look(i, memory, question) for i, memory in enumerate(memories)]
+    looked.sort(key=lambda one: -one.score)
+    text, evidence, reason = _missing(looked) or _extracted(looked, top_k) or ("", [], "")
+    if not text:
+        text, evidence, reason = _read(model, tokenizer, looked, question, top_k, budget)
+    verified = bool(evidence) and not unsupported(text, [e.quote for e in evidence], question, looked[0].index.language)
+    return Answer(text, "lookup", tuple(evidence), time.perf_counter() - began, reason, verified)
+
+
+def _budget(model: Decoder, tokenizer: Tokenizer, question: str, top_k: int, max_context: int | None) -> int:
+    """Tokens of text that can be read beside the question."""
+    if not question.strip():
+        raise UsageError("the question is empty")
+    for name, value in (("top_k", top_k), ("max_context", max_context)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name}={value}: use at least 1")
+    longest = model.config.max_positions
+    room = longest - sum(map(len, asking(tokenizer, question))) - LONGEST
+    if room < min(256, longest // 4):
+        raise UsageError(
+            f"the question has {len(tokenizer.encode(question)):,} tokens: the model reads {longest:,}, and the "
+            "passages must fit beside it; ask more briefly"
+        )
+    return min(room, MAX_CONTEXT if max_context is None else max_context)
+
+
+def _look(which: int, memory: Memory, question: str) -> Looked:
+    if memory.text is None:
+        names = ", ".join(document.name for document in memory.documents) or "the document"
+        raise UsageError(
+            f"this memory was saved without the text of {names}, so nothing can be looked up in it: "
+            'ask with route="memory", or ingest the document again'
+        )
+    if not memory.text.strip():
+        raise UsageError("this memory holds no text: read a document first")
+    index = index_of(memory.text)
+    query = understand(question, index.language)
+    return Looked(which, memory, index, query, search(index, query))
+
+
+Result = tuple[str, list[Evidence], str]
+
+
+def _missing(looked: Sequence[Looked]) -> Result | None:
+    """What to say where no text holds a key or name that the question is about."""
+    document = "The document" if len(looked) == 1 else "None of the documents"
+    does = "does not contain" if len(looked) == 1 else "contains"
+    query = looked[0].query
+    keys = [key for key in query.keys if all(key in one.found.missing for one in looked)]
+    names = [name for name in query.names if all(_unnamed(one.index, name) for one in looked)]
+    absent = keys if keys and len(keys) == len(query.keys) else names
+    if query.kind == "mention" and not absent and all(one.coverage < COVERED for one in looked):
+        return f"{document} {does} what was asked about.", [], "no sentence names it"
+    if not absent:
+        return None
+    named = " or ".join(f"“{name}”" for name in absent)
+    return f"{document} {does} {named}.", [], f"looked for {named} everywhere"
+
+
+def _unnamed(index: PassageIndex, name: str) -> bool:
+    return not any(index.frequency(term) for term in terms(name, index.language))
+
+
+def _extracted(looked: Sequence[Looked], top_k: int) -> Result | None:
+    """Values that sentences give without doubt, for each thing the question names."""
+    best = looked[0]
+    if best.query.kind == "mention":
+        spans = [(s.start, s.end) for s in best.found.sentences[:top_k] if s.coverage >= COVERED]
+        return "Yes.", [_quote(best, *span) for span in spans], "a sentence names all that the question names"
+    parts = [_values(looked)]
+    things = _things(best)
+    if things:
+        whole = best.found.sentences[0] if best.found.sentences else None
+        if whole is None or not all(occurrences(best.index.text[whole.start : whole.end], thing) for thing in things):
+            queries = [only(best.query, thing, things, best.index.language) for thing in things]
+            parts = [_values([one.about(query) for one in looked]) for query in queries]
+    if not all(parts):
+        return None
+    values = [pair for part in parts for pair in part]
+    texts = dict.fromkeys(one.written(value.start, value.end) for one, value in values)
+    evidence = {(one.which, value.sentence.index): _around(one, value.start, value.end) for one, value in values}
+    count = "one sentence names" if len(evidence) == 1 else f"{len(evidence)} sentences name"
+    reason = f"{count} what the question names, and the answer"
+    return ", ".join(texts), _filled(list(evidence.values()), _passage_quotes(looked, top_k), top_k), reason
+
+
+def _things(one: Looked) -> tuple[str, ...]:
+    """Several keys, or members of a list, that the question asks about."""
+    if len(one.query.keys) > 1:
+        return one.query.keys
+    return one.query.items if one.query.many and one.coverage < COVERED else ()
+
+
+def _values(looked: Sequence[Looked]) -> list[tuple[Looked, Value]]:
+    """The values of the best memory, or those of all if the question wants all."""
+    found = [[(one, value) for value in extract(one.index, one.query, one.found)] for one in looked]
+    if looked[0].query.many:
+        return [pair for pairs in found for pair in pairs]
+    return next((pairs for pairs in found if pairs), [])
+
+
+def _read(
+    model: Decoder, tokenizer: Tokenizer, looked: Sequence[Looked], question: str, top_k: int, budget: int
+) -> Result:
+    """What the model copies from the passage that fits the question best."""
+    best = looked[0]
+    if best.coverage < LEAST:
+        document = "The document does" if len(looked) == 1 else "The documents do"
+        return f"{document} not say.", [], "no passage is about what was asked"
+    passages = _passages(best, tokenizer, budget)
+    weights = dict(passages)
+    read = read_passages(model, tokenizer, best.index.text, list(weights), question)
+    read.sort(key=lambda one: -(one.fit + LEXICAL * weights[one.start, one.end]))
+    copied = None
+    for passage in read:
+        copied = copy_answer(model, tokenizer, best.index.text, passage, _candidates(best, passage.start, passage.end))
+        if copied is not None:
+            break
+    if copied is None:
+        return "The document does not say.", [], "the passages hold nothing of the kind asked for"
+    reason = f"the model read {len(passages)} passages and chose these words ({copied.confidence:.2f} nats per token)"
+    first = [_around(best, copied.start, copied.end)]
+    shown = [quote(best.memory, one.start, one.end, weights[one.start, one.end], best.which) for one in read]
+    evidence = _filled(first, [*shown, *_passage_quotes(looked, top_k)], top_k)
+    return best.written(copied.start, copied.end), evidence, reason
+
+
+def _passages(one: Looked, tokenizer: Tokenizer, budget: int) -> list[tuple[Span, float]]:
+    """The best passages that fit into so many tokens, with their scores; at least one."""
+    chosen: list[tuple[Span, float]] = []
+    for passage, score in one.found.passages:
+        start, end = one.index.span(passage)
+        budget -= len(tokenizer.encode(one.index.text[start:end]))
+        if budget < 0 and chosen:
+            break
+        chosen.append(((start, end), score))
+    return chosen
+
+
+def _candidates(one: Looked, start: int, end: int) -> list[Span]:
+    """Spans of text[start:end] of the kind asked for that the question does not say itself."""
+    spans = candidates(one.index.text, start, end, one.query.kind)
+    return [span for span in spans if not all(term in one.query.weights for term in one.index.terms(*span))]
+
+
+def _quote(one: Looked, start: int, end: int) -> Evidence:
+    score = next((s.score for s in one.found.sentences if s.start <= start < s.end), 0.0)
+    return quote(one.memory, start, end, score, one.which)
+
+
+def _around(one: Looked, start: int, end: int) -> Evidence:
+    """The sentences that hold text[start:end], and the ones before and after while that is short."""
+    spans = one.index.sentences
+    first, last = one.index.sentence_at(start), one.index.sentence_at(end - 1)
+    if spans[last][1] - spans[first][0] < QUOTED // 3:
+        for a, b in ((first - 1, last), (first, last + 1)):
+            if a >= 0 and b < len(spans) and spans[b][1] - spans[a][0] <= QUOTED:
+                first, last = a, b
+                break
+    return _quote(one, spans[first][0], max(spans[last][1], end))
+
+
+def _passage_quotes(looked: Sequence[Looked], top_k: int) -> list[Evidence]:
+    """The best passages of all memories, best first."""
+    ranked = sorted(((score, one, p) for one in looked for p, score in one.found.passages[:top_k]), key=lambda r: -r[0])
+    return [quote(one.memory, *one.index.span(passage), score, one.which) for score, one, passage in ranked]
+
+
+def _filled(evidence: list[Evidence], more: Sequence[Evidence], top_k: int) -> list[Evidence]:
+    """`evidence`, and after it `more` of which most is not shown yet, up to `top_k` in all."""
+    for new in more:
+        if len(evidence) >= top_k:
+            break
+        shown = (min(e.end, new.end) - max(e.start, new.start) for e in evidence if e.memory == new.memory)
+        if max(shown, default=0) <= 0.8 * (new.end - new.start):
+            evidence.append(new)
+    return evidence

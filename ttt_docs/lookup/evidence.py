@@ -1,0 +1,63 @@
+"""Quotes with their places, and whether an answer stands in them."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from ttt_docs.documents.document import Span as NamedSpan
+from ttt_docs.generation.names import word_set
+from ttt_docs.generation.results import Evidence
+from ttt_docs.lookup.terms import stop_words
+from ttt_docs.memory.memory import Memory, ReadDocument
+
+_NUMBER = re.compile(r"\d+(?:[.,:/-]?\d+)*")
+_NAME = re.compile(r"[^\W\d_a-z][\w’'-]+")
+_POSSESSIVE = re.compile(r"['’]s?$")
+#: Capitalized where a sentence begins, and no names.
+_PLAIN = word_set("yes no according")
+_QUOTED = re.compile(r"[“\"«„]([^“”\"«»„]{2,})[”\"»“]")
+
+
+def quote(memory: Memory, start: int, end: int, score: float, which: int = 0) -> Evidence:
+    """The memory's text[start:end] with its page, chapter and document. Raises ValueError for a span outside it."""
+    text = memory.text
+    if text is None or not 0 <= start < end <= len(text):
+        raise ValueError(f"there is no text at characters {start} to {end}")
+    document = _document_at(memory.documents, start)
+    places = {kind: _label_at(document.spans if document else (), kind, start) for kind in ("page", "chapter")}
+    return Evidence(
+        text[start:end],
+        places["page"],
+        start,
+        end,
+        score,
+        chapter=places["chapter"],
+        document=document.name if document else None,
+        memory=which,
+    )
+
+
+def _document_at(documents: Sequence[ReadDocument], character: int) -> ReadDocument | None:
+    at = bisect_right(documents, character, key=lambda document: document.start) - 1
+    return documents[at] if at >= 0 else None
+
+
+def _label_at(spans: Sequence[NamedSpan], kind: str, character: int) -> str | None:
+    own = [span for span in spans if span.kind == kind]
+    at = bisect_right(own, character, key=lambda span: span.start) - 1
+    return own[at].label if at >= 0 and character < own[at].end else None
+
+
+def unsupported(answer: str, quotes: Sequence[str], question: str = "", language: str = "english") -> list[str]:
+    """The numbers, names and quoted strings of an answer that stand neither in a quote nor in the question."""
+    shown = " ".join(" ".join(quotes).split()).lower()
+    known = f"{shown} {question.lower()}"
+    missing = [n for n in _NUMBER.findall(answer) if not re.search(rf"(?<!\d){re.escape(n)}(?!\d)", known)]
+    missing += [q for q in _QUOTED.findall(answer) if " ".join(q.split()).lower() not in shown]
+    for word in _NAME.findall(answer):
+        name = _POSSESSIVE.sub("", word).lower()
+        if name not in stop_words(language) | _PLAIN and not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", known):
+            missing.append(word)
+    return list(dict.fromkeys(missing))

@@ -1,0 +1,109 @@
+"""A sparse index over a text's passages (BM25), built in well under a second per million characters.
+
+It is made from the text alone, at the first question, and kept while the text is in use: that is faster than a memory
+file with the index in it would be to load and check (docs/lookup.md has the figures).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+
+import numpy as np
+
+from ttt_docs.lookup.passages import Span, passages, sentences
+from ttt_docs.lookup.terms import TOKEN, language_of, terms, token_terms
+
+#: BM25: how soon more of the same term stops counting, and how much longer passages are held back.
+K1, B = 1.2, 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class PassageIndex:
+    """The passages of a text and, for each term, the passages it stands in with its weight there.
+
+    Columns are terms: passages `indices[indptr[t]:indptr[t + 1]]` have the weights `data[...]`, which hold BM25's
+    inverse document frequency within this text.
+    """
+
+    text: str
+    language: str
+    sentences: list[Span]
+    firsts: np.ndarray  # int32 [passages]: its first sentence
+    lasts: np.ndarray  # int32 [passages]: the one after its last
+    vocabulary: dict[str, int]
+    data: np.ndarray  # float32 [entries]
+    indices: np.ndarray  # int32 [entries]
+    indptr: np.ndarray  # int64 [terms + 1]
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def span(self, passage: int) -> Span:
+        """Characters of a passage."""
+        return self.sentences[self.firsts[passage]][0], self.sentences[self.lasts[passage] - 1][1]
+
+    def frequency(self, term: str) -> int:
+        """In how many passages a term stands."""
+        column = self.vocabulary.get(term)
+        return 0 if column is None else int(self.indptr[column + 1] - self.indptr[column])
+
+    def weight(self, term: str) -> float:
+        """Inverse document frequency, the rarer the larger; of a term that is nowhere, as if it were in one passage."""
+        return inverse_frequency(max(self.frequency(term), 1), max(len(self), 1))
+
+    def scores(self, weights: dict[str, float]) -> np.ndarray:
+        """BM25 of every passage [passages] for terms with these factors."""
+        total = np.zeros(len(self), dtype=np.float32)
+        for term, factor in weights.items():
+            column = self.vocabulary.get(term)
+            if column is not None:
+                part = slice(self.indptr[column], self.indptr[column + 1])
+                total[self.indices[part]] += factor * self.data[part]
+        return total
+
+    def terms(self, start: int, end: int) -> list[str]:
+        """The terms of text[start:end]."""
+        return terms(self.text[start:end], self.language)
+
+    def sentence_at(self, character: int) -> int:
+        """The sentence that holds a character, or the one before it."""
+        return max(bisect_right(self.sentences, character, key=lambda span: span[0]) - 1, 0)
+
+
+def inverse_frequency(frequency: int, passages: int) -> float:
+    return math.log(1 + (passages - frequency + 0.5) / (frequency + 0.5))
+
+
+@lru_cache(maxsize=8)
+def index_of(text: str) -> PassageIndex:
+    """The index of a text; of the texts asked about last it is kept (a text's hash is computed once)."""
+    language = language_of(text)
+    spans = sentences(text)
+    vocabulary: dict[str, int] = {}
+    known: dict[str, list[int]] = {}
+
+    def columns(token: str) -> list[int]:
+        found = known.get(token)
+        if found is None:
+            found = known[token] = [vocabulary.setdefault(t, len(vocabulary)) for t in token_terms(token, language)]
+        return found
+
+    rows = [list(chain.from_iterable(map(columns, TOKEN.findall(text, *span)))) for span in spans]
+    firsts, lasts = passages(spans)
+    documents = [list(chain.from_iterable(rows[a:b])) for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True)]
+    data, indices, indptr = _matrix(documents, vocabulary)
+    return PassageIndex(text, language, spans, firsts, lasts, vocabulary, data, indices, indptr)
+
+
+def _matrix(documents: list[list[int]], vocabulary: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if not vocabulary:  # nothing but punctuation
+        return np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int64)
+    import bm25s
+
+    retriever = bm25s.BM25(k1=K1, b=B, method="lucene")
+    retriever.index((documents, vocabulary), show_progress=False)
+    return tuple(retriever.scores[name] for name in ("data", "indices", "indptr"))

@@ -1,0 +1,233 @@
+"""What a question is made of, as the router sees it: words, word classes, pointers, form.
+
+Nothing here needs more than the standard library, and a question takes well under a millisecond.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from functools import cache
+from pathlib import Path
+
+#: Of a longer question the first and the last words count.
+LONGEST = 120
+
+_QUOTE = re.compile(r"\"([^\"]+)\"|(?<!\w)'([^']{2,}?)'(?!\w)|`([^`]+)`")
+_ORDINAL = r"first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|final|next|previous|\d+(?:st|nd|rd|th)"
+_SPOT = (
+    r"pages?|pp?\.|chapters?|ch\.|sections?|sec\.|clauses?|articles?|art\.|paragraphs?|para\.?|lines?|tables?|figures?|fig\.|"
+    r"appendix|appendices|annex|schedules?|exhibits?|footnotes?|endnotes?|equations?|eq\.|steps?|items?|slides?|verses?|"
+    r"rows?|columns?|issues?|listings?|sheets?|stanzas?|acts?|scenes?"
+)
+_NUMERAL = r"#?\d[\w.()/-]*|[ivxlc]+\b(?!')|[a-h]\b(?!')|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+#: "page 12", "clause 4.2", "§ 7", "the third paragraph".
+_PLACE = re.compile(
+    rf"\b(?:{_SPOT})\s*(?:no\.?\s*|number\s*)?(?:{_NUMERAL})(?!\w)|§+\s*\d[\w.]*|\b(?:{_ORDINAL})\s+(?:{_SPOT})\b",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"(?<!\w)(?=\S*\d)(?=\S*[A-Za-z])[\w.#/-]+(?!\w)|(?<!\w)\w+(?:_\w+)+|\w+\(\)|--[a-z][\w-]*|\S+@\S+\.\w+")
+_YEAR = re.compile(r"(?<![\w.])(?:1[0-9]{3}|20[0-9]{2})(?![\w.])")
+_NUMBER = re.compile(r"(?<![\w])[$€£]?\d[\d.,]*%?")
+_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|<\w+>")
+_CLAUSE = re.compile(r"(?<=[.;:!?])\s+|\s+[-–—]+\s+|\n+")
+#: What people say before they ask. "do you think" and "would you recommend" ask for an opinion and stay.
+_POLITE = re.compile(
+    r"^(?:(?:hi|hello|hey|ok|okay|so|and|well|now|please|pls|kindly|just|quick question|question|also|then|"
+    r"can you(?: please| perhaps| maybe)?|could you(?: please| perhaps| maybe)?|would you (?:please|kindly|mind)|will you|"
+    r"do you know|do you remember|any idea|tell me|let me know|help me(?: to)?|give me|i (?:just )?(?:want|need|wish) to know|"
+    r"i(?: woul|')d like to know|i(?: a|')m (?:curious|wondering)|i wonder)\b[,:]?\s*)+",
+    re.IGNORECASE,
+)
+_ASKING = ("who", "whom", "whose", "when", "where", "which", "what", "why", "how")
+_SHORT = {"what's": "what is", "who's": "who is", "where's": "where is", "when's": "when is", "how's": "how is"}
+#: After "how", these ask for a number.
+_MEASURES = frozenset("many much long old far often tall big large deep wide high heavy fast late early soon".split())
+
+
+def stem(word: str) -> str:
+    """The word without its commonest endings, British spelling made American: `summarised` and `summarizes` are one."""
+    word = word.replace("’", "'").removesuffix("'s").rstrip("'")
+    word = re.sub(r"(?<=[a-z]{3})(?:is|iz)(?=(?:e|ed|es|er|ing|ation)s?$)", "iz", word)
+    if len(word) > 4:
+        word = re.sub(r"ies$", "y", word)
+        word = re.sub(r"(?<=[^s])s$", "", word)
+    for ending in ("ing", "ed", "ly"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            word = word.removesuffix(ending)
+            break
+    if len(word) > 3:
+        word = re.sub(r"([bdfgmnprt])\1$", r"\1", word.removesuffix("e"))
+    return word
+
+
+@cache
+def word_classes() -> dict[str, tuple[str, ...]]:
+    """Stem to the names of its classes."""
+    classes: dict[str, tuple[str, ...]] = {}
+    for name, entry in _word_file().items():
+        for word in entry["words"].split():
+            key = stem(word)
+            if name not in classes.get(key, ()):
+                classes[key] = (*classes.get(key, ()), name)
+    return classes
+
+
+@cache
+def class_meanings() -> dict[str, str]:
+    """What a question with a word of the class does, in words: "asks for a number"."""
+    return {name: entry["says"] for name, entry in _word_file().items()}
+
+
+@cache
+def _word_file() -> dict[str, dict[str, str]]:
+    return json.loads(Path(__file__).with_name("question_words.json").read_text("utf-8"))
+
+
+@cache
+def _by_initial() -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for word in word_classes():
+        if len(word) >= 4:
+            groups.setdefault(word[0], []).append(word)
+    return groups
+
+
+def corrected(word: str) -> str:
+    """The known stem that is one slip of the pen away from this one, if any: `them` stays, `sumary` is `summary`."""
+    known = word_classes()
+    if word in known or len(word) < 5 or not word.isascii():
+        return word
+    for other in _by_initial().get(word[0], ()):
+        if "common" not in known[other] and _one_slip(word, other):
+            return other
+    return word
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """Whether one letter is missing, too much or another, or two neighbours have changed places."""
+    if abs(len(a) - len(b)) > 1:
+        return False
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    rest_a, rest_b = a[start:], b[start:]
+    if len(a) == len(b):
+        return rest_a[1:] == rest_b[1:] or (rest_a[:2] == rest_b[1::-1] and rest_a[2:] == rest_b[2:])
+    return rest_a[1:] == rest_b or rest_a == rest_b[1:]
+
+
+def features(question: str) -> dict[str, str]:
+    """The question's features, each with the words of the question that it comes from (for the reason).
+
+    Names: `w=` a stem, `b=` two in a row, `start=` how the asking clause begins, `q=` the question word, `c=` a word
+    class, `q=...&c=...` both, `has=` place, quote, code, year, number or name, `length=`.
+    """
+    found: dict[str, str] = {}
+    text = unicodedata.normalize("NFKC", question).translate(str.maketrans("“”„«»‘’", "\"\"\"\"\"''")).strip()
+    words = text.split()
+    if len(words) > LONGEST:
+        text = " ".join(words[: LONGEST // 2] + words[-LONGEST // 2 :])
+
+    def mask(kind: str, pattern: re.Pattern[str], text: str) -> str:
+        def replaced(match: re.Match[str]) -> str:
+            found.setdefault(f"has={kind}", match[0].strip())
+            return f" <{kind}> "
+
+        return pattern.sub(replaced, text)
+
+    text = mask("quote", _QUOTE, text)
+    text = mask("place", _PLACE, text)
+    clause = _POLITE.sub("", _asking_clause(text))
+    for kind, pattern in (("code", _CODE), ("year", _YEAR), ("number", _NUMBER)):
+        clause = mask(kind, pattern, clause)
+    stems, spoken = _stems(clause, found)
+    for kind in ("quote", "place"):  # of another clause they say less
+        if f"has={kind}" in found and f"<{kind}>" not in spoken:
+            del found[f"has={kind}"]
+    _word_features(stems, spoken, found)
+    return found
+
+
+def _asking_clause(text: str) -> str:
+    """The last clause that begins with a question word or nearly so; else the last that has one; else the first."""
+    clauses = [clause for clause in _CLAUSE.split(text) if _WORD.search(clause)]
+    asking = [c for c in clauses if _question_word(_WORD.findall(_POLITE.sub("", c).lower())[:4])[0]]
+    anywhere = [c for c in clauses if _question_word(_WORD.findall(c.lower()))[0]]
+    return (asking or anywhere[-1:] or clauses[:1] or [""])[-1]
+
+
+def _stems(clause: str, found: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Stems and the words as written; names are `<name>`."""
+    written = []
+    for match in _WORD.finditer(clause):
+        short = _SHORT.get(match[0].lower())
+        written += short.split() if short else [match[0]]
+    plain = [word for word in written if not word.startswith("<")]
+    shouted = sum(word[0].isupper() for word in plain) > max(2, 0.6 * len(plain))
+    stems: list[str] = []
+    for i, word in enumerate(written):
+        if word.startswith("<"):
+            stems.append(word)
+        elif word[0].isupper() and i and not shouted and word != "I":
+            found.setdefault("has=name", word)
+            if not stems or stems[-1] != "<name>":
+                stems.append("<name>")
+                continue
+            written[i] = ""
+        else:
+            stems.append(corrected(stem(word.lower())))
+    return stems, [word for word in written if word]
+
+
+def _question_word(words: list[str]) -> tuple[str, int]:
+    """The first question word, "how many" as one, and where it stands."""
+    for i, word in enumerate(words):
+        if word in _ASKING:
+            following = words[i + 1] if i + 1 < len(words) else ""
+            if word == "how" and following in _MEASURES:
+                return f"how {following}", i
+            return ("who" if word in ("whom", "whose") else word), i
+    return "", -1
+
+
+def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -> None:
+    classes = word_classes()
+    asking, at = _question_word([word.lower() for word in spoken])
+    kind = "how much" if asking.startswith("how ") else asking or "none"
+    found[f"q={kind}"] = asking
+    found[f"length={sum(len(stems) > limit for limit in (2, 5, 10, 18, 30))}"] = ""
+    if at > 0:
+        found["q=inside"] = asking
+    first = True
+    for word, said in zip(stems, spoken, strict=True):
+        if not word.startswith("<"):
+            found.setdefault(f"w={word}", said)
+        named = [name for name in classes.get(word, ()) if name not in ("common", "document")]
+        for name in named:
+            found.setdefault(f"c={name}", said)
+            found.setdefault(f"q={kind}&c={name}", said)
+            if first:
+                found[f"first={name}"] = said
+                found[f"q={kind}&first={name}"] = said
+        first = first and not named
+    run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word not in ("the", "a", "an")]
+    shapes = ["^", *(shape for shape, _ in run_of), "$"]
+    said = ["", *(word for _, word in run_of), ""]
+    for size in (2, 3):
+        for i in range(len(shapes) - size + 1):
+            run = shapes[i : i + size]
+            if run.count("*") < size - 1:
+                found.setdefault(f"b={' '.join(run)}", " ".join(said[i : i + size]).strip())
+    for pointer in ("place", "quote", "code", "year", "number", "name"):
+        if f"has={pointer}" in found:
+            found[f"q={kind}&has={pointer}"] = found[f"has={pointer}"]
+
+
+def _shape(word: str) -> str:
+    """A word as runs of words see it: itself if it is common, else its class, else any word."""
+    names = word_classes().get(word, ())
+    if word == "<name>":
+        return "*"
+    if word.startswith("<") or "common" in names:
+        return word
+    return f"<{names[0]}>" if names else "*"
