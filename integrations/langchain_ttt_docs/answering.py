@@ -54,7 +54,9 @@ def reply_to(choice: AnswerChoice, conversation: Sequence[tuple[str, str]]) -> R
     names = [document.name for document in memory.documents] if memory is not None else []
     usage = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)
     about: dict[str, Any] = {"model_name": choice.model, "documents": names}
-    question = conversation[-1][1] if conversation else ""
+    role, question = conversation[-1] if conversation else ("user", "")
+    if role != "user" or not question.strip():
+        raise UsageError("a conversation must end with a message of the user that is not empty")
     if memory is not None and chosen_route([memory], question, choice.route)[0] == "lookup":
         return Replying(_looked_up(reader, memory, question, choice, usage, about), usage, about)
     return Replying(_written(reader, memory, conversation, choice, usage, about), usage, about)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -30,10 +31,11 @@ def test_passages_are_exact_and_say_where_they_stand(library, memory):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_passages_from_a_store(library):
+async def test_passages_from_a_store(library):
     retriever = TTTDocsRetriever(store=library.store, document="log.txt")
     assert {p.metadata["source"] for p in retriever.invoke(QUESTION)} == {"log.txt"}
     assert {p.metadata["source"] for p in retriever.invoke("Where is the farm?", document="farm.txt")} == {"farm.txt"}
+    assert len(await retriever.ainvoke(QUESTION, k=1)) == 1
     with pytest.raises(UsageError, match="needs a memory"):
         TTTDocsRetriever().invoke(QUESTION)
 
@@ -102,4 +104,5 @@ def test_a_pickled_model_answers_the_same_after_it_was_used(settings):
 
 def test_ttt_docs_itself_does_without_langchain():
     code = "import sys, ttt_docs, ttt_docs.reader; sys.exit(any(m.startswith('langchain') for m in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
