@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import langchain_core.load.load as loading
+from importlib import import_module
+
 import pytest
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
@@ -14,6 +15,7 @@ class TestChatUnit(ChatModelUnitTests):
     def _allowed(self, monkeypatch):
         """`load(allowed_objects="all")` means the classes on LangChain's own list, which no package can add to itself;
         users name the class (see `test_serialization`)."""
+        loading = import_module("langchain_core.load.load")  # as an attribute, the function of that name hides it
         path = tuple(ChatTTTDocs.lc_id())
         monkeypatch.setitem(loading.ALL_SERIALIZABLE_MAPPINGS, path, path)
         monkeypatch.setattr(loading, "_default_class_paths_cache", {}, raising=False)

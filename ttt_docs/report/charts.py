@@ -12,6 +12,8 @@ from ttt_docs.report.markup import Markup, element, join
 #: Average width of a character of the small labels, in pixels.
 CHARACTER = 6.4
 MATRICES = ("w1", "w2", "w3")
+#: Pixels from the curve to the number of a passage: the first that is free, above rather than below.
+SPOT_PLACES = (-13, 13, -31, 31, -49, 49, -67, 67)
 
 
 class Frame(NamedTuple):
@@ -123,11 +125,15 @@ def _labels(names: Sequence[str], widths: Sequence[float]) -> list[str]:
 
 
 def _spots(findings: Findings, frame: Frame) -> list[Markup]:
-    """The surprising passages as numbers, on the curve where they stand."""
-    parts = []
+    """The surprising passages as numbers beside the curve where they stand, none on top of another."""
+    parts: list[Markup] = []
+    taken: list[tuple[float, float]] = []
     for number, passage in enumerate(findings.passages or (), start=1):
         point = next((p for p in findings.curve if p.start <= passage.token < p.end), findings.curve[0])
-        x, y = frame.x(passage.token), max(frame.y(point.loss) - 13, frame.top + 9)
+        x, height = frame.x(passage.token), frame.y(point.loss)
+        inside = (height + away for away in SPOT_PLACES if frame.top + 9 < height + away < frame.bottom - 9)
+        y = next((y for y in inside if all(abs(x - a) > 17 or abs(y - b) > 17 for a, b in taken)), height)
+        taken.append((x, y))
         dot = element("circle", cx=x, cy=y, r=8, class_="spot")
         digit = element("text", number, x=x, y=y + 3.6, class_="digit middle")
         parts.append(element("a", dot, digit, href=f"#passage-{number}", aria_label=f"Passage {number}"))
