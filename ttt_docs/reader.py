@@ -24,6 +24,7 @@ from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 from ttt_docs.errors import MemoryMismatchError, ReadingInterrupted, UsageError
 from ttt_docs.feed import segments
 from ttt_docs.generation.answer import answer_from_memory
+from ttt_docs.generation.chat import Conversation, Reply, converse
 from ttt_docs.generation.continuation import continue_text
 from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
@@ -166,16 +167,18 @@ class TTTReader:
         Raises:
             DocumentError: a document that cannot be read.
             MemoryMismatchError: `memory` belongs to another model.
-            UsageError: `memory` holds text that was not read, and this one is to be read, or the other way round; or
-                `store` with `learn=False`.
+            UsageError: `memory` holds text that was not read, and this one is to be read, or the other way round;
+                text that is not to be read, for a store.
             StoreError: the store cannot be used.
             ReadingInterrupted: Ctrl-C; its `memory` holds what was read.
         """
         document, pieces, label = _open(source, text, name, password, max_bytes)
-        if store is None:
-            return self._read(document, pieces, label, memory, learn, progress, on_chunk)
         if not learn:
-            raise UsageError("a store keeps what was read, and learn=False reads nothing: leave store out")
+            if store is not None:
+                raise UsageError("a store keeps what was read: leave out store=, or learn=False")
+            return self._unread(document, pieces, label, memory)
+        if store is None:
+            return self._read(document, pieces, label, memory, progress, on_chunk)
         if document is None:
             document = Document.from_text("".join(pieces), name=label)
         if memory is not None:
@@ -186,12 +189,19 @@ class TTTReader:
             return _renamed(whole, document, label)
         part = kept.part(self.model.dtype)
         try:
-            read = self._read(document, [document.text], label, part or memory, learn, progress, on_chunk, kept)
+            read = self._read(document, [document.text], label, part or memory, progress, on_chunk, kept)
         except ReadingInterrupted as interruption:
             kept.keep(interruption.memory)
             raise
         kept.finish(read)
         return read
+
+    def _unread(self, document: Document | None, pieces: Iterable[str], label: str, memory: Memory | None) -> Memory:
+        history, pieces, _ = self._history(memory, document, pieces, label)
+        if history.documents and not history.unread:
+            raise UsageError("this memory was read: ingest its documents again, or go on with learn=True")
+        whole = replace(history, text=(history.text or "") + "".join(pieces))
+        return _with_document(whole, document, label, len(history.tokens), history)
 
     def _read(
         self,
@@ -199,18 +209,16 @@ class TTTReader:
         pieces: Iterable[str],
         label: str,
         memory: Memory | None,
-        learn: bool,
         progress: bool | None,
         on_chunk: OnChunk | None,
         kept: Keeping | None = None,
     ) -> Memory:
         history, pieces, skip = self._history(memory, document, pieces, label)
-        if history.documents and history.unread == learn:
-            have = "holds only text, nothing of it was read" if learn else "was read"
-            raise UsageError(f"this memory {have}: ingest its documents again, or go on with learn={not learn}")
-        if not learn:
-            memory = replace(history, text=(history.text or "") + "".join(pieces))
-            return _with_document(memory, document, label, len(history.tokens), history)
+        if history.unread:
+            raise UsageError(
+                "this memory holds only text, nothing of it was read: ingest its documents again, or go on with "
+                "learn=False"
+            )
         state = state_of(self.model, history) if len(history.tokens) else ReadingState(self.model, history.reading)
         track = Track(history)
         first = len(track.tokens) - skip
@@ -345,6 +353,27 @@ class TTTReader:
         else:
             answer = answer_from_memory(self.model, self.tokenizer, memories[0], question, chosen)
         return replace(answer, reason="; ".join(filter(None, (why, answer.reason))))
+
+    def chat(
+        self,
+        memory: Memory | None,
+        conversation: Conversation,
+        *,
+        max_new_tokens: int = 160,
+        temperature: float = 0.0,
+        **sampling: Any,
+    ) -> Reply:
+        """Goes on with a conversation of (role, text) about the document, which does not change the memory.
+
+        Roles are "system", "user" and "assistant"; the last message is the user's. Iterate over the reply for its
+        pieces as they come. Without a memory the model answers from what it knows.
+
+        Raises MemoryMismatchError; UsageError for a conversation that cannot be, or is longer than the window.
+        """
+        memory = self._empty_memory() if memory is None else memory
+        self.check(memory)
+        chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
+        return converse(self.model, self.tokenizer, memory, conversation, chosen)
 
     def check(self, memory: Memory) -> None:
         """Raises MemoryMismatchError unless `memory` was read with this reader's model."""

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ttt_docs_cli.options import json_option
-from ttt_docs_cli.output import say, say_json, size, table
+from ttt_docs_cli.options import json_option, model_option
+from ttt_docs_cli.output import note, say, say_json, size, table
+
+if TYPE_CHECKING:
+    from ttt_docs import Memory
 
 
 @click.command(
     epilog="""\b
 Example:
   ttt-docs inspect book.ttt
-  ttt-docs inspect book.ttt --json"""
+  ttt-docs inspect book.ttt --html report.html
+  ttt-docs inspect book.ttt --plot curve.png --json"""
 )
 @click.argument("file", metavar="FILE")
+@click.option(
+    "--html", metavar="FILE", help="Write a page to look at: loss along the document, surprising passages, and more."
+)
+@click.option("--plot", metavar="FILE", help="Write the loss along the document as a picture (png, svg, pdf).")
+@model_option
 @json_option
-def inspect(file: str, as_json: bool) -> None:
-    """Show what a memory file holds, and check that it is intact."""
+def inspect(file: str, html: str | None, plot: str | None, model: str | None, as_json: bool) -> None:
+    """Show what a memory file holds, and check that it is intact.
+
+    The page and the picture need the model for the passages and for where chapters begin: it is used if it is
+    installed, or if --model names it. Nothing is downloaded.
+    """
     from ttt_docs.memory import inspect_memory, load_memory, summary
 
     page = inspect_memory(file)
-    facts = summary(load_memory(file))
+    memory = load_memory(file)
+    if html or plot:
+        _draw(file, memory, page, html, plot, model)
+    facts = summary(memory)
     page |= {
         "loss": facts["mean_nll"],
         "loss_by_quarter": facts["nll_by_quarter"],
@@ -33,6 +50,30 @@ def inspect(file: str, as_json: bool) -> None:
         say_json(page)
     else:
         _print_page(page)
+
+
+def _draw(
+    file: str, memory: Memory, page: dict[str, Any], html: str | None, plot: str | None, model: str | None
+) -> None:
+    from ttt_docs.checkpoints.registry import REGISTRY, info
+    from ttt_docs.memory.files import check_writable, replacing
+    from ttt_docs.report import examine, html_page, save_plot
+    from ttt_docs_cli.opening import reader_of
+
+    for target in filter(None, (html, plot)):
+        check_writable(Path(target))
+    reader = None
+    if model is not None or (memory.model in REGISTRY and info(memory.model)["installed"]):
+        reader = reader_of(file, memory, model, "cpu", None)
+    else:
+        note(f"The model {memory.model} is not here: surprising passages and the fast weights' change are left out.")
+    findings = examine(memory, page, reader)
+    if plot:
+        note(f"The curve is in {save_plot(findings, plot)}")
+    if html:
+        with replacing(Path(html)) as output:
+            output.write(html_page(findings).encode())
+        note(f"The report is in {html}")
 
 
 def _print_page(page: dict[str, Any]) -> None:

@@ -56,14 +56,20 @@ def open_reader(model: str | None, device: str, dtype: str | None, **reading: An
 
 
 def open_memory(path: str, model: str | None, device: str, dtype: str | None) -> tuple[TTTReader, Memory]:
-    """A memory and the reader that belongs to it.
+    """A memory and the reader that belongs to it."""
+    from ttt_docs import Memory
+
+    memory = Memory.load(path)
+    return reader_of(path, memory, model, device, dtype), memory
+
+
+def reader_of(path: str, memory: Memory, model: str | None, device: str, dtype: str | None) -> TTTReader:
+    """The reader that belongs to the memory in the file `path`.
 
     A file may come from a stranger: of the model it names only a registry name is used, never a path or address.
     """
-    from ttt_docs import Memory
     from ttt_docs.checkpoints.registry import REGISTRY
 
-    memory = Memory.load(path)
     if model is None:
         if memory.model not in REGISTRY:
             raise UsageError(
@@ -79,7 +85,7 @@ def open_memory(path: str, model: str | None, device: str, dtype: str | None) ->
             raise
         raise MemoryMismatchError(f"{path} was read with another model ({memory.model}) than {model}") from error
     reader.check(memory)
-    return reader, memory
+    return reader
 
 
 def read_documents(

@@ -80,6 +80,10 @@ def test_chat_prompts_are_those_of_transformers(llama, tokenizer):
     assert tokenizer.encode_chat("Who\n\nspoke?", "Be brief.") == theirs(expected, add_special_tokens=False).input_ids
     expected = theirs.apply_chat_template(messages[1:], tokenize=False, add_generation_prompt=True)
     assert tokenizer.render_chat("Who\n\nspoke?") == expected
+    messages += [{"role": "assistant", "content": "Ahab."}, {"role": "user", "content": "To whom?"}]
+    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    conversation = [(message["role"], message["content"]) for message in messages]
+    assert tokenizer.encode_conversation(conversation) == theirs(expected, add_special_tokens=False).input_ids
 
 
 def test_a_template_without_a_system_role_gets_both_in_the_users_turn(llama, tmp_path):

@@ -1,68 +1,17 @@
-"""Tiny random models, a text to read, and a way to run commands."""
+"""A way to run commands, and the tiny models and text they work on."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import torch
 from click.testing import CliRunner, Result
+from tiny_checkpoint import TEXT, write_model, write_tokenizer
 from ttt_docs_cli.main import cli
 
-from ttt_docs.checkpoints.names import parameter_shapes
-from ttt_docs.checkpoints.source import WeightSource
-from ttt_docs.checkpoints.store import write_checkpoint
-from ttt_docs.model.config import ModelConfig
-
-torch.set_num_threads(1)
+__all__ = ["SMALL", "TEXT", "command", "snapshot", "write_model", "write_tokenizer"]
 
 #: Small chunks, so that a short document has many.
 SMALL = ("--window", "64", "--chunk", "32", "--dtype", "float32")
-TEXT = "\n".join(
-    f"{day}. The ship lay still on day {day * 37 % 101}, and the captain, who had not slept, counted {day * 13} waves."
-    for day in range(1, 91)
-)
-
-
-def write_tokenizer(folder: Path) -> None:
-    """One token per byte, and the control tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator([TEXT], trainer)
-    backend.save(str(folder / "tokenizer.json"))
-    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    settings = {"bos_token": special[1], "eos_token": special[2], "chat_template": template + "<|im_start|>assistant\n"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
-
-
-def write_model(folder: Path, seed: int) -> Path:
-    config = ModelConfig(
-        name="tiny",
-        vocab_size=320,
-        blocks=2,
-        dim=16,
-        heads=2,
-        kv_heads=1,
-        head_dim=8,
-        mlp_dim=24,
-        rope_theta=10_000.0,
-        bos_token_id=1,
-        eos_token_ids=(2,),
-    )
-    noise = torch.Generator().manual_seed(seed)
-    shapes = parameter_shapes(config)
-    state = {name: 0.2 * torch.randn(shape, generator=noise) for name, shape in shapes.items()}
-    dtypes = {name: torch.float32 for name in shapes}
-    source = WeightSource(config, dtypes, state.__getitem__, "test", (), write_tokenizer, "Apache-2.0")
-    return write_checkpoint(folder, source)
 
 
 def command(*arguments: str | Path, code: int = 0, stdin: str | bytes | None = None) -> Result:

@@ -109,3 +109,26 @@ def test_env_shows_the_kernels_chosen(run_json, fails, monkeypatch):
     assert run_json("env")["kernels"]["chosen"]["cpu"] == "reference"
     monkeypatch.setenv("TTT_DOCS_KERNELS", "fast")
     assert "TTT_DOCS_KERNELS" in fails("env", code=2)
+
+
+def test_inspect_draws(memory, run, run_json, home):
+    result = run("inspect", memory, "--html", "report.html", "--plot", "curve.png")
+    assert "report.html" in result.stderr and "Frobenius" in result.stdout
+    page = (home / "report.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>") and "book.txt" in page and "was not at hand" not in page
+    assert (home / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert run_json("inspect", memory, "--html", "again.html").keys() == INSPECT.keys()
+    assert (home / "again.html").read_text("utf-8") == page
+
+
+def test_inspect_draws_without_the_model(memory, run, home, fails, other_model, monkeypatch):
+    assert "another model" in fails("inspect", memory, "--html", "report.html", "--model", other_model, code=1)
+    monkeypatch.setenv("TTT_DOCS_CACHE", str(home / "cache"))
+    result = run("inspect", memory, "--html", "report.html")
+    assert "is not here" in result.stderr
+    assert "was not at hand" in (home / "report.html").read_text("utf-8")
+
+
+def test_inspect_refuses_targets_before_it_reads_on(memory, home, fails):
+    assert "does not exist" in fails("inspect", memory, "--html", home / "nowhere" / "report.html", code=2)
+    assert "png, svg or pdf" in fails("inspect", memory, "--plot", "curve.docx", code=2)

@@ -11,7 +11,11 @@ from typing import Any
 
 from ttt_docs.errors import CheckpointError
 
-_SLOTS = {"system": "\ue000system\ue000", "user": "\ue000user\ue000"}  # private-use characters: no template has them
+_SLOT = "\ue000{}\ue000"  # stands for a message in a template; private-use characters: no template has them
+
+
+def _messages(user: str, system: str | None) -> list[tuple[str, str]]:
+    return ([] if system is None else [("system", system)]) + [("user", user)]
 
 
 class Tokenizer:
@@ -101,12 +105,21 @@ class Tokenizer:
         Raises:
             CheckpointError: no chat template (a base model), or one that cannot be rendered.
         """
-        parts, contents = self._chat_parts(user, system)
+        parts, contents = self._chat_parts(_messages(user, system))
         return "".join(contents.get(part, part) for part in parts)
 
     def encode_chat(self, user: str, system: str | None = None) -> list[int]:
         """Tokens of `render_chat`, where only the template's own control tokens are control tokens."""
-        parts, contents = self._chat_parts(user, system)
+        return self.encode_conversation(_messages(user, system))
+
+    def encode_conversation(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of a conversation of (role, text), as `encode_chat`: an optional "system", then "user" and
+        "assistant" in turns, ready for the assistant's next.
+
+        Raises:
+            CheckpointError: as `render_chat`.
+        """
+        parts, contents = self._chat_parts(messages)
         ids: list[int] = []
         pending = ""
         for part in parts:
@@ -121,20 +134,22 @@ class Tokenizer:
                     pending += piece
         return ids + self.encode(pending)
 
-    def _chat_parts(self, user: str, system: str | None) -> tuple[list[str], dict[str, str]]:
+    def _chat_parts(self, messages: Sequence[tuple[str, str]]) -> tuple[list[str], dict[str, str]]:
         """The rendered template cut at the slots for the contents, and what goes into each slot."""
-        contents = {_SLOTS["user"]: user.strip(), _SLOTS["system"]: (system or "").strip()}
-        message = {"role": "user", "content": _SLOTS["user"]}
-        if system is None:
-            rendered = self._render([message])
-        else:
+        contents = {_SLOT.format(index): text.strip() for index, (_, text) in enumerate(messages)}
+        turns = [{"role": role, "content": slot} for slot, (role, _) in zip(contents, messages, strict=True)]
+        if len(turns) > 1 and turns[0]["role"] == "system":
+            system, user, *rest = turns
             try:
-                rendered = self._render([{"role": "system", "content": _SLOTS["system"]}, message])
+                rendered = self._render(turns)
             except CheckpointError:
                 rendered = ""
-            if _SLOTS["system"] not in rendered:
-                rendered = self._render([{"role": "user", "content": f"{_SLOTS['system']}\n\n{_SLOTS['user']}"}])
-        if _SLOTS["user"] not in rendered:
+            if system["content"] not in rendered:
+                both = f"{system['content']}\n\n{user['content']}"
+                rendered = self._render([{"role": "user", "content": both}, *rest])
+        else:
+            rendered = self._render(turns)
+        if not all(slot in rendered for slot in contents):
             raise CheckpointError("the chat template leaves out the user's message")
         parts = re.split(f"({'|'.join(map(re.escape, contents))})", rendered)
         return [part for part in parts if part], contents
