@@ -26,11 +26,20 @@ SCOPES = {
     "ttt: attention": "attention forward",
     "_WindowAttentionCPUBackward": "attention backward",
     "_WindowAttentionNativeBackward": "attention backward",
+    "ttt: SwiGLU": "SwiGLU",
+    "_SwiGLUCPUBackward": "SwiGLU",
+    "_SwiGLUNativeBackward": "SwiGLU",
+    "ttt: norm": "element-wise",
+    "_RMSNormCPUBackward": "element-wise",
+    "_RMSNormNativeBackward": "element-wise",
     "ttt: loss": "loss head",
     "_LinearCrossEntropyCPUBackward": "loss head",
+    "_LinearCrossEntropyNativeBackward": "loss head",
 }
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::matmul", "aten::_mkldnn"}
-GROUPS = ("matrix products", "attention forward", "attention backward", "loss head", "element-wise", "update", "rest")
+GROUPS = (
+    "attention forward", "attention backward", "SwiGLU", "loss head", "other products", "element-wise", "update", "rest",
+)  # fmt: skip
 
 
 def scoped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +74,7 @@ def group_of(event: Any) -> str:
     if group is not None:
         return group
     if event.name in PRODUCTS:
-        return "matrix products"
+        return "other products"
     return "element-wise" if event.name.startswith("aten::") else "rest"
 
 
@@ -121,6 +130,8 @@ def profile_chunks(model: Decoder, reading: ReadingConfig, tokens: Tensor, warm:
     kernels = replace(
         genuine,
         window_attention=scoped("ttt: attention", genuine.window_attention),
+        swiglu=scoped("ttt: SwiGLU", genuine.swiglu),
+        rms_norm=scoped("ttt: norm", genuine.rms_norm),
         linear_cross_entropy=scoped("ttt: loss", genuine.linear_cross_entropy),
     )
     state = ReadingState(model, reading, kernels=kernels)
