@@ -60,7 +60,7 @@ def seconds_of(step: Callable[[], Tensor], parameters: list[Tensor]) -> tuple[fl
     began = time.perf_counter()
     loss = step()
     loss.backward()
-    return time.perf_counter() - began, float(loss)
+    return time.perf_counter() - began, float(loss.detach())
 
 
 def main() -> int:
