@@ -60,7 +60,7 @@ def seconds_of(step: Callable[[], Tensor], parameters: list[Tensor]) -> tuple[fl
     began = time.perf_counter()
     loss = step()
     loss.backward()
-    return time.perf_counter() - began, float(loss)
+    return time.perf_counter() - began, float(loss.detach())
 
 
 def main() -> int:
@@ -69,6 +69,7 @@ def main() -> int:
     parser.add_argument("--chunk", type=int, default=1024)
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--append", action="store_true", help="add to the rounds that --json holds from earlier runs")
     parser.add_argument("--baselines", default="sdpa,tiles", help="comma-separated; empty: none")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -85,6 +86,9 @@ def main() -> int:
         kernels = BASELINES[name][0]
         systems[name] = lambda kernels=kernels: outer_loss(model, tokens, full, mode="naive", kernels=kernels).loss
     times: dict[str, list[float]] = {name: [] for name in systems}
+    if options.append and options.json and options.json.exists():
+        times |= json.loads(options.json.read_text("utf-8"))["seconds"]
+    outer_loss(model, tokens[:, : 2 * options.chunk + 1], reading).loss.backward()  # warms everything up
     losses: dict[str, float] = {}
     for run in range(options.runs):
         for name, step in systems.items():
@@ -97,7 +101,7 @@ def main() -> int:
         "tokens": length,
         "trained_parameters": sum(parameter.numel() for parameter in parameters),
         "inner_rule": reading.inner_rule,
-        "runs": options.runs,
+        "runs": len(times["meta"]),
         "tokens_per_second": {name: length / median(seconds) for name, seconds in times.items()},
         "losses": losses,
         "ordinary": best,

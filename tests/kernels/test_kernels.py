@@ -11,6 +11,7 @@ from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_atten
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
 from ttt_docs.kernels.rms_norm import rms_norm_cpu, rms_norm_reference
 from ttt_docs.kernels.swiglu import swiglu_cpu, swiglu_reference
+from ttt_docs.kernels.training_attention import window_attention_training
 
 
 def assert_same(
@@ -119,3 +120,41 @@ def test_bfloat16_attention_is_close_to_float32() -> None:
 def test_the_definitions_are_differentiable_twice() -> None:
     q, k, v = (torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     assert torch.autograd.gradgradcheck(lambda q, k, v: window_attention_reference(q, k, v, 3), (q, k, v))
+
+
+def test_slow_weights_get_their_gradient_where_they_ask_for_it() -> None:
+    targets = torch.randint(0, 50, (30,))
+    assert_same(
+        lambda x, w: rms_norm_reference(x, w, 1e-5),
+        lambda x, w: rms_norm_cpu(x, w, 1e-5),
+        [torch.randn(2, 5, 24), torch.randn(24)],
+    )
+    assert_same(swiglu_reference, swiglu_cpu, [torch.randn(2, 7, 16), torch.randn(40, 16), torch.randn(16, 20)])
+    assert_same(
+        lambda x, head: linear_cross_entropy_reference(x, head, targets, 3),
+        lambda x, head: linear_cross_entropy_cpu(x, head, targets, 3),
+        [torch.randn(30, 12), torch.randn(50, 12)],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cached", [0, 40])
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_training_attention_gives_gradient_to_all_keys_and_sinks(
+    dtype: torch.dtype, cached: int, with_sinks: bool
+) -> None:
+    q = torch.randn(2, 6, 64, 32)
+    k, v = torch.randn(2, 2, cached + 64, 32), torch.randn(2, 2, cached + 64, 32)
+    inputs = [q, k, v, torch.randn_like(q), torch.randn(2, 2, 4, 32), torch.randn(2, 2, 4, 32)]
+    hidden = torch.rand(64, 4) > 0.5
+    results = []
+    for wanted, kernel in ((torch.float32, window_attention_reference), (dtype, window_attention_training)):
+        leaves = [x.to(dtype).to(wanted).requires_grad_() for x in inputs]
+        sinks = Sinks(*leaves[3:], hidden) if with_sinks else None
+        newest = {} if kernel is window_attention_reference else {"newest": (leaves[1], leaves[2])}
+        out = kernel(leaves[0], leaves[1], leaves[2], 24, sinks, **newest)
+        torch.manual_seed(2)
+        grads = torch.autograd.grad((out.float() * torch.randn(out.shape)).sum(), leaves[: 6 if with_sinks else 3])
+        results.append([out, *grads])
+    for expected, got in zip(*results, strict=True):
+        assert (got.float() - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 2e-2)

@@ -233,7 +233,7 @@ class _ThroughUpdates(torch.autograd.Function):
             # Nothing after the last chunk learns from its update, so its gradient can be had at once; so can every
             # chunk's where updates count as constants.
             at_once = learns and (last or not second_order)
-            said = scan.learn(chunk, fast, into if at_once else None, through_past=second_order)
+            said = scan.learn(chunk, fast, into if at_once else None, through_past=at_once and second_order)
             after, norm = scan.step(fast, said.grads)
             nlls.append(said.nll)
             losses.append(said.loss)
