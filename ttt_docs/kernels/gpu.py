@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -79,7 +79,7 @@ def _device_problem(device: torch.device) -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _warn(message: str) -> None:
     """Once per message and process."""
     warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -106,7 +106,11 @@ def _norm_problem(x: Tensor, *rest: Any) -> str | None:
 
 
 def _checked(
-    operation: str, problem: Callable[..., str | None], kernel: Callable[..., Any], plain: Callable[..., Any], strict: bool
+    operation: str,
+    problem: Callable[..., str | None],
+    kernel: Callable[..., Any],
+    plain: Callable[..., Any],
+    strict: bool,
 ) -> Callable[..., Any]:
     """`kernel` where it can do the job, else `plain` after one warning, or an error if `strict`."""
 
