@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -39,12 +40,8 @@ def gpu_kernels(choice: str, device: torch.device) -> Kernels:
     if without_triton:
         _warn(f"Triton kernels are not used: {without_triton}")
         name = "flash, pytorch" if flash else "pytorch"
-        return Kernels(name, _attention(flash, None, False), *_others(REFERENCE))
+        return replace(REFERENCE, name=name, window_attention=_attention(flash, None, False))
     return _with_triton(flash, strict=choice == "triton")
-
-
-def _others(kernels: Kernels) -> tuple[Callable[..., Tensor], ...]:
-    return kernels.rms_norm, kernels.swiglu, kernels.linear_cross_entropy
 
 
 def triton_problem(device: torch.device) -> str | None:

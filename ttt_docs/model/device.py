@@ -156,7 +156,8 @@ class _Prefix:
     def _launch(self, group: int) -> None:
         first, last = max(group * AHEAD, self.start), min((group + 1) * AHEAD, self.stop)
         tokens = self.tokens[:, (first - self.start) * self.chunk : (last - self.start) * self.chunk]
-        with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
+        context: Any = nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+        with context:
             hidden = prefix_of_group(self.state, tokens, first, group)
             done = self.stream.record_event() if self.stream is not None else None
         self.groups[group] = hidden, done
@@ -188,9 +189,9 @@ def _sizes(state: ReadingState) -> tuple[int, int, int]:
 def _places(state: ReadingState, start: int) -> tuple[Place, Place]:
     from ttt_docs.model.state import GUARD_TOKENS
 
-    chunk, *sizes = _sizes(state)
+    model, (chunk, window, sinks) = state.model, _sizes(state)
     count = min(GUARD_TOKENS, chunk)
-    return state.model.place(start, chunk, *sizes), state.model.place(start + chunk - count, count, *sizes)
+    return model.place(start, chunk, window, sinks), model.place(start + chunk - count, count, window, sinks)
 
 
 class _Steps:

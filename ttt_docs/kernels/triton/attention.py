@@ -99,7 +99,7 @@ def _meta(kernel: str, q: Tensor, k: Tensor) -> dict[str, Any]:
     heads, head_dim = q.shape[1], q.shape[3]
     first, second = parts(head_dim)
     tiles = tiles_for(kernel, q)
-    meta = {
+    meta: dict[str, Any] = {
         "HEADS": heads,
         "GROUP": heads // k.shape[1],
         "HEAD": head_dim,
