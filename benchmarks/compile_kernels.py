@@ -178,7 +178,11 @@ def head_norm(heads: int, head_dim: int, dtype: torch.dtype) -> None:
 
 
 def swiglu(dim: int, hidden: int, dtype: torch.dtype) -> None:
-    inputs = [_leaf(1, 64, dim, dtype=dtype), _leaf(1, 2 * hidden, dim, dtype=dtype), _leaf(1, dim, hidden, dtype=dtype)]
+    inputs = [
+        _leaf(1, 64, dim, dtype=dtype),
+        _leaf(1, 2 * hidden, dim, dtype=dtype),
+        _leaf(1, dim, hidden, dtype=dtype),
+    ]
     _twice(swiglu_triton(*inputs), inputs)
 
 

@@ -53,7 +53,12 @@ class FP8Products(TorchFunctionMode):
         self.weights: dict[int, tuple[Tensor, Tensor]] = {}
         for i in range(model.config.prefix_blocks):
             block = model.block(i)
-            for weight in (block.attention.wqkv.weight, block.attention.wo.weight, block.mlp.w13.weight, block.mlp.w2.weight):
+            for weight in (
+                block.attention.wqkv.weight,
+                block.attention.wo.weight,
+                block.mlp.w13.weight,
+                block.mlp.w2.weight,
+            ):
                 values, scales = quantized(weight.detach())
                 self.weights[id(weight)] = values, scales
 

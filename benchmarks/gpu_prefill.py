@@ -6,10 +6,10 @@
 
 All three run the same model over the same tokens, prime MLPs included; they take turns, and the figures are medians.
 TTT predicts every token, learns from every chunk and reports every loss. The other two compute hidden states only and
-the last token's logits. Full attention is the fastest of SDPA's flash and cuDNN backends and flash-attn, measured for each
-length, in one call over the whole document; the other operations are the same kernels in all three. The floor is the
-operations that TTT needs (see `gpu_shared.prefill_operations`) at the rate of a large bfloat16 product on this device,
-plus the bytes of its inner steps at the rate of a large copy.
+the last token's logits. Full attention is the fastest of SDPA's flash and cuDNN backends and flash-attn, measured for
+each length, in one call over the whole document; the other operations are the same kernels in all three. The floor is
+the operations that TTT needs (see `gpu_shared.prefill_operations`) at the rate of a large bfloat16 product on this
+device, plus the bytes of its inner steps at the rate of a large copy.
 """
 
 from __future__ import annotations
@@ -102,11 +102,15 @@ def measure(name: str, length: int, rates: dict[str, float], options: argparse.N
     result["seconds"] = seconds
     result["ms_per_1k"] = {system: median(times) * 1e6 / length for system, times in seconds.items()}
     result["full_over_ttt"] = median([f / t for f, t in zip(seconds["full"], seconds["ttt"], strict=True)])
-    result["operations_per_token"] = {s: prefill_operations(config, reading, length, s) for s in ("ttt", "window", "full")}
+    result["operations_per_token"] = {
+        s: prefill_operations(config, reading, length, s) for s in ("ttt", "window", "full")
+    }
     floor = result["operations_per_token"]["ttt"] / rates["product_flops"]
     floor += update_bytes(config, reading) / rates["copy_bytes"]
     result["floor_ms_per_1k"] = floor * 1e6
-    result["of_product_rate"] = result["operations_per_token"]["ttt"] * length / median(seconds["ttt"]) / rates["product_flops"]
+    result["of_product_rate"] = (
+        result["operations_per_token"]["ttt"] * length / median(seconds["ttt"]) / rates["product_flops"]
+    )
     return result
 
 
@@ -125,7 +129,9 @@ def line(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser, "8192,16384,32768,65536,131072", "125m,760m,3b,smollm2-135m")
-    parser.add_argument("--fp8", action="store_true", help="also the frozen prefix products in fp8, and the loss with them")
+    parser.add_argument(
+        "--fp8", action="store_true", help="also the frozen prefix products in fp8, and the loss with them"
+    )
     options = parser.parse_args()
     device = device_of(options)
     rates = ceilings(device, options.smoke)

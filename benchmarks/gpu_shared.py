@@ -130,7 +130,7 @@ def ceilings(device: torch.device, smoke: bool) -> dict[str, float]:
     }
 
 
-# --- operations ------------------------------------------------------------------------------------------------------
+# --- operations -----------------------------------------------------------------------------------
 
 
 def block_weights(config: ModelConfig) -> dict[str, int]:
@@ -152,7 +152,7 @@ def prefill_operations(config: ModelConfig, reading: ReadingConfig, length: int,
     first suffix block left out, keys of earlier chunks constant.
     """
     weights = block_weights(config)
-    prefix, suffix = config.prefix_blocks, config.suffix_blocks
+    suffix = config.suffix_blocks
     keys = keys_seen(length, None if system == "full" else reading.window)
     scores = 2 * 2 * keys * config.heads * config.head_dim
     forward = config.blocks * (2 * (weights["attention"] + weights["mlp"]) + scores) + suffix * 2 * weights["prime"]
@@ -173,7 +173,7 @@ def update_bytes(config: ModelConfig, reading: ReadingConfig) -> float:
     return fast * (2 + 2 + 4 + 4 + 2) / reading.chunk
 
 
-# --- full attention done well ------------------------------------------------------------------------------------------
+# --- full attention done well ---------------------------------------------------------------------
 
 
 @contextmanager
@@ -249,7 +249,7 @@ def with_full_attention(kernels: Kernels, run: Callable[[Tensor, Tensor, Tensor]
     return replace(kernels, window_attention=attend)
 
 
-# --- records -----------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def facts(device: torch.device) -> dict[str, Any]:

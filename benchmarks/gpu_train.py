@@ -4,8 +4,9 @@
     python benchmarks/gpu_train.py --smoke
 
 Both steps are forward and backward of one sequence with gradient for every parameter (optimizers cost both the same and
-are left out). `meta` is the outer loss of the published TTT model: gradients of gradients, every chunk computed again in
-the backward pass. `full` is the plain transformer of the same number of parameters (MLP without prime), full attention
+are left out). `meta` is the outer loss of the published TTT model: gradients of gradients, every chunk computed again
+in the backward pass. `full`
+is the plain transformer of the same number of parameters (MLP without prime), full attention
 by the fastest backend with its backward pass; where its activations would not fit, blocks are computed again.
 The systems take turns; figures are medians. Lengths that do not fit the memory are left out and said so.
 """

@@ -5,10 +5,10 @@
     python benchmarks/kernels.py --smoke
 
 Shapes are those of a chunk of the model (1,024 tokens after a full window), bfloat16. `forward`, `backward` (forward
-too) and `second` (the gradient of the gradient, with all that leads to it). Before anything is timed, each kernel's result
-is checked against the twin in float32. The roofline is the larger of the operations over the rate of a large product and the
-bytes (each input and output once) over the rate of a large copy, both measured here. A twin that runs out of memory or has
-no such derivative shows a dash.
+too) and `second` (the gradient of the gradient, with all that leads to it). Before anything is timed, each kernel's
+result is checked against the twin in float32. The roofline is the larger of the operations over the rate of a large
+product and the bytes (each input and output once) over the rate of a large copy, both measured here. What runs out of
+memory or has no such derivative is left out and named.
 """
 
 from __future__ import annotations
@@ -63,8 +63,11 @@ def attention_case(model: str, device: torch.device) -> Case:
         inputs,
         lambda q, k, v: window_attention_triton(q, k, v, window),
         lambda q, k, v: window_attention_reference(q, k, v, window),
-        {"flex_attention": _flex(chunk, keys, window, device), "sdpa, masked": _masked_sdpa(chunk, keys, window, device)},
-        # Products: S and PV; then S, dP, dQ, dK, dV; then G (two), H and seven for the results (METHOD section 8), nothing twice.
+        {
+            "flex_attention": _flex(chunk, keys, window, device),
+            "sdpa, masked": _masked_sdpa(chunk, keys, window, device),
+        },
+        # Products, nothing twice: S and PV; then S, dP, dQ, dK, dV; then G (two), H and those of METHOD section 8.
         {"forward": 2 * product, "backward": 7 * product, "second": 19 * product},
         {"forward": 2 * queries + cached, "backward": 6 * queries + 3 * cached, "second": 12 * queries + 7 * cached},
     )
@@ -221,14 +224,15 @@ def measure(case: Case, options: argparse.Namespace, rates: dict[str, float]) ->
 def line(result: dict[str, Any]) -> str:
     own, floor = median(result["seconds"]["kernel"]), result["roofline_seconds"]
     others = ", ".join(f"{n} {median(s) * 1e6:,.0f}" for n, s in result["seconds"].items() if n != "kernel") or "-"
-    return f"| {result['kernel']} | {result['pass']} | {own * 1e6:,.0f} | {floor * 1e6:,.0f} | {floor / own:.0%} | {others} |"
+    times = f"{own * 1e6:,.0f} | {floor * 1e6:,.0f} | {floor / own:.0%} | {others}"
+    return f"| {result['kernel']} | {result['pass']} | {times} |"
 
 
 def try_tiles(kernel: str, model: str, options: argparse.Namespace) -> None:
     """Times one attention kernel's candidate tiles on this device; the table to put into `attention.TILES`."""
     device = device_of(options)
     case = attention_case(model, device)
-    which = {"forward": "forward", "backward": "backward", "second": "second"}[kernel.split("_")[0]]
+    which = kernel.split("_")[0]
     grid = itertools.product((32, 64, 128), (16, 32, 64, 128), (4, 8), (1, 2, 3), (None, 128, 168))
     runs: dict[str, Callable[[], object]] = {}
     for rows, keys, warps, stages, registers in grid:

@@ -12,7 +12,18 @@ import click
 from ttt_docs_cli.options import json_option
 from ttt_docs_cli.output import say_json, size, table
 
-PACKAGES = ("torch", "triton", "flash-attn", "numpy", "safetensors", "tokenizers", "transformers", "huggingface-hub", "gguf", "pypdf")
+PACKAGES = (
+    "torch",
+    "triton",
+    "flash-attn",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "transformers",
+    "huggingface-hub",
+    "gguf",
+    "pypdf",
+)
 
 
 @click.command(epilog="\b\nExample:\n  ttt-docs env\n  ttt-docs env --json")

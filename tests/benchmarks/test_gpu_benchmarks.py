@@ -50,7 +50,7 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes with Linux")
-@pytest.mark.parametrize(("only", "targets"), [("head_dim 80", "90"), ("SwiGLU (760m)", "80,90")])
+@pytest.mark.parametrize(("only", "targets"), [("head_dim 80", "90"), ("SwiGLU (760m)", "80")])
 def test_kernels_compile_ahead_of_time(only: str, targets: str, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {

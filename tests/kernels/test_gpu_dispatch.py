@@ -53,9 +53,8 @@ def test_a_call_that_a_kernel_does_not_take_falls_back_with_one_warning() -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kernels.window_attention(q, k, v, 2, None, (k, v))
-    with pytest.warns(RuntimeWarning, match="int64"):
-        with pytest.raises(RuntimeError):  # nor does the definition take integers
-            kernels.swiglu(torch.ones(1, 2, 4, dtype=torch.int64), torch.randn(6, 4), torch.randn(4, 3))
+    with pytest.warns(RuntimeWarning, match="int64"), pytest.raises(RuntimeError):  # nor does the definition take them
+        kernels.swiglu(torch.ones(1, 2, 4, dtype=torch.int64), torch.randn(6, 4), torch.randn(4, 3))
     with pytest.raises(UsageError, match="head dimension 320"):
         gpu_kernels("triton", CPU).window_attention(q, k, v, 2, None, (k, v))
 

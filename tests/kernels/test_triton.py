@@ -18,7 +18,9 @@ from ttt_docs.model.decoder import FastWeights, product_weights
 from ttt_docs.model.inner import inner_step
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
-dtypes = pytest.mark.parametrize("dtype", [pytest.param(F64, marks=pytest.mark.skipif(ON_DEVICE, reason="")), F32, BF16])
+dtypes = pytest.mark.parametrize(
+    "dtype", [pytest.param(F64, marks=pytest.mark.skipif(ON_DEVICE, reason="")), F32, BF16]
+)
 #: Width of rows, hidden width, vocabulary.
 DIM, HIDDEN, VOCAB = (2560, 5632, 20_001) if ON_DEVICE else (24, 20, 90)
 
@@ -43,7 +45,9 @@ def test_rms_norm(where: str, dtype: torch.dtype) -> None:
 def test_rms_norm_of_heads_inside_a_wider_matrix(where: str) -> None:
     inputs = [randn(2, 3, 6, 16, dtype=F32), randn(16, dtype=F32)]
     assert_agrees(
-        lambda x, w: rms_norm_reference(x[:, :, 1:4], w, 1e-5), lambda x, w: rms_norm_triton(x[:, :, 1:4], w, 1e-5), inputs
+        lambda x, w: rms_norm_reference(x[:, :, 1:4], w, 1e-5),
+        lambda x, w: rms_norm_triton(x[:, :, 1:4], w, 1e-5),
+        inputs,
     )
 
 

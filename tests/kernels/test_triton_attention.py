@@ -135,6 +135,20 @@ def test_results_are_the_same_every_time(where: str) -> None:
         assert torch.equal(first, second)
 
 
+@both_ways
+def test_rows_have_the_same_bits_whichever_they_are_launched_with(where: str) -> None:
+    """Reading on must not depend on where it stopped: one launch for three chunks, or one for each."""
+    chunk, window = (256, 400) if ON_DEVICE else (16, 24)
+    q = heads_of(3 * chunk, 1, 16, BF16)
+    k, v = (heads_of(3 * chunk, 1, 16, BF16) for _ in range(2))
+    whole = window_attention_triton(q, k, v, window)
+    for i in range(3):
+        first, last = i * chunk, (i + 1) * chunk
+        seen = slice(max(0, first - window + 1), last)
+        part = window_attention_triton(q[:, :, first:last], k[:, :, seen], v[:, :, seen], window)
+        assert torch.equal(part, whole[:, :, first:last])
+
+
 def test_head_dimensions_are_cut_into_powers_of_two() -> None:
     cut = {8: (16, 0), 16: (16, 0), 24: (16, 16), 48: (32, 16), 64: (64, 0), 80: (64, 16), 96: (64, 32), 112: (128, 0)}
     assert {d: parts(d) for d in cut} == cut

@@ -21,9 +21,7 @@ both_ways = pytest.mark.parametrize(
     "where",
     [
         pytest.param("interpreter", marks=pytest.mark.skipif(ON_DEVICE, reason="a GPU is here: pytest -m gpu")),
-        pytest.param(
-            "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_DEVICE, reason="needs a CUDA device")]
-        ),
+        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_DEVICE, reason="needs a CUDA device")]),
     ],
 )
 

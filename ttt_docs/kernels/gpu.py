@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -39,12 +40,8 @@ def gpu_kernels(choice: str, device: torch.device) -> Kernels:
     if without_triton:
         _warn(f"Triton kernels are not used: {without_triton}")
         name = "flash, pytorch" if flash else "pytorch"
-        return Kernels(name, _attention(flash, None, False), *_others(REFERENCE))
+        return replace(REFERENCE, name=name, window_attention=_attention(flash, None, False))
     return _with_triton(flash, strict=choice == "triton")
-
-
-def _others(kernels: Kernels) -> tuple[Callable[..., Tensor], ...]:
-    return kernels.rms_norm, kernels.swiglu, kernels.linear_cross_entropy
 
 
 def triton_problem(device: torch.device) -> str | None:
@@ -79,7 +76,7 @@ def _device_problem(device: torch.device) -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _warn(message: str) -> None:
     """Once per message and process."""
     warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -106,7 +103,11 @@ def _norm_problem(x: Tensor, *rest: Any) -> str | None:
 
 
 def _checked(
-    operation: str, problem: Callable[..., str | None], kernel: Callable[..., Any], plain: Callable[..., Any], strict: bool
+    operation: str,
+    problem: Callable[..., str | None],
+    kernel: Callable[..., Any],
+    plain: Callable[..., Any],
+    strict: bool,
 ) -> Callable[..., Any]:
     """`kernel` where it can do the job, else `plain` after one warning, or an error if `strict`."""
 

@@ -123,7 +123,7 @@ def read_on_device(state: ReadingState, tokens: Tensor) -> Iterator[Any]:
 
 
 class _Prefix:
-    """Hidden states from the prefix blocks, group after group of `AHEAD` chunks, one group ahead of what is asked for."""
+    """Hidden states from the prefix blocks, group after group of `AHEAD` chunks, one ahead of what is asked for."""
 
     def __init__(self, state: ReadingState, tokens: Tensor) -> None:
         self.state, self.tokens, self.chunk = state, tokens, state.reading.chunk
@@ -156,7 +156,8 @@ class _Prefix:
     def _launch(self, group: int) -> None:
         first, last = max(group * AHEAD, self.start), min((group + 1) * AHEAD, self.stop)
         tokens = self.tokens[:, (first - self.start) * self.chunk : (last - self.start) * self.chunk]
-        with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
+        context: Any = nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+        with context:
             hidden = prefix_of_group(self.state, tokens, first, group)
             done = self.stream.record_event() if self.stream is not None else None
         self.groups[group] = hidden, done
@@ -165,31 +166,32 @@ class _Prefix:
 def prefix_of_group(state: ReadingState, tokens: Tensor, first: int, group: int) -> Tensor:
     """Prefix blocks over whole group number `group`, of which `tokens` begin at chunk `first`; padding included.
 
-    All tokens attend in one range: unlike on the CPU, one long launch beats several short ones.
+    Triton's attention gives a row of queries the same bits whichever rows it is launched with, so all tokens attend in
+    one range; other implementations attend chunk by chunk, as on the CPU.
     """
-    model, reading = state.model, state.reading
-    chunk = reading.chunk
+    model, (chunk, window, sinks) = state.model, _sizes(state)
     frame = tokens.new_zeros(tokens.shape[0], AHEAD * chunk)
-    offset = (first - group * AHEAD) * chunk
-    frame[:, offset : offset + tokens.shape[1]] = tokens
-    start = group * AHEAD * chunk
-    place = model.place(start, frame.shape[1], reading.window, reading.sinks, frame.shape[1])
-    own = (offset, offset + tokens.shape[1])
-    if own != (0, frame.shape[1]):
-        whole = place.sinks[0]
-        cut = model.place(start + own[0], own[1] - own[0], reading.window, reading.sinks)
-        place = Place(place.turn, (own,), cut.sinks if whole is not None else (None,))
+    slot, count = first - group * AHEAD, tokens.shape[1] // chunk
+    offset, start = slot * chunk, group * AHEAD * chunk
+    frame[:, offset : offset + count * chunk] = tokens
+    place = model.place(start, frame.shape[1], window, sinks, chunk, slice(slot, slot + count))
+    if state.kernels.name == "triton":
+        real = model.place(start + offset, count * chunk, window, sinks)
+        place = Place(place.turn, ((offset, offset + count * chunk),), real.sinks)
     blocks = range(model.config.prefix_blocks)
     return model.run(model.hidden(frame), blocks, place, state.caches, None, state.kernels)
+
+
+def _sizes(state: ReadingState) -> tuple[int, int, int]:
+    return state.reading.chunk, state.reading.window, state.reading.sinks
 
 
 def _places(state: ReadingState, start: int) -> tuple[Place, Place]:
     from ttt_docs.model.state import GUARD_TOKENS
 
-    chunk = state.reading.chunk
+    model, (chunk, window, sinks) = state.model, _sizes(state)
     count = min(GUARD_TOKENS, chunk)
-    sizes = state.reading.window, state.reading.sinks
-    return state.model.place(start, chunk, *sizes), state.model.place(start + chunk - count, count, *sizes)
+    return model.place(start, chunk, window, sinks), model.place(start + chunk - count, count, window, sinks)
 
 
 class _Steps:

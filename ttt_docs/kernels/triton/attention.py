@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -32,25 +32,50 @@ class Tiles(NamedTuple):
 #: By kernel, for 16-bit operands on compute capability 9: the first entry whose limit is not below the head dimension.
 #: Chosen by what the compiler says (benchmarks/compile_kernels.py): the largest tiles without spilled registers.
 TILES: dict[str, dict[int, Tiles]] = {
-    "forward_rows": {64: Tiles(128, 64, 8, 3, 128), 96: Tiles(128, 128, 8, 2), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 64, 8, 2)},
-    "backward_rows": {64: Tiles(128, 64, 8, 3), 96: Tiles(128, 64, 8, 2), 128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
+    "forward_rows": {
+        64: Tiles(128, 64, 8, 3, 128),
+        96: Tiles(128, 128, 8, 2),
+        128: Tiles(128, 32, 8, 2),
+        256: Tiles(64, 64, 8, 2),
+    },
+    "backward_rows": {
+        64: Tiles(128, 64, 8, 3),
+        96: Tiles(128, 64, 8, 2),
+        128: Tiles(128, 32, 8, 2),
+        256: Tiles(64, 32, 8, 2),
+    },
     "backward_keys": {96: Tiles(64, 128, 8, 2), 128: Tiles(32, 128, 8, 2), 256: Tiles(32, 64, 8, 1)},
     "second_rows": {64: Tiles(64, 32, 8, 2), 128: Tiles(64, 16, 8, 2), 256: Tiles(32, 16, 8, 1)},
-    "second_keys": {64: Tiles(32, 64, 8, 2), 96: Tiles(16, 64, 8, 2), 128: Tiles(32, 64, 8, 1), 256: Tiles(16, 32, 8, 1)},
+    "second_keys": {
+        64: Tiles(32, 64, 8, 2),
+        96: Tiles(16, 64, 8, 2),
+        128: Tiles(64, 32, 8, 1),
+        256: Tiles(16, 32, 8, 1),
+    },
 }
 #: The same on compute capability 8.
 TILES_8: dict[str, dict[int, Tiles]] = {
     "forward_rows": {96: Tiles(128, 64, 8, 3), 128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
     "backward_rows": {128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
     "backward_keys": {96: Tiles(32, 128, 8, 2), 128: Tiles(32, 64, 4, 2), 256: Tiles(32, 64, 8, 1)},
-    "second_rows": {64: Tiles(32, 32, 4, 2), 96: Tiles(32, 16, 4, 2), 128: Tiles(32, 32, 4, 2), 256: Tiles(32, 16, 8, 1)},
-    "second_keys": {64: Tiles(32, 32, 4, 2), 96: Tiles(16, 32, 4, 2), 128: Tiles(32, 32, 8, 1), 256: Tiles(16, 32, 8, 1)},
+    "second_rows": {
+        64: Tiles(32, 32, 4, 2),
+        96: Tiles(32, 16, 4, 2),
+        128: Tiles(32, 32, 4, 2),
+        256: Tiles(32, 16, 8, 1),
+    },
+    "second_keys": {
+        64: Tiles(32, 32, 4, 2),
+        96: Tiles(16, 32, 4, 2),
+        128: Tiles(32, 32, 8, 1),
+        256: Tiles(16, 32, 8, 1),
+    },
 }
 #: Float32 runs without matrix units, for checks more than for speed: small tiles, no pipeline.
 WIDE_TILES = {64: Tiles(32, 32, 4, 1), 128: Tiles(16, 32, 4, 1), 256: Tiles(16, 16, 4, 1)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def generation(device: torch.device) -> int:
     """Major compute capability; 9 where there is no device to ask."""
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
@@ -74,7 +99,7 @@ def _meta(kernel: str, q: Tensor, k: Tensor) -> dict[str, Any]:
     heads, head_dim = q.shape[1], q.shape[3]
     first, second = parts(head_dim)
     tiles = tiles_for(kernel, q)
-    meta = {
+    meta: dict[str, Any] = {
         "HEADS": heads,
         "GROUP": heads // k.shape[1],
         "HEAD": head_dim,
@@ -279,9 +304,7 @@ class _ReadingAttention(torch.autograd.Function):
         return found_grads.q, found_grads.k, found_grads.v, found_grads.sink_q, None, None, None, None
 
 
-def _merged(
-    q: Tensor, own_k: Tensor, own_v: Tensor, k: Tensor, v: Tensor, sinks: Sinks, shape: _Shape
-) -> Tensor:
+def _merged(q: Tensor, own_k: Tensor, own_v: Tensor, k: Tensor, v: Tensor, sinks: Sinks, shape: _Shape) -> Tensor:
     """Window and sinks each by itself, joined by their log-sum-exps in PyTorch: gradient for everything, twice."""
     out, log_total = _Attention.apply(q, own_k, own_v, k, v, shape)
     batch, heads, new, head_dim = q.shape

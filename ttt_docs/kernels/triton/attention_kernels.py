@@ -1,7 +1,7 @@
 """Window attention on the device: forward, backward, and the backward of the backward (METHOD section 8).
 
 Names as there: P the weights, dP = dO V^T, D = rowsum(P * dP), dS = P * (dP - D); a, b, c the cotangents of dQ, dK, dV;
-s the scale. Because the log-sum-exp L of each row is a result too, with gradient l, D is D - l wherever it is subtracted
+s the scale. Because the log-sum-exp L of each row is a result too, with gradient l, D is D - l where it is subtracted
 from dP (`along` below), while the correction m keeps one D of each kind.
 
 Every kernel rebuilds a tile of P from q, k and L. A program owns a tile of query rows (`*_rows`) or of keys
@@ -73,7 +73,7 @@ def forward_rows(
     ROWS: tl.constexpr, KEYS: tl.constexpr, SCALE: tl.constexpr, SINKS: tl.constexpr, HIDDEN: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out = P V and log_total; with SINKS (the padded number) the sinks' keys join the softmax, see `attention.Sinks`."""
+    """out = P V and log_total; with SINKS (their number, padded) the sinks' keys join the softmax."""
     first_row = tl.program_id(0) * ROWS
     batch = (tl.program_id(1) // HEADS).to(tl.int64)
     head = (tl.program_id(1) % HEADS).to(tl.int64)

@@ -1,10 +1,10 @@
 """Window attention on the device, the backward of the backward; names and shapes as in `attention_kernels`.
 
-    G = s (a K^T + Q b^T)        H = dO c^T
-    g = rowsum(P*G)              m = rowsum(P*G*dP) + rowsum(P*H) - (2 (D - l) + l) g
-    E = P*(G - g)                T = P*(G*(dP - D + l) - g dP + H - m)
-    grad_Q  = s (T K + dS b)     grad_K = s (T^T Q + dS^T a)
-    grad_V  = E^T dO             grad_dO = E V + P c            grad_l = g
+G = s (a K^T + Q b^T)        H = dO c^T
+g = rowsum(P*G)              m = rowsum(P*G*dP) + rowsum(P*H) - (2 (D - l) + l) g
+E = P*(G - g)                T = P*(G*(dP - D + l) - g dP + H - m)
+grad_Q  = s (T K + dS b)     grad_K = s (T^T Q + dS^T a)
+grad_V  = E^T dO             grad_dO = E V + P c            grad_l = g
 """
 
 import triton

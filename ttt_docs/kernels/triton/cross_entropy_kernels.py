@@ -1,7 +1,7 @@
-"""What stands between the products of the loss: a tile of logits [rows, columns] of the vocabulary's `first` ... and on.
+"""What stands between the products of the loss, for a tile of logits [rows, columns] from vocabulary entry `first` on.
 
 One program per row, the row's whole tile in registers. L is the log-sum-exp of all logits of a row, P = exp(logit - L).
-Logits and Z are float32 whatever the products' operands are: rounded to bfloat16 they would cost a loss of 20 nats 0.05.
+Logits and Z are float32 whatever the products' operands are: bfloat16 would round a logit of 20 by up to 0.06.
 """
 
 import triton

@@ -82,7 +82,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _RMSNormBackward(torch.autograd.Function):
-    """(x, weight, grad, addend) -> gradient for x, with `addend` added to it, and for the weight (None unless asked)."""
+    """(x, weight, grad, addend) -> gradient for x, with `addend` added, and for the weight (None unless asked)."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -163,7 +163,7 @@ class _AddRMSNorm(torch.autograd.Function):
 def add_rms_norm_triton(
     x: Tensor, delta: Tensor, post_weight: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """As `add_rms_norm_reference`: x + delta (normed with `post_weight` first, if there is one) and the norm of that."""
+    """As `Kernels.residual_norm`: x + delta (normed with `post_weight` first, if given) and the norm of that sum."""
     inputs = (x, delta, post_weight, weight)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return _AddRMSNorm.apply(x, delta, post_weight, weight, eps)

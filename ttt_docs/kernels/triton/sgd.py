@@ -92,8 +92,8 @@ def clip_sgd_triton(
 
     fast: (w1, w2, w3) of every block, float32 [batch, rows, columns]; grads: (w13, w2) of every block in any dtype.
     Where a document's gradient is not finite, its weights stay. `into` are buffers as from `new_buffers`. `table` is
-    room on the device for `Step.addresses`, int64 [27 * blocks], which the caller then fills in before the launches run:
-    copies from the host have no place in a captured graph.
+    room on the device for `Step.addresses`, int64 [27 * blocks], which the caller fills in before the launches run: a
+    captured graph must not copy from the host.
     """
     after, products = into if into is not None else new_buffers(fast, dtype)
     grads = [tuple(g.contiguous() for g in block) for block in grads]

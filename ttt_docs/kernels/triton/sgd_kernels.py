@@ -1,7 +1,8 @@
 """The inner step over all fast weights in two launches, no matter how many matrices.
 
-The matrices come as a table of addresses, int64 [matrices, FIELDS]: the gradient, the weights before and after (float32),
-and their copy in the products' dtype, each followed by its distance from one document to the next (in elements), and
+The matrices come as a table of addresses, int64 [matrices, FIELDS]: the gradient, the weights before and after
+(float32), and their copy in the products' dtype, each
+followed by its distance from one document to the next (in elements), and
 last the matrix's size. A program does CHUNK elements of one matrix of one document: grid (chunks, matrices, documents).
 """
 

@@ -1,8 +1,7 @@
 """SwiGLU MLP on the device, twice differentiable, with shared or per-sequence weights.
 
-The products go to cuBLAS, which no kernel of ours beats at [1024, 2560] x [2560, 11264]; what stands between them is one
-pass each. Kept for the backward pass: x and the first product. The activation is made again there, in the pass that makes
-the gradient of the first product.
+The products go to cuBLAS; what stands between them is one pass each. Kept for the backward pass: x and the first
+product. The activation is made again there, in the pass that makes the gradient of the first product.
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _part(base, rows, stride, limit, FIRST: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.constexpr, MASKED: tl.constexpr):
+def _part(
+    base, rows, stride, limit, FIRST: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.constexpr, MASKED: tl.constexpr
+):
     columns = FIRST + tl.arange(0, WIDTH)
     pointers = base + rows[:, None] * stride + columns[None, :]
     if MASKED:
@@ -34,7 +36,7 @@ def _part(base, rows, stride, limit, FIRST: tl.constexpr, WIDTH: tl.constexpr, H
         else:
             part = tl.load(pointers, mask=rows[:, None] < limit, other=0.0)
     else:
-        if FIRST + WIDTH > HEAD:
+        if FIRST + WIDTH > HEAD:  # noqa: SIM108  (constants: only one branch is compiled)
             part = tl.load(pointers, mask=columns[None, :] < HEAD, other=0.0)
         else:
             part = tl.load(pointers)
@@ -43,7 +45,7 @@ def _part(base, rows, stride, limit, FIRST: tl.constexpr, WIDTH: tl.constexpr, H
 
 @triton.jit
 def load_tile(base, rows, stride, limit, D1: tl.constexpr, D2: tl.constexpr, HEAD: tl.constexpr, MASKED: tl.constexpr):
-    """Rows of a [.., HEAD] matrix as two parts, zeros beyond `limit`. Without a second part, D2 = 0, it is the first."""
+    """Rows of a [.., HEAD] matrix in two parts, zeros beyond `limit`. Without a second (D2 = 0) it is the first."""
     first = _part(base, rows, stride, limit, 0, D1, HEAD, MASKED)
     second = first
     if D2 > 0:
@@ -113,7 +115,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def token_major(x: Tensor) -> Tensor:
-    """x [batch, heads, tokens, d], in memory [batch, tokens, heads, d]: the order of the projections around attention."""
+    """x [batch, heads, tokens, d], in memory [batch, tokens, heads, d]: the order of the projections."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
