@@ -28,8 +28,7 @@ from shared import add_common, facts
 
 from ttt_docs import TTTReader
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.state import ReadingState
-from ttt_docs.reading import Track, read_batch
+from ttt_docs.reading import Track, batch_state, read_batch
 
 
 def read(reader: TTTReader, reading: ReadingConfig, documents: list[list[int]]) -> None:
@@ -38,7 +37,7 @@ def read(reader: TTTReader, reading: ReadingConfig, documents: list[list[int]]) 
         track = Track(reader._empty_memory())
         track.tokens.extend(ids)
         tracks.append(track)
-    read_batch(ReadingState(reader.model, reading, len(tracks)), tracks)
+    read_batch(batch_state(reader.model, reading, len(tracks)), tracks)
 
 
 def one_by_one(reader: TTTReader, reading: ReadingConfig, documents: list[list[int]], threads: int) -> None:
@@ -99,9 +98,10 @@ WAYS = {"one by one": one_by_one, "together": together, "in threads": in_threads
 def measure(reader: TTTReader, ids: list[list[int]], length: int, chunk: int, options: Any) -> dict[str, Any]:
     reading = reader.reading.model_copy(update={"chunk": chunk})
     documents = [one[:length] for one in ids]
-    speeds: dict[str, list[float]] = {name: [] for name in WAYS}
+    ways = {name: WAYS[name] for name in ["one by one", *options.ways]}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
     for run in range(options.runs + 1):
-        for name, way in WAYS.items():
+        for name, way in ways.items():
             began = time.perf_counter()
             way(reader, reading, documents, options.threads)
             if run:  # the first round only warms up
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="documents read together (default 4)")
     parser.add_argument("--lengths", type=numbers, default=[600, 2049], metavar="N,N", help="tokens of each document")
     parser.add_argument("--chunks", type=numbers, default=[1024, 256], metavar="N,N")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS)[1:], default=list(WAYS)[1:], help="beside one by one")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -138,11 +139,11 @@ def main() -> None:
         for chunk in options.chunks:
             rows.append(measure(reader, ids, length, chunk, options))
             print(f"  {length} tokens, chunk {chunk}: {rows[-1]['to_one_by_one']}", file=sys.stderr, flush=True)
-    names = list(WAYS)
+    names = ["one by one", *options.ways]
     print(f"| tokens each | chunk | {names[0]}, tokens/s | {' | '.join(names[1:])} |\n|---|---|---|---|---|---|")
     for row in rows:
         speed, gain = row["tokens_per_second"], row["to_one_by_one"]
-        others = " | ".join(f"{speed[name]:,.0f} ({gain[name]:.2f}x)" for name in list(WAYS)[1:])
+        others = " | ".join(f"{speed[name]:,.0f} ({gain[name]:.2f}x)" for name in names[1:])
         print(f"| {row['tokens']:,} | {row['chunk']:,} | {speed['one by one']:,.0f} | {others} |")
     if options.json:
         result = facts(options, f"{options.batch} books") | {"batch": options.batch, "rows": rows}

@@ -39,7 +39,7 @@ from ttt_docs.model.config import InnerRule, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.model.loading import best_dtype, build_decoder
 from ttt_docs.model.state import ReadingState
-from ttt_docs.reading import ChunkReport, Track, expand, fits, read_batch, read_stream, state_of
+from ttt_docs.reading import ChunkReport, Track, batch_state, expand, fits, read_batch, read_stream, state_of
 
 #: What `ingest` reads: a path, URL, `-`, open file, Document, or an iterable of text.
 Source = str | os.PathLike[str] | IO[bytes] | IO[str] | Document | Iterable[str]
@@ -270,7 +270,7 @@ class TTTReader:
                 track.tokens.extend(self.tokenizer.encode(segment))
             tracks.append(track)
         firsts = [len(track.memory.tokens) for track in tracks]
-        memories = read_batch(ReadingState(self.model, self.reading, len(tracks)), tracks, on_chunk)
+        memories = read_batch(batch_state(self.model, self.reading, len(tracks)), tracks, on_chunk)
         return [
             _with_document(memory, document, document.name, first, track.memory)
             for memory, document, first, track in zip(memories, documents, firsts, tracks, strict=True)

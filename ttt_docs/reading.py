@@ -13,9 +13,9 @@ from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.compact import state_of_compact
 from ttt_docs.feed import segments
 from ttt_docs.memory.memory import BlockWeights, Memory
-from ttt_docs.model.config import ModelConfig
+from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights
-from ttt_docs.model.state import ChunkResult, ReadingState
+from ttt_docs.model.state import PIECE, ChunkResult, ReadingState
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,14 @@ def report(result: ChunkResult, chunk: int, row: int = 0) -> ChunkReport:
         skipped=bool(result.skipped[row]),
         seconds=result.seconds,
     )
+
+
+def batch_state(model: Decoder, reading: ReadingConfig, count: int) -> ReadingState:
+    """A state for reading `count` documents in step.
+
+    The prefix of several runs one chunk ahead: it has rows enough then, and what is short needs no padding to a piece.
+    """
+    return ReadingState(model, reading, count, piece=PIECE if count == 1 else 1)
 
 
 def read_batch(

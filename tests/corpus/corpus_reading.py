@@ -24,7 +24,7 @@ def open_tiny() -> TTTReader:
 
 
 class Mortal(TTTReader):
-    """Logs what it reads, and kills its own process the first time it meets a document of that name."""
+    """Logs what it reads, and kills its own process when it meets a document of that name: once, if it can log that."""
 
     log: Path
     deadly: str
@@ -34,7 +34,8 @@ class Mortal(TTTReader):
         memories = super().ingest_batch(documents, **options)
         once = self.log / "killed"
         if self.deadly in names and not once.exists():
-            once.touch()
+            if self.log.exists():
+                once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         for name in names:
             (self.log / f"{name}-{os.getpid()}").touch()

@@ -13,7 +13,6 @@ from ttt_docs import MemoryStore
 from ttt_docs.corpus.ingest import ingest_corpus
 from ttt_docs.corpus.sources import corpus_sources
 from ttt_docs.corpus.work import Settings
-from ttt_docs.memory import memories_equal
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
@@ -51,11 +50,7 @@ def test_a_killed_worker_costs_nothing(cluster, books, tmp_path):
     assert len({path.name.split("-")[1] for path in log.iterdir() if path.name != "killed"}) >= 2
     assert sorted(entry.documents[0].name for entry in store.list()) == sorted(f"{n}.txt" for n in range(9))
     assert all(wrong is None for _, wrong in store.verify())
-    reader = open_tiny()
-    memory = reader.ingest(books / "5.txt")
-    assert store.get(store.find(name="5.txt")[0].key).tokens.equal(memory.tokens)
-    alone = reader.ingest_batch([])
-    assert alone == [] and memories_equal(memory, memory)
+    assert store.get(store.find(name="5.txt")[0].key).tokens.equal(open_tiny().ingest(books / "5.txt").tokens)
 
 
 def test_a_document_that_always_kills_is_named(cluster, books, tmp_path):
@@ -67,5 +62,6 @@ def test_a_document_that_always_kills_is_named(cluster, books, tmp_path):
     report = ingest_corpus(
         corpus_sources(books), store, opener, engine="ray", workers=2, settings=Settings(batch=1), progress=False
     )
-    assert {outcome.source for outcome in report.failed} >= {str(books / "2.txt")}
-    assert len(report.outcomes) == 2
+    (failed,) = report.failed
+    assert failed.source == str(books / "2.txt") and "died 3 times" in failed.reason
+    assert [outcome.status for outcome in report.outcomes if outcome is not failed] == ["read"]

@@ -1,7 +1,7 @@
 """A corpus on Ray: actors hold the model, groups of documents are their tasks, memories go straight to the store.
 
-An actor that dies is started again and its group given out anew; what it had stored by then is not read again. No actor
-has more than `WAITING` groups before it, so the driver holds names and outcomes, never texts or memories.
+A new actor takes the place of one that dies, and its groups are given out again; what it had stored by then is not read
+again. No actor has more than `WAITING` groups before it, and the driver holds names and outcomes only.
 """
 
 from __future__ import annotations
@@ -54,34 +54,60 @@ def read_on_ray(
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     try:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
-        actor = ray.remote(Worker).options(max_restarts=-1, num_gpus=gpus)
-        yield from _run(ray, [actor.remote(open_reader, store) for _ in range(workers)], sources, settings)
+        actor = ray.remote(Worker).options(num_gpus=gpus)
+        yield from _run(ray, lambda: actor.remote(open_reader, store), workers, sources, settings)
     finally:
         if started:
             ray.shutdown()
 
 
-def _run(ray: Any, actors: Sequence[Any], sources: Sequence[str], settings: Settings) -> Iterator[Outcome]:
-    groups = deque((list(group), 1) for group in _groups(sources, len(actors), settings.batch))
-    running: dict[Any, tuple[Any, list[str], int]] = {}
-    free = deque(actor for _ in range(WAITING) for actor in actors)
-    while groups or running:
-        while groups and free:
-            actor, (group, tries) = free.popleft(), groups.popleft()
-            again = settings if tries == 1 else replace(settings, resume=True)
-            running[actor.read.remote(group, again)] = actor, group, tries
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        actor, group, tries = running.pop(done)
-        free.append(actor)
+class _Slot:
+    """The place of one actor, and the groups given to it, the one it is at first."""
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self.start, self.actor = start, start()
+        self.given: dict[Any, tuple[list[str], int]] = {}  # what Ray promises -> group, and how many times given out
+
+    def give(self, group: list[str], tries: int, settings: Settings) -> None:
+        again = settings if tries == 1 else replace(settings, resume=True)
+        self.given[self.actor.read.remote(group, again)] = group, tries
+
+
+def _run(
+    ray: Any, start: Callable[[], Any], workers: int, sources: Sequence[str], settings: Settings
+) -> Iterator[Outcome]:
+    groups = deque((list(group), 1) for group in _groups(sources, workers, settings.batch))
+    slots = [_Slot(start) for _ in range(min(workers, len(groups)))]
+    while groups or any(slot.given for slot in slots):
+        for _ in range(WAITING):
+            for slot in slots:
+                if groups and len(slot.given) < WAITING:
+                    slot.give(*groups.popleft(), settings)
+        (done,), _ = ray.wait([promise for slot in slots for promise in slot.given], num_returns=1)
+        slot = next(slot for slot in slots if done in slot.given)
         try:
-            yield from ray.get(done)
+            outcomes = ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
         except ray.exceptions.RayActorError as error:
-            if tries < TRIES:
-                groups.append((group, tries + 1))
-            elif len(group) > 1:  # which of them it was
-                groups.extend(([source], TRIES) for source in group)
-            else:
-                yield Outcome(group[0], "failed", reason=f"the process that read it died {tries} times ({error})")
+            # Only what the dead process was at may have killed it; what waited behind that is given out as before.
+            (group, tries), *waiting = slot.given.values()
+            groups.extendleft(reversed(waiting))
+            slot.given, slot.actor = {}, start()
+            yield from _again(groups, group, tries, str(error))
+        else:
+            del slot.given[done]
+            yield from outcomes
+
+
+def _again(groups: deque[tuple[list[str], int]], group: list[str], tries: int, reason: str) -> Iterator[Outcome]:
+    """Gives out a group whose reader died once more; one document that it happens with too often has failed."""
+    if tries < TRIES:
+        groups.append((group, tries + 1))
+    elif len(group) > 1:
+        groups.extend(([source], TRIES) for source in group)
+    else:
+        yield Outcome(group[0], "failed", reason=f"the process that read it died {tries} times ({reason})")
 
 
 def _groups(sources: Sequence[str], workers: int, batch: int) -> Iterator[Sequence[str]]:
