@@ -19,6 +19,7 @@ from ttt_docs_cli.ingest import ingest
 from ttt_docs_cli.inspection import inspect
 from ttt_docs_cli.models import models
 from ttt_docs_cli.output import note
+from ttt_docs_cli.routing import route
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
@@ -67,7 +68,7 @@ def cli() -> None:
     """Reads a long document into the fast weights of a language model, and answers from that memory."""
 
 
-for command in (ingest, summarize, ask, continue_, inspect, models, evaluate, env):
+for command in (ingest, summarize, ask, route, continue_, inspect, models, evaluate, env):
     cli.add_command(command)
 
 

@@ -33,6 +33,11 @@ ASK = {
     "model": "what the model is called",
     "documents": "list of names",
 }
+ROUTE = {
+    "route": '"memory" or "lookup"; one object for each question',
+    "probability": "calibrated probability that the question asks for something exact, so that lookup is right",
+    "reason": "in words",
+}
 CONTINUE = {
     "text": "the continuation",
     "seconds": "time it took",
@@ -96,6 +101,7 @@ SHAPES = {
     "ingest": INGEST,
     "summarize": SUMMARIZE,
     "ask": ASK,
+    "route": ROUTE,
     "continue": CONTINUE,
     "inspect": INSPECT,
     "models list": MODELS_LIST,

@@ -1,6 +1,7 @@
 """What a question is made of, as the router sees it: words, word classes, pointers, form.
 
-Nothing here needs more than the standard library, and a question takes well under a millisecond.
+Beside them, vectors of its words (`meaning`), which say something of words that no training question had.
+A question takes about a millisecond.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 import unicodedata
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 #: Of a longer question the first and the last words count.
 LONGEST = 120
@@ -27,6 +30,20 @@ _PLACE = re.compile(
     rf"\b(?:{_SPOT})\s*(?:no\.?\s*|number\s*)?(?:{_NUMERAL})(?!\w)|§+\s*\d[\w.]*|\b(?:{_ORDINAL})\s+(?:{_SPOT})\b",
     re.IGNORECASE,
 )
+_WRITTEN = tuple(
+    (re.compile(pattern, re.IGNORECASE), written)
+    for pattern, written in (
+        (r"\b(mr|mrs|ms|dr|st|prof|al|no|vs|etc|inc|ltd|co)\.(?=\s)", r"\1"),
+        (r"\btl;?\s?dr\b", "tldr"),
+        (r"\bhow come\b", "why"),
+    )
+)
+#: How long an answer is wanted, or that it may be free: "in three sentences", "in your own words".
+_FORM = re.compile(
+    r"\b(?:in|into|as|within|to|with)\s+(?:a|an|one|two|three|four|five|six|ten|\d+|a few|few|your own|simple|plain|other)\s+"
+    r"(?:(?:short|single|brief|simple|bullet)\s+)*(?:sentence|word|paragraph|line|point|term|bullet)s?\b",
+    re.IGNORECASE,
+)
 _CODE = re.compile(r"(?<!\w)(?=\S*\d)(?=\S*[A-Za-z])[\w.#/-]+(?!\w)|(?<!\w)\w+(?:_\w+)+|\w+\(\)|--[a-z][\w-]*|\S+@\S+\.\w+")
 _YEAR = re.compile(r"(?<![\w.])(?:1[0-9]{3}|20[0-9]{2})(?![\w.])")
 _NUMBER = re.compile(r"(?<![\w])[$€£]?\d[\d.,]*%?")
@@ -42,6 +59,9 @@ _POLITE = re.compile(
 )
 _ASKING = ("who", "whom", "whose", "when", "where", "which", "what", "why", "how")
 _SHORT = {"what's": "what is", "who's": "who is", "where's": "where is", "when's": "when is", "how's": "how is"}
+#: Words that a question may have for one another: "how can you" is asked like "how do I".
+_ALIKE = {"an": "a", "are": "is", "were": "was", "does": "do", "have": "has", "you": "i", "we": "i"}
+_ALIKE |= dict.fromkeys(("could", "should", "must", "may", "would", "might"), "can") | dict.fromkeys(("this", "these"), "it")
 #: After "how", these ask for a number.
 _MEASURES = frozenset("many much long old far often tall big large deep wide high heavy fast late early soon".split())
 
@@ -120,10 +140,10 @@ def features(question: str) -> dict[str, str]:
     """The question's features, each with the words of the question that it comes from (for the reason).
 
     Names: `w=` a stem, `b=` two in a row, `start=` how the asking clause begins, `q=` the question word, `c=` a word
-    class, `q=...&c=...` both, `has=` place, quote, code, year, number or name, `length=`.
+    class, `q=...&c=...` both, `has=` place, quote, form, code, year, number or name, `length=`.
     """
     found: dict[str, str] = {}
-    text = unicodedata.normalize("NFKC", question).translate(str.maketrans("“”„«»‘’", "\"\"\"\"\"''")).strip()
+    text = _plain(question)
     words = text.split()
     if len(words) > LONGEST:
         text = " ".join(words[: LONGEST // 2] + words[-LONGEST // 2 :])
@@ -136,16 +156,56 @@ def features(question: str) -> dict[str, str]:
         return pattern.sub(replaced, text)
 
     text = mask("quote", _QUOTE, text)
+    text = mask("form", _FORM, text)
     text = mask("place", _PLACE, text)
     clause = _POLITE.sub("", _asking_clause(text))
     for kind, pattern in (("code", _CODE), ("year", _YEAR), ("number", _NUMBER)):
         clause = mask(kind, pattern, clause)
     stems, spoken = _stems(clause, found)
-    for kind in ("quote", "place"):  # of another clause they say less
+    for kind in ("quote", "form", "place"):  # of another clause they say less
         if f"has={kind}" in found and f"<{kind}>" not in spoken:
             del found[f"has={kind}"]
     _word_features(stems, spoken, found)
     return found
+
+
+def _plain(question: str) -> str:
+    """The question with plain quotation marks, and without the full stops that end no sentence."""
+    text = unicodedata.normalize("NFKC", question).translate(str.maketrans("“”„«»‘’", "\"\"\"\"\"''")).strip()
+    for pattern, written in _WRITTEN:
+        text = pattern.sub(written, text)
+    return text
+
+
+def meaning(question: str) -> np.ndarray:
+    """Mean vectors of the asking clause's words: of those that are not common, of all, and the first of the former.
+
+    float32 [3 * dim]; zeros where no word is known. The first of the words that are not common is, in most questions,
+    what is asked for: "what *themes*", "how is it *defined*".
+    """
+    words, vectors = _vectors()
+    text = _QUOTE.sub(" ", _plain(question))
+    clause = _POLITE.sub("", _asking_clause(" ".join(text.split()[:LONGEST])))
+    classes = word_classes()
+    every, telling = [], []
+    for word in _WORD.findall(clause):
+        word = word.lower().replace("’", "'").removesuffix("'s")
+        row = words.get(word, words.get(word.removesuffix("s")))
+        if row is not None:
+            every.append(row)
+            if "common" not in classes.get(stem(word), ()):
+                telling.append(row)
+    parts = [telling, every, telling[:1]]
+    means = [vectors[rows].mean(0) if rows else np.zeros(vectors.shape[1], np.float32) for rows in parts]
+    return np.concatenate(means)
+
+
+@cache
+def _vectors() -> tuple[dict[str, int], np.ndarray]:
+    """Words to rows, and unit vectors float32 [words, dim] (benchmarks/router/make_vectors.py)."""
+    with np.load(Path(__file__).with_name("word_vectors.npz")) as file:
+        words = str(file["words"]).split()
+        return {word: row for row, word in enumerate(words)}, file["vectors"].astype(np.float32) / 127
 
 
 def _asking_clause(text: str) -> str:
@@ -175,7 +235,8 @@ def _stems(clause: str, found: dict[str, str]) -> tuple[list[str], list[str]]:
                 continue
             written[i] = ""
         else:
-            stems.append(corrected(stem(word.lower())))
+            word = word.lower()
+            stems.append(stem(word) if word in _vectors()[0] else corrected(stem(word)))
     return stems, [word for word in written if word]
 
 
@@ -210,7 +271,7 @@ def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -
                 found[f"first={name}"] = said
                 found[f"q={kind}&first={name}"] = said
         first = first and not named
-    run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word not in ("the", "a", "an")]
+    run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word != "the"]
     shapes = ["^", *(shape for shape, _ in run_of), "$"]
     said = ["", *(word for _, word in run_of), ""]
     for size in (2, 3):
@@ -218,7 +279,7 @@ def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -
             run = shapes[i : i + size]
             if run.count("*") < size - 1:
                 found.setdefault(f"b={' '.join(run)}", " ".join(said[i : i + size]).strip())
-    for pointer in ("place", "quote", "code", "year", "number", "name"):
+    for pointer in ("place", "quote", "form", "code", "year", "number", "name"):
         if f"has={pointer}" in found:
             found[f"q={kind}&has={pointer}"] = found[f"has={pointer}"]
 
@@ -229,5 +290,5 @@ def _shape(word: str) -> str:
     if word == "<name>":
         return "*"
     if word.startswith("<") or "common" in names:
-        return word
+        return _ALIKE.get(word, word)
     return f"<{names[0]}>" if names else "*"

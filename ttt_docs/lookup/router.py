@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ttt_docs.errors import UsageError
-from ttt_docs.lookup.question_features import class_meanings, features
+from ttt_docs.lookup.question_features import class_meanings, features, meaning
 
 #: Features named in a reason.
 NAMED = 2
@@ -32,9 +32,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Weights:
-    """log(p / (1 - p)) = scale * (bias + sum of the weights of the features present) + offset."""
+    """log(p / (1 - p)) = scale * (bias + sum of the weights of the features present + meaning * meanings) + offset."""
 
     bias: float
+    meaning: list[float]
     features: dict[str, float]
     scale: float
     offset: float
@@ -52,38 +53,45 @@ def route(question: str) -> Decision:
         raise UsageError("the question is empty")
     w = weights()
     present = {name: words for name, words in features(question).items() if name in w.features}
-    score = w.scale * (w.bias + sum(w.features[name] for name in present)) + w.offset
+    meant = sum(map(float.__mul__, w.meaning, meaning(question).tolist()))
+    score = w.scale * (w.bias + sum(w.features[name] for name in present) + meant) + w.offset
     probability = 1 / (1 + math.exp(-max(-30.0, min(30.0, score))))
     lookup = probability >= w.threshold
     return Decision("lookup" if lookup else "memory", probability, _reason(present, w, lookup, probability))
 
 
 def _reason(present: dict[str, str], w: Weights, lookup: bool, probability: float) -> str:
+    """The strongest things in the question that speak for the route; single words only where nothing else does."""
     sign = 1 if lookup else -1
-    strengths: dict[str, float] = {}
-    for name, words in present.items():
-        if (phrase := _phrase(name, words)) and sign * w.features[name] > 0:
-            strengths[phrase] = strengths.get(phrase, 0.0) + sign * w.features[name]
-    strongest = sorted(strengths, key=lambda phrase: -strengths[phrase])[:NAMED]
+    telling: dict[str, float] = {}
+    words: dict[str, float] = {}
+    for name, written in present.items():
+        phrase, group = _phrase(name, written), words if name[0] in "wb" else telling
+        if phrase:
+            group[phrase] = group.get(phrase, 0.0) + sign * w.features[name]
+    group = telling if max(telling.values(), default=0.0) > 0 else words
+    strongest = [phrase for phrase in sorted(group, key=lambda phrase: -group[phrase]) if group[phrase] > 0][:NAMED]
     if lookup and (not strongest or probability < 0.5):
-        return "; ".join(["in doubt, so the document is searched", *strongest])
+        strongest.insert(0, "in doubt, so the document is searched")
     return "; ".join(strongest) or "asks about the document as a whole"
 
 
-def _phrase(name: str, words: str) -> str:
+def _phrase(name: str, written: str) -> str:
     """What a feature says about the question; empty where it says nothing to a person."""
     kind, _, value = name.rpartition("&")[2].partition("=")
     if kind in ("c", "first"):
-        return f"{class_meanings()[value]} (“{words}”)"
+        meaning = class_meanings()[value]
+        return f"{meaning} (“{written}”)" if meaning else ""
     if kind == "has":
         return {
-            "place": f"points to a place in the document (“{words}”)",
-            "quote": f"quotes words ({words})",
-            "code": f"names something exact (“{words}”)",
-            "year": f"names a year ({words})",
-            "number": f"names a number ({words})",
-            "name": f"names somebody or something (“{words}”)",
+            "place": f"points to a place in the document (“{written}”)",
+            "quote": f"quotes words ({written})",
+            "form": f"says how the answer is to be (“{written}”)",
+            "code": f"names something exact (“{written}”)",
+            "year": f"names a year ({written})",
+            "number": f"names a number ({written})",
+            "name": f"names somebody or something (“{written}”)",
         }[value]
     if kind == "q":
-        return f"asks “{words}”" if words else ""
-    return f"says “{words}”" if kind in ("w", "b", "start") and words else ""
+        return f"asks “{written}”" if written else ""
+    return f"says “{written}”" if kind in ("w", "b") and written else ""

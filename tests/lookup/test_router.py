@@ -1,0 +1,146 @@
+"""The router: its decisions, its figures on the half it was not trained on, its speed, its command."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from ttt_docs_cli.main import cli
+
+from ttt_docs import UsageError
+from ttt_docs.lookup.question_features import corrected, features, stem
+from ttt_docs.lookup.router import route
+
+ROOT = Path(__file__).parents[2]
+LABELLED = ROOT / "benchmarks" / "router"
+
+
+def labelled(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (LABELLED / name).read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What was the captain's name?", "lookup"),
+        ("captain's name", "lookup"),
+        ("On which page is arbitration mentioned?", "lookup"),
+        ("How many people were on board?", "lookup"),
+        ('Who says "we shall not meet again"?', "lookup"),
+        ("Summarize what page 12 says.", "lookup"),
+        ("What is the main date the story revolves around?", "lookup"),
+        ("What are the main themes?", "memory"),
+        ("summarise the report", "memory"),
+        ("How does Anna change over the course of the novel?", "memory"),
+        ("Describe the style of the author.", "memory"),
+        ("Compare the two brothers.", "memory"),
+    ],
+)
+def test_clear_questions(question, expected):
+    decision = route(question)
+    assert decision.route == expected and decision.reason
+    assert 0 <= decision.probability <= 1
+
+
+def test_half_that_no_weight_was_fitted_on():
+    rows = [row for row in labelled("questions.jsonl") if row["half"] == "test"]
+    right = sum(route(row["question"]).route == row["label"] for row in rows)
+    assert len(rows) >= 300 and right / len(rows) >= 0.9  # docs/router.md has the figure itself
+
+
+def test_halves_share_no_template():
+    rows = labelled("questions.jsonl")
+    halves = {half: {row["template"] for row in rows if row["half"] == half} for half in ("train", "test")}
+    assert len(rows) >= 600 and not halves["train"] & halves["test"]
+    assert {row["domain"] for row in rows} == {"book", "contract", "report", "paper", "code", "manual"}
+
+
+def test_labelled_set_is_what_its_templates_make():
+    spec = importlib.util.spec_from_file_location("make_questions", LABELLED / "make_questions.py")
+    make_questions = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_questions)
+    assert labelled("questions.jsonl") == make_questions.questions(), "run: python benchmarks/router/make_questions.py"
+
+
+def test_reason_names_the_words_it_comes_from():
+    assert "page 12" in route("What does page 12 say?").reason
+    assert "themes" in route("What are the themes?").reason
+
+
+def test_empty_question():
+    with pytest.raises(UsageError, match="empty"):
+        route(" \n")
+
+
+@given(st.text(min_size=1).filter(str.strip))
+def test_any_text_has_a_route(text):
+    decision = route(text)
+    assert decision.route in ("memory", "lookup") and decision.reason and 0 <= decision.probability <= 1
+
+
+def test_pasted_pages_are_a_question_too():
+    assert route("word " * 100_000 + "what is the date?").route in ("memory", "lookup")
+
+
+def test_neither_torch_nor_transformers_is_imported():
+    program = "import sys, ttt_docs.lookup.router as r; r.route('Who?'); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_stems():
+    assert stem("summarised") == stem("summarizes") == stem("summarize")
+    assert stem("themes") == stem("theme") and stem("theories") == stem("theory")
+
+
+def test_slips_of_the_pen():
+    assert corrected(stem("sumarize")) == corrected(stem("summraize")) == stem("summarize")
+    assert corrected("these") == "these" and corrected("zebra") == "zebra"
+
+
+def test_what_stands_in_quotes_says_nothing():
+    assert "w=theme" not in features('On which page does the word "theme" stand?')
+    assert "has=quote" in features('On which page does the word "theme" stand?')
+
+
+def test_only_the_asking_clause_counts():
+    found = features("I have read about the style and the mood of it; who wrote it?")
+    assert "q=who" in found and not any(name.startswith("c=style") for name in found)
+
+
+def run(*arguments: str, code: int = 0, stdin: str | bytes | None = None):
+    result = CliRunner().invoke(cli, ["route", *arguments], input=stdin)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_command_json():
+    (line,) = run("What are the themes?", "--json").stdout.splitlines()
+    decision = json.loads(line)
+    assert decision.keys() == {"route", "probability", "reason"} and decision["route"] == "memory"
+
+
+def test_command_reads_questions_line_by_line():
+    result = run("--json", stdin="What are the themes?\nOn which page is Paris mentioned?\n")
+    assert [json.loads(line)["route"] for line in result.stdout.splitlines()] == ["memory", "lookup"]
+    assert "lookup" in run("-", stdin="Who was it?\n").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "says"),
+    [
+        ((" ",), None, "the question is empty"),
+        ((), "Who?\n \nWhen?", "line 2: the question is empty"),
+        ((), "", "holds no question"),
+        (("--json",), b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_command_refuses(arguments, stdin, says):
+    result = run(*arguments, stdin=stdin, code=2)
+    assert says in result.stderr and result.stdout == ""
