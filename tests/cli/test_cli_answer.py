@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 from cli_commands import SMALL, TEXT
 from ttt_docs_cli.shapes import ASK, CONTINUE, SUMMARIZE
 
-from ttt_docs import Memory, TTTReader
+from ttt_docs import Answer, Evidence, Memory, TTTReader
 from ttt_docs.memory import memories_equal
 from ttt_docs.model.loading import best_dtype
 
 CALLS: list[tuple] = []
-QUOTE = SimpleNamespace(quote="the captain,\n who had\x1b[31m not slept", page="3", start=5, end=40, score=0.5)
+#: A question that makes the command read.
+WHO = ("Who?", "--route", "memory")
+QUOTE = Evidence("the captain,\n who had\x1b[31m not slept", "3", 5, 40, 0.5, chapter="II", document="book.txt")
 
 
 def summarize(reader, memory, length="paragraph", *, seed=0):
@@ -23,9 +26,9 @@ def summarize(reader, memory, length="paragraph", *, seed=0):
     return SimpleNamespace(text="A ship waits.", tokens=4, route="memory")
 
 
-def ask(reader, memory, question, route="memory"):
-    CALLS.append((reader, memory, question, route))
-    return SimpleNamespace(text="Nobody knows.", route=route, evidence=[QUOTE], seconds=0.25)
+def ask(reader, memory, question, route="auto", *, top_k=None, max_context=None):
+    CALLS.append((reader, memory, question, route, top_k, max_context))
+    return Answer("Nobody knows.", "lookup", (QUOTE, replace(QUOTE, page=None)), 0.25, "because", True)
 
 
 def continue_text(reader, memory, max_new_tokens=200, *, stream=False, learn=True, **sampling):
@@ -55,11 +58,27 @@ def test_summarize(memory, run, run_json, load):
 
 def test_ask(memory, run, run_json):
     result = run("ask", memory, "Who slept?", "--dtype", "float32")
-    assert result.stdout == "Nobody knows.\n\n  page 3: “the captain, who had\\x1b[31m not slept”\n"
-    assert CALLS[-1][2:] == ("Who slept?", "memory") and CALLS[-1][0].model.dtype == torch.float32
-    answer = run_json("ask", memory, "Who slept?", "--route", "memory")
-    assert answer.keys() == ASK.keys() and answer["question"] == "Who slept?"
-    assert answer["evidence"] == [vars(QUOTE)]
+    quote = "“the captain, who had\\x1b[31m not slept”"
+    assert result.stdout == f"Nobody knows.\n\n  page 3: {quote}\n\n  II: {quote}\n"
+    assert CALLS[-1][2:] == ("Who slept?", "auto", None, None) and CALLS[-1][0].model.dtype == torch.float32
+    answer = run_json("ask", memory, "Who slept?", "--route", "lookup", "--top-k", "3", "--max-context", "99")
+    assert CALLS[-1][2:] == ("Who slept?", "lookup", 3, 99)
+    assert answer.keys() == ASK.keys() and (answer["question"], answer["verified"]) == ("Who slept?", True)
+    assert answer["evidence"] == [vars(QUOTE), vars(QUOTE) | {"page": None}]
+
+
+def test_looking_up_in_a_document_reads_nothing(book, cache, run, monkeypatch):
+    genuine, learned = TTTReader.ingest, []
+    monkeypatch.setattr(
+        TTTReader, "ingest", lambda *a, learn=True, **k: learned.append(learn) or genuine(*a, learn=learn, **k)
+    )
+    for question, *options in (("Who slept?", "--route", "lookup"), ("On which day did the ship lie still?",)):
+        run("ask", book, question, *options)
+        assert asked_memory().unread and asked_memory().text == TEXT
+    run("ask", book, "What is it about, all in all?", "--route", "memory")
+    assert learned == [False, False, True] and not asked_memory().unread
+    run("ask", book, "Who slept?", "--route", "lookup")  # the memory that is there will do
+    assert len(learned) == 3 and not asked_memory().unread
 
 
 def test_continue_streams(memory, run, run_json):
@@ -91,13 +110,13 @@ def test_a_document_is_read_once(book, cache, home, run, monkeypatch):
     ingest, reads = TTTReader.ingest, []
     monkeypatch.setattr(TTTReader, "ingest", lambda *a, **k: reads.append(1) or ingest(*a, **k))
     (home / "copy.txt").write_text(TEXT, "utf-8")
-    for arguments in (["summarize", book], ["ask", "copy.txt", "Who?"], ["continue", "-"]):
+    for arguments in (["summarize", book], ["ask", "copy.txt", *WHO], ["continue", "-"]):
         result = run(*arguments, stdin=TEXT)
         assert result.stderr.count("read before") == 1 and memories_equal(asked_memory(), memory)
-    assert not reads and run("ask", book, "Who?", "-q").stderr == ""
-    assert run("ask", book, "Who?", "--no-cache").stderr.count("memories") == 0 and reads == [1]
+    assert not reads and run("ask", book, *WHO, "-q").stderr == ""
+    assert run("ask", book, *WHO, "--no-cache").stderr.count("memories") == 0 and reads == [1]
     other = "float32" if best_dtype(torch.device("cpu")) == torch.bfloat16 else "bfloat16"
-    run("ask", book, "Who?", "--dtype", other)  # other numbers, another memory
+    run("ask", book, *WHO, "--dtype", other)  # other numbers, another memory
     assert reads == [1, 1] and len(os.listdir(cache / "memories")) == 2
     assert {path.name for path in home.iterdir()} == {"book.txt", "copy.txt"}
 
@@ -123,11 +142,11 @@ def test_an_unusable_cache_costs_only_a_warning(book, cache, run):
 def test_interrupted_reading_goes_on(home, interrupt, run):
     (home / "long.txt").write_text(TEXT * 2, "utf-8")
     interrupt(after=3)
-    result = run("ask", "long.txt", "Who?", code=130)
+    result = run("ask", "long.txt", *WHO, code=130)
     assert "the same command goes on" in result.stderr and not CALLS
-    assert "Going on with long.txt" in run("ask", "long.txt", "Who?").stderr
+    assert "Going on with long.txt" in run("ask", "long.txt", *WHO).stderr
     memory = asked_memory()
-    run("ask", "long.txt", "Who?", "--no-cache")
+    run("ask", "long.txt", *WHO, "--no-cache")
     assert memories_equal(memory, asked_memory()) and memory.documents[-1].complete
 
 
@@ -173,6 +192,7 @@ def test_sources_that_cannot_be_opened(command, memory, home, fails):
         ("ask", "book.ttt"),
         ("ask", "book.ttt", "  "),
         ("ask", "book.ttt", "Who?", "--route", "guess"),
+        ("ask", "book.ttt", "Who?", "--top-k", "0"),
         ("continue", "book.ttt", "--tokens", "0"),
         ("continue", "book.ttt", "--temperature", "-1"),
         ("continue", "book.ttt", "--top-p", "0"),

@@ -82,6 +82,19 @@ def test_output_read_otherwise_is_kept(book, memory, fails, options, why):
     assert why in message and "--force" in message and "another -o" in message
 
 
+def test_text_only(book, home, run, run_json, fails, load):
+    assert "nothing was read" in run("ingest", book, "-o", "text.ttt", "--text-only", *SMALL).stdout
+    memory = load("text.ttt")
+    assert memory.unread and memory.text == TEXT and memory.documents[0].complete
+    assert run_json("ingest", book, "-o", "text.ttt", "--text-only", *SMALL)["status"] == "already read"
+    assert "holds only the text" in fails("ingest", book, "-o", "text.ttt", *SMALL, code=2)
+    assert "nothing to keep" in fails("ingest", book, "-o", "x.ttt", "--text-only", "--no-text", code=2)
+    assert "nothing of it was read" in fails("ask", "text.ttt", "Why?", "--route", "memory", code=2)
+    result = run_json("ask", "text.ttt", "What is the number of waves on day 37?", "--route", "lookup")
+    for found in result["evidence"]:
+        assert found["quote"] == TEXT[found["start"] : found["end"]]
+
+
 def test_output_of_something_else_is_kept(book, memory, home, other_model, fails):
     (home / "b.txt").write_text("Another story.", "utf-8")
     assert "something else (book.txt)" in fails("ingest", "b.txt", "-o", memory, *SMALL, code=2)

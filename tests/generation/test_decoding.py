@@ -68,7 +68,7 @@ def test_nothing_changes_the_memory(tiny_reader):
     before = copy_of(memory)
     tiny_reader.continue_text(memory, 60)
     tiny_reader.summarize(memory)
-    answer = tiny_reader.ask(memory, "Who looked?", max_new_tokens=4)
+    answer = tiny_reader.ask(memory, "Who looked?", route="memory", max_new_tokens=4)
     assert (answer.route, answer.evidence, str(answer)) == ("memory", (), answer.text) and answer.seconds > 0
     assert memories_equal(memory, before)
 
@@ -119,6 +119,6 @@ def test_questions_are_checked(tiny_reader, memory):
     with pytest.raises(UsageError, match="empty"):
         tiny_reader.ask(memory, "  ")
     with pytest.raises(UsageError, match="window"):
-        tiny_reader.ask(memory, "Who is it that asks?", max_new_tokens=4)
-    with pytest.raises(UsageError, match="another version"):
-        tiny_reader.ask(memory, "Who?", route="lookup")
+        tiny_reader.ask(memory, "Who is it that asks?", route="memory", max_new_tokens=4)
+    with pytest.raises(UsageError, match="use auto, memory, lookup"):
+        tiny_reader.ask(memory, "Who?", route="guess")

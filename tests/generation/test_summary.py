@@ -124,7 +124,7 @@ def test_outlines_name_what_is_frequent_and_quote_every_part(tiny_reader):
     assert "Brandt" in text.split(".")[0]
     assert sum(" ".join(written(BOOK[a:b]).split()) in text for a, b in sentences(BOOK)) >= 3
     assert outline(memory.with_text(None), tiny_reader.tokenizer, 4) == ""
-    assert tiny_reader.ask(memory, "Who?", max_new_tokens=4).text is not None
+    assert tiny_reader.ask(memory, "Who?", route="memory", max_new_tokens=4).text is not None
 
 
 @pytest.mark.parametrize("length", ["sentence", "paragraph", "page"])

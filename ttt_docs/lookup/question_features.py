@@ -30,6 +30,20 @@ _PLACE = re.compile(
     rf"\b(?:{_SPOT})\s*(?:no\.?\s*|number\s*)?(?:{_NUMERAL})(?!\w)|§+\s*\d[\w.]*|\b(?:{_ORDINAL})\s+(?:{_SPOT})\b",
     re.IGNORECASE,
 )
+_WRITTEN = tuple(
+    (re.compile(pattern, re.IGNORECASE), written)
+    for pattern, written in (
+        (r"\b(mr|mrs|ms|dr|st|prof|al|no|vs|etc|inc|ltd|co)\.(?=\s)", r"\1"),
+        (r"\btl;?\s?dr\b", "tldr"),
+        (r"\bhow come\b", "why"),
+    )
+)
+#: How long an answer is wanted, or that it may be free: "in three sentences", "in your own words".
+_FORM = re.compile(
+    r"\b(?:in|into|as|within|to|with)\s+(?:a|an|one|two|three|four|five|six|ten|\d+|a few|few|your own|simple|plain|other)\s+"
+    r"(?:(?:short|single|brief|simple|bullet)\s+)*(?:sentence|word|paragraph|line|point|term|bullet)s?\b",
+    re.IGNORECASE,
+)
 _CODE = re.compile(r"(?<!\w)(?=\S*\d)(?=\S*[A-Za-z])[\w.#/-]+(?!\w)|(?<!\w)\w+(?:_\w+)+|\w+\(\)|--[a-z][\w-]*|\S+@\S+\.\w+")
 _YEAR = re.compile(r"(?<![\w.])(?:1[0-9]{3}|20[0-9]{2})(?![\w.])")
 _NUMBER = re.compile(r"(?<![\w])[$€£]?\d[\d.,]*%?")
@@ -126,10 +140,10 @@ def features(question: str) -> dict[str, str]:
     """The question's features, each with the words of the question that it comes from (for the reason).
 
     Names: `w=` a stem, `b=` two in a row, `start=` how the asking clause begins, `q=` the question word, `c=` a word
-    class, `q=...&c=...` both, `has=` place, quote, code, year, number or name, `length=`.
+    class, `q=...&c=...` both, `has=` place, quote, form, code, year, number or name, `length=`.
     """
     found: dict[str, str] = {}
-    text = unicodedata.normalize("NFKC", question).translate(str.maketrans("“”„«»‘’", "\"\"\"\"\"''")).strip()
+    text = _plain(question)
     words = text.split()
     if len(words) > LONGEST:
         text = " ".join(words[: LONGEST // 2] + words[-LONGEST // 2 :])
@@ -142,16 +156,25 @@ def features(question: str) -> dict[str, str]:
         return pattern.sub(replaced, text)
 
     text = mask("quote", _QUOTE, text)
+    text = mask("form", _FORM, text)
     text = mask("place", _PLACE, text)
     clause = _POLITE.sub("", _asking_clause(text))
     for kind, pattern in (("code", _CODE), ("year", _YEAR), ("number", _NUMBER)):
         clause = mask(kind, pattern, clause)
     stems, spoken = _stems(clause, found)
-    for kind in ("quote", "place"):  # of another clause they say less
+    for kind in ("quote", "form", "place"):  # of another clause they say less
         if f"has={kind}" in found and f"<{kind}>" not in spoken:
             del found[f"has={kind}"]
     _word_features(stems, spoken, found)
     return found
+
+
+def _plain(question: str) -> str:
+    """The question with plain quotation marks, and without the full stops that end no sentence."""
+    text = unicodedata.normalize("NFKC", question).translate(str.maketrans("“”„«»‘’", "\"\"\"\"\"''")).strip()
+    for pattern, written in _WRITTEN:
+        text = pattern.sub(written, text)
+    return text
 
 
 def meaning(question: str) -> np.ndarray:
@@ -161,7 +184,7 @@ def meaning(question: str) -> np.ndarray:
     what is asked for: "what *themes*", "how is it *defined*".
     """
     words, vectors = _vectors()
-    text = _QUOTE.sub(" ", unicodedata.normalize("NFKC", question).replace("“", '"').replace("”", '"'))
+    text = _QUOTE.sub(" ", _plain(question))
     clause = _POLITE.sub("", _asking_clause(" ".join(text.split()[:LONGEST])))
     classes = word_classes()
     every, telling = [], []
@@ -212,7 +235,8 @@ def _stems(clause: str, found: dict[str, str]) -> tuple[list[str], list[str]]:
                 continue
             written[i] = ""
         else:
-            stems.append(corrected(stem(word.lower())))
+            word = word.lower()
+            stems.append(stem(word) if word in _vectors()[0] else corrected(stem(word)))
     return stems, [word for word in written if word]
 
 
@@ -255,7 +279,7 @@ def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -
             run = shapes[i : i + size]
             if run.count("*") < size - 1:
                 found.setdefault(f"b={' '.join(run)}", " ".join(said[i : i + size]).strip())
-    for pointer in ("place", "quote", "code", "year", "number", "name"):
+    for pointer in ("place", "quote", "form", "code", "year", "number", "name"):
         if f"has={pointer}" in found:
             found[f"q={kind}&has={pointer}"] = found[f"has={pointer}"]
 

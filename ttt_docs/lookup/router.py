@@ -86,6 +86,7 @@ def _phrase(name: str, written: str) -> str:
         return {
             "place": f"points to a place in the document (“{written}”)",
             "quote": f"quotes words ({written})",
+            "form": f"says how the answer is to be (“{written}”)",
             "code": f"names something exact (“{written}”)",
             "year": f"names a year ({written})",
             "number": f"names a number ({written})",

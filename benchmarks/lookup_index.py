@@ -1,0 +1,70 @@
+"""How long the index over a text's passages takes to build, per million characters, and what a question costs then.
+
+python benchmarks/lookup_index.py --books ../shared/books/valid.jsonl.zst --json lookup-index.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+from shared import add_common, book_of, facts
+
+from ttt_docs.evaluation.haystack import NOISE, TASKS, sample
+from ttt_docs.lookup.index import PassageIndex, index_of
+from ttt_docs.lookup.query import understand
+from ttt_docs.lookup.search import search
+
+MILLION = 1_000_000
+
+
+def seconds(function, *arguments) -> float:  # type: ignore[no-untyped-def]
+    began = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common(parser)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    title, text = book_of(options)
+    texts = {
+        "prose": (text * (MILLION // len(text) + 1))[:MILLION],
+        "noise": (f"{NOISE}\n" * (MILLION // len(NOISE)))[:MILLION],
+        "needles": sample(TASKS["multikey_3"], MILLION, 0.5, None, len, 0).text,
+    }
+    rows = []
+    for name, content in texts.items():
+        build = index_of.__wrapped__  # every round builds anew
+        built = [seconds(build, content) for _ in range(options.rounds)]
+        index: PassageIndex = build(content)
+        query = understand("What is the special magic number for quiet-harbor?", index.language)
+        asked = [seconds(search, index, query) for _ in range(options.rounds)]
+        size = index.data.nbytes + index.indices.nbytes + index.indptr.nbytes
+        row = {
+            "text": name,
+            "characters": len(content),
+            "passages": len(index),
+            "terms": len(index.vocabulary),
+            "build_seconds": statistics.median(built),
+            "search_seconds": statistics.median(asked),
+            "matrix_bytes": size,
+        }
+        rows.append(row)
+        print(
+            " ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+            )
+        )
+    if options.json:
+        options.json.write_text(json.dumps(facts(options, title) | {"results": rows}, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
