@@ -32,6 +32,26 @@ class AnswerChoice(MemoryChoice):
     stop: list[str] | None = Field(None, description="a reply ends before any of these texts")
 
 
+class Answering(AnswerChoice):
+    """What LangChain asks of both."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "ttt-docs"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in AnswerChoice.model_fields}
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        return True
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Tokens of `text`, by this model's own tokenizer."""
+        return open_reader(self, open_memory(self)).tokenizer.encode(text)
+
+
 @dataclass
 class Replying:
     """A reply in progress: `pieces` are its text; afterwards `usage` and `about` are complete."""

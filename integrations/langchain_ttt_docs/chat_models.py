@@ -11,11 +11,11 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict
 
-from langchain_ttt_docs.answering import AnswerChoice, conversation_of, reply_to
-from langchain_ttt_docs.opening import changed, open_memory, open_reader
+from langchain_ttt_docs.answering import AnswerChoice, Answering, conversation_of, reply_to
+from langchain_ttt_docs.opening import changed
 
 
-class ChatTTTDocs(BaseChatModel, AnswerChoice):
+class ChatTTTDocs(Answering, BaseChatModel):
     """Answers from what was read, kept in a memory file or a store.
 
         chat = ChatTTTDocs(memory="book.ttt")
@@ -29,26 +29,6 @@ class ChatTTTDocs(BaseChatModel, AnswerChoice):
     """
 
     model_config = ConfigDict(extra="ignore")
-
-    @property
-    def _llm_type(self) -> str:
-        return "ttt-docs"
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in AnswerChoice.model_fields}
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        return True
-
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        return ["langchain_ttt_docs", "chat_models"]
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """Tokens of `text`, by this model's own tokenizer."""
-        return open_reader(self, open_memory(self)).tokenizer.encode(text)
 
     def _generate(
         self,

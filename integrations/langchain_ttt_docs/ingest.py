@@ -37,10 +37,6 @@ class TTTDocsIngest(RunnableSerializable[Any, dict[str, str]], ModelChoice):
     def is_lc_serializable(cls) -> bool:
         return True
 
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        return ["langchain_ttt_docs", "ingest"]
-
     def invoke(self, input: Source, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, str]:
         """`{"store": ..., "document": key}` of the memory.
 

@@ -10,37 +10,17 @@ from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict
 
-from langchain_ttt_docs.answering import AnswerChoice, reply_to
-from langchain_ttt_docs.opening import changed, open_memory, open_reader
+from langchain_ttt_docs.answering import AnswerChoice, Answering, reply_to
+from langchain_ttt_docs.opening import changed
 
 
-class TTTDocsLLM(BaseLLM, AnswerChoice):
+class TTTDocsLLM(Answering, BaseLLM):
     """Answers a prompt from what was read, kept in a memory file or a store; see `ChatTTTDocs`.
 
     TTTDocsLLM(memory="book.ttt").invoke("Who is the captain?")
     """
 
     model_config = ConfigDict(extra="ignore")
-
-    @property
-    def _llm_type(self) -> str:
-        return "ttt-docs"
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in AnswerChoice.model_fields}
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        return True
-
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        return ["langchain_ttt_docs", "llms"]
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """Tokens of `text`, by this model's own tokenizer."""
-        return open_reader(self, open_memory(self)).tokenizer.encode(text)
 
     def _generate(
         self,

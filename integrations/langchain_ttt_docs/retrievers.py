@@ -39,10 +39,6 @@ class TTTDocsRetriever(BaseRetriever, PassageChoice):
     def is_lc_serializable(cls) -> bool:
         return True
 
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        return ["langchain_ttt_docs", "retrievers"]
-
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
