@@ -140,7 +140,7 @@ def main() -> None:
             rows.append(measure(reader, ids, length, chunk, options))
             print(f"  {length} tokens, chunk {chunk}: {rows[-1]['to_one_by_one']}", file=sys.stderr, flush=True)
     names = ["one by one", *options.ways]
-    print(f"| tokens each | chunk | {names[0]}, tokens/s | {' | '.join(names[1:])} |\n|---|---|---|---|---|---|")
+    print(f"| tokens each | chunk | {names[0]}, tokens/s | {' | '.join(names[1:])} |\n|---|---|{'---|' * len(names)}")
     for row in rows:
         speed, gain = row["tokens_per_second"], row["to_one_by_one"]
         others = " | ".join(f"{speed[name]:,.0f} ({gain[name]:.2f}x)" for name in names[1:])

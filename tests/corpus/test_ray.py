@@ -21,6 +21,7 @@ ray = pytest.importorskip("ray")
 @pytest.fixture(scope="module")
 def cluster():
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")  # a busy machine starts processes slowly
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
     options = {"log_to_driver": False, "include_dashboard": False, "object_store_memory": 100_000_000}
     ray.init(num_cpus=2, runtime_env=environment, **options)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ttt_docs.corpus.work import AHEAD, Outcome, Settings, read_sources
-from ttt_docs.errors import UsageError
+from ttt_docs.errors import TTTDocsError, UsageError
 from ttt_docs.memory.store import MemoryStore
 from ttt_docs.reader import TTTReader
 
@@ -29,6 +29,9 @@ class Worker:
     def __init__(self, open_reader: Callable[[], TTTReader], store: MemoryStore) -> None:
         self.reader, self.store = open_reader(), store
 
+    def ready(self) -> bool:
+        return True
+
     def read(self, sources: Sequence[str], settings: Settings) -> list[Outcome]:
         return list(read_sources(self.reader, self.store, sources, settings))
 
@@ -43,7 +46,7 @@ def read_on_ray(
 ) -> Iterator[Outcome]:
     """As `read_sources`, on `workers` actors. A GPU goes to each where the cluster has one for each.
 
-    Raises UsageError when Ray is not installed.
+    Raises UsageError when Ray is not installed, TTTDocsError when no actor can be started.
     """
     try:
         import ray
@@ -65,8 +68,20 @@ class _Slot:
     """The place of one actor, and the groups given to it, the one it is at first."""
 
     def __init__(self, start: Callable[[], Any]) -> None:
-        self.start, self.actor = start, start()
+        self._start = start
+        self.failed_starts = 0
+        self.renew()
+
+    def renew(self) -> None:
+        self.actor = self._start()
+        self.ready = self.actor.ready.remote()
         self.given: dict[Any, tuple[list[str], int]] = {}  # what Ray promises -> group, and how many times given out
+
+    def started(self, ray: Any) -> bool:
+        try:
+            return bool(ray.get(self.ready))
+        except ray.exceptions.RayActorError:
+            return False
 
     def give(self, group: list[str], tries: int, settings: Settings) -> None:
         again = settings if tries == 1 else replace(settings, resume=True)
@@ -93,8 +108,15 @@ def _run(
             # Only what the dead process was at may have killed it; what waited behind that is given out as before.
             (group, tries), *waiting = slot.given.values()
             groups.extendleft(reversed(waiting))
-            slot.given, slot.actor = {}, start()
-            yield from _again(groups, group, tries, str(error))
+            if slot.started(ray):
+                slot.failed_starts = 0
+                yield from _again(groups, group, tries, str(error))
+            else:
+                slot.failed_starts += 1
+                groups.appendleft((group, tries))
+                if slot.failed_starts == TRIES:
+                    raise TTTDocsError(f"no process that reads could be started {TRIES} times: {error}") from None
+            slot.renew()
         else:
             del slot.given[done]
             yield from outcomes
