@@ -38,7 +38,8 @@ SCOPES = {
 }
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::matmul", "aten::_mkldnn"}
 GROUPS = (
-    "attention forward", "attention backward", "SwiGLU", "loss head", "other products", "element-wise", "update", "rest",
+    "attention forward", "attention backward", "SwiGLU", "loss head", "other products", "element-wise", "update",
+    "rest",
 )  # fmt: skip
 
 
