@@ -49,7 +49,8 @@ SMALL = ModelConfig(
 def decoder_of(options: argparse.Namespace) -> Decoder:
     dtype = getattr(torch, options.dtype)
     if options.model != SMALL.name:
-        return TTTReader.from_pretrained(options.model, dtype=options.dtype, window=options.window).model
+        settings = {"dtype": options.dtype, "window": options.window, "chunk": options.chunk}
+        return TTTReader.from_pretrained(options.model, **settings).model
     model = Decoder(SMALL).initialize(torch.Generator().manual_seed(0))
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.float() if ".prime_mlp." in name else parameter.data.to(dtype)

@@ -113,7 +113,9 @@ def test_gradients_agree_with_finite_differences() -> None:
     grads = gradients(model, outer_loss(model, tokens, READING))
     named = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(1)
-    along = {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) * p.std() for name, p in named.items()}
+    along = {
+        name: torch.randn(p.shape, generator=generator, dtype=p.dtype) * p.detach().std() for name, p in named.items()
+    }
 
     def slope(step: float) -> float:
         sides = []
