@@ -70,10 +70,9 @@ def _sub_layers(
         if block.has_prime and fast is not None:
             own = fast[i - config.prefix_blocks]
             norm = block.prime_norm if config.prime_norm else block.mlp_norm
-            yield norm.weight, post("prime_post_norm"), lambda y, own=own: kernels.swiglu(y, own.w13, own.w2)
-        mlp = block.mlp
-        yield (
-            block.mlp_norm.weight,
-            post("mlp_post_norm"),
-            lambda y, mlp=mlp: kernels.swiglu(y, mlp.w13.weight, mlp.w2.weight),
-        )
+            yield norm.weight, post("prime_post_norm"), _mlp(kernels, own.w13, own.w2)
+        yield block.mlp_norm.weight, post("mlp_post_norm"), _mlp(kernels, block.mlp.w13.weight, block.mlp.w2.weight)
+
+
+def _mlp(kernels: Kernels, w13: Tensor, w2: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda y: kernels.swiglu(y, w13, w2)
