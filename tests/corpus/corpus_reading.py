@@ -37,7 +37,7 @@ class Mortal(TTTReader):
             if self.log.exists():
                 once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        for name in names:
+        for name in names if self.log.exists() else ():
             (self.log / f"{name}-{os.getpid()}").touch()
         return memories
 
