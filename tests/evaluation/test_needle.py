@@ -8,7 +8,7 @@ import pytest
 
 from ttt_docs import UsageError
 from ttt_docs.evaluation.haystack import TASKS, prose_of, sample, score
-from ttt_docs.evaluation.needle import measure, report
+from ttt_docs.evaluation.needle import measure, plot, report
 
 PROSE = " ".join(f"The ship number {i} left the harbour of the {i * 7}th island before the rain." for i in range(400))
 NEEDLE = re.compile(r"One of the special magic (?:number|uuid)s for (\S+) is: (\S+)\.")
@@ -58,3 +58,10 @@ def test_prose_and_tasks_must_be_there(tiny_reader):
         next(measure(tiny_reader, ["single_2"], [2000], 1, "lookup"))
     with pytest.raises(UsageError, match="single_9"):
         next(measure(tiny_reader, ["single_9"], [2000], 1, "lookup"))
+
+
+def test_heat_map(tiny_reader, tmp_path):
+    pytest.importorskip("matplotlib")
+    asked = list(measure(tiny_reader, ["single_1", "multikey_2"], [2000], 2, "lookup"))
+    plot(asked, tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")

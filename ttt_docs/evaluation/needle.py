@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 from ttt_docs.errors import UsageError
-from ttt_docs.evaluation.haystack import TASKS, Prose, prose_of, sample, score
+from ttt_docs.evaluation.haystack import TASKS, Count, Prose, prose_of, sample, score
 
 if TYPE_CHECKING:
     from ttt_docs.lookup.routing import AskRoute
@@ -146,7 +146,7 @@ def _prose(reader: TTTReader, tasks: Sequence[str], haystack: Iterable[str], lon
     return prose
 
 
-def _count(reader: TTTReader):  # type: ignore[no-untyped-def]
+def _count(reader: TTTReader) -> Count:
     return lambda text: len(reader.tokenizer.encode(text))
 
 
