@@ -281,12 +281,12 @@ def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -
         first = first and not named
     run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word != "the"]
     shapes = ["^", *(shape for shape, _ in run_of), "$"]
-    said = ["", *(word for _, word in run_of), ""]
+    written = ["", *(word for _, word in run_of), ""]
     for size in (2, 3):
         for i in range(len(shapes) - size + 1):
             run = shapes[i : i + size]
             if run.count("*") < size - 1:
-                found.setdefault(f"b={' '.join(run)}", " ".join(said[i : i + size]).strip())
+                found.setdefault(f"b={' '.join(run)}", " ".join(written[i : i + size]).strip())
     for pointer in ("place", "quote", "form", "code", "year", "number", "name"):
         if f"has={pointer}" in found:
             found[f"q={kind}&has={pointer}"] = found[f"has={pointer}"]
