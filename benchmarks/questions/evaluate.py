@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from books import books  # noqa: E402
-from shared import facts  # noqa: E402
+from books import books
+from shared import facts
 
-from ttt_docs import Answer, TTTReader  # noqa: E402
+from ttt_docs import Answer, TTTReader
 
 QUESTIONS = Path(__file__).with_name("natural.jsonl")
 HALVES = ("development", "held out")
@@ -94,7 +94,9 @@ def main() -> None:
                 marks = "".join(name[0] if rows[-1][name] else "-" for name in ("evidence", "place", "answer"))
                 print(f"{marks} {row['question']} | {plain(row['answer'])} | {rows[-1]['text']}", flush=True)
     if len(rows) < len(asked):
-        raise SystemExit(f"Error: {len(asked) - len(rows)} questions are about books that are not in {options.books.name}")
+        raise SystemExit(
+            f"Error: {len(asked) - len(rows)} questions are about books that are not in {options.books.name}"
+        )
     halves = {half: [row for row in rows if row["half"] == half] for half in HALVES}
     figures = {name: shares(group) for name, group in {"all": rows, **halves}.items() if group}
     print(json.dumps(figures, indent=1))

@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import facts  # noqa: E402
+from shared import facts
 
-from ttt_docs.lookup import question_features  # noqa: E402
-from ttt_docs.lookup.router import route  # noqa: E402
+from ttt_docs.lookup import question_features
+from ttt_docs.lookup.router import route
 
 features = lru_cache(None)(question_features.features)
 meaning = lru_cache(None)(question_features.meaning)
@@ -48,7 +48,17 @@ THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 #: What weights are drawn to, instead of 0: what a word of each class is for, before any question was seen.
 PRIOR = {"summary": -2, "theme": -2, "style": -2, "character": -2, "audience": -2, "compare": -1.5, "opinion": -1.5}
 PRIOR |= {"meaning": -1, "explain": -1, "whole": -0.7, "argument": -1, "create": -1, "structure": -1.5}
-PRIOR |= {"exact": 2, "speech": 1, "number": 1.5, "time": 1.5, "spot": 1.5, "id": 1.5, "name": 1, "find": 1.5, "define": 2}
+PRIOR |= {
+    "exact": 2,
+    "speech": 1,
+    "number": 1.5,
+    "time": 1.5,
+    "spot": 1.5,
+    "id": 1.5,
+    "name": 1,
+    "find": 1.5,
+    "define": 2,
+}
 PRIOR |= {"action": 1, "has=place": 2.5, "has=quote": 1, "has=code": 1, "has=form": -1}
 
 Array = np.ndarray
@@ -156,8 +166,13 @@ def calibration_error(p: Array, y: Array, bins: int = 10) -> tuple[float, list[d
             gap = abs(p[inside].mean() - y[inside].mean())
             error += inside.mean() * gap
             table.append(
-                {"from": i / bins, "count": int(inside.sum()), "mean": round(float(p[inside].mean()), 3), "lookup": round(float(y[inside].mean()), 3)}
-            )  # fmt: skip
+                {
+                    "from": i / bins,
+                    "count": int(inside.sum()),
+                    "mean": round(float(p[inside].mean()), 3),
+                    "lookup": round(float(y[inside].mean()), 3),
+                }
+            )
     return error, table
 
 
@@ -171,7 +186,9 @@ def train() -> None:
     best = max(right.values())
     threshold = min(t for t, share in right.items() if share >= best - 0.002)
     print(f"scale {scale:.3f}, offset {offset:.3f}, threshold {threshold}, right {right}")
-    for row, probability in sorted(zip(rows, p, strict=True), key=lambda pair: abs(pair[1] - (pair[0]["label"] == "lookup"))):
+    for row, probability in sorted(
+        zip(rows, p, strict=True), key=lambda pair: abs(pair[1] - (pair[0]["label"] == "lookup"))
+    ):
         if (probability >= threshold) != (row["label"] == "lookup"):
             print(f"  {probability:.2f} {row['label']} {row['kind']}: {row['question']}")
     names = vocabulary(rows)
@@ -216,7 +233,8 @@ def measure(path: Path, half: str | None, out: Path | None) -> None:
     }
     print(json.dumps(result, indent=1))
     if out is not None:
-        stamp = {name: value for name, value in facts(argparse.Namespace(model=None, dtype=None, window=None), path.name).items() if value is not None}  # fmt: skip
+        none = argparse.Namespace(model=None, dtype=None, window=None)
+        stamp = {name: value for name, value in facts(none, path.name).items() if value is not None}
         out.write_text(json.dumps(stamp | result, indent=1) + "\n", "utf-8")
 
 

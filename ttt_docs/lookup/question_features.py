@@ -18,7 +18,9 @@ import numpy as np
 LONGEST = 120
 
 _QUOTE = re.compile(r"\"([^\"]+)\"|(?<!\w)'([^']{2,}?)'(?!\w)|`([^`]+)`")
-_ORDINAL = r"first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|final|next|previous|\d+(?:st|nd|rd|th)"
+_ORDINAL = (
+    r"first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|final|next|previous|\d+(?:st|nd|rd|th)"
+)
 _SPOT = (
     r"pages?|pp?\.|chapters?|ch\.|sections?|sec\.|clauses?|articles?|art\.|paragraphs?|para\.?|lines?|tables?|figures?|fig\.|"
     r"appendix|appendices|annex|schedules?|exhibits?|footnotes?|endnotes?|equations?|eq\.|steps?|items?|slides?|verses?|"
@@ -40,11 +42,14 @@ _WRITTEN = tuple(
 )
 #: How long an answer is wanted, or that it may be free: "in three sentences", "in your own words".
 _FORM = re.compile(
-    r"\b(?:in|into|as|within|to|with)\s+(?:a|an|one|two|three|four|five|six|ten|\d+|a few|few|your own|simple|plain|other)\s+"
+    r"\b(?:in|into|as|within|to|with)\s+"
+    r"(?:a|an|one|two|three|four|five|six|ten|\d+|a few|few|your own|simple|plain|other)\s+"
     r"(?:(?:short|single|brief|simple|bullet)\s+)*(?:sentence|word|paragraph|line|point|term|bullet)s?\b",
     re.IGNORECASE,
 )
-_CODE = re.compile(r"(?<!\w)(?=\S*\d)(?=\S*[A-Za-z])[\w.#/-]+(?!\w)|(?<!\w)\w+(?:_\w+)+|\w+\(\)|--[a-z][\w-]*|\S+@\S+\.\w+")
+_CODE = re.compile(
+    r"(?<!\w)(?=\S*\d)(?=\S*[A-Za-z])[\w.#/-]+(?!\w)|(?<!\w)\w+(?:_\w+)+|\w+\(\)|--[a-z][\w-]*|\S+@\S+\.\w+"
+)
 _YEAR = re.compile(r"(?<![\w.])(?:1[0-9]{3}|20[0-9]{2})(?![\w.])")
 _NUMBER = re.compile(r"(?<![\w])[$€£]?\d[\d.,]*%?")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|<\w+>")
@@ -52,8 +57,9 @@ _CLAUSE = re.compile(r"(?<=[.;:!?])\s+|\s+[-–—]+\s+|\n+")
 #: What people say before they ask. "do you think" and "would you recommend" ask for an opinion and stay.
 _POLITE = re.compile(
     r"^(?:(?:hi|hello|hey|ok|okay|so|and|well|now|please|pls|kindly|just|quick question|question|also|then|"
-    r"can you(?: please| perhaps| maybe)?|could you(?: please| perhaps| maybe)?|would you (?:please|kindly|mind)|will you|"
-    r"do you know|do you remember|any idea|tell me|let me know|help me(?: to)?|give me|i (?:just )?(?:want|need|wish) to know|"
+    r"can you(?: please| perhaps| maybe)?|could you(?: please| perhaps| maybe)?|would you (?:please|kindly|mind)|"
+    r"will you|do you know|do you remember|any idea|tell me|let me know|help me(?: to)?|give me|"
+    r"i (?:just )?(?:want|need|wish) to know|"
     r"i(?: woul|')d like to know|i(?: a|')m (?:curious|wondering)|i wonder)\b[,:]?\s*)+",
     re.IGNORECASE,
 )
@@ -61,9 +67,11 @@ _ASKING = ("who", "whom", "whose", "when", "where", "which", "what", "why", "how
 _SHORT = {"what's": "what is", "who's": "who is", "where's": "where is", "when's": "when is", "how's": "how is"}
 #: Words that a question may have for one another: "how can you" is asked like "how do I".
 _ALIKE = {"an": "a", "are": "is", "were": "was", "does": "do", "have": "has", "you": "i", "we": "i"}
-_ALIKE |= dict.fromkeys(("could", "should", "must", "may", "would", "might"), "can") | dict.fromkeys(("this", "these"), "it")
+_ALIKE |= dict.fromkeys(("could", "should", "must", "may", "would", "might"), "can") | dict.fromkeys(
+    ("this", "these"), "it"
+)
 #: After "how", these ask for a number.
-_MEASURES = frozenset("many much long old far often tall big large deep wide high heavy fast late early soon".split())
+_MEASURES = re.compile("many|much|long|old|far|often|tall|big|large|deep|wide|high|heavy|fast|late|early|soon")
 
 
 def stem(word: str) -> str:
@@ -171,7 +179,7 @@ def features(question: str) -> dict[str, str]:
 
 def _plain(question: str) -> str:
     """The question with plain quotation marks, and without the full stops that end no sentence."""
-    text = unicodedata.normalize("NFKC", question).translate(str.maketrans("“”„«»‘’", "\"\"\"\"\"''")).strip()
+    text = unicodedata.normalize("NFKC", question).translate(str.maketrans("“”„«»‘’", '"""""\'\'')).strip()
     for pattern, written in _WRITTEN:
         text = pattern.sub(written, text)
     return text
@@ -245,7 +253,7 @@ def _question_word(words: list[str]) -> tuple[str, int]:
     for i, word in enumerate(words):
         if word in _ASKING:
             following = words[i + 1] if i + 1 < len(words) else ""
-            if word == "how" and following in _MEASURES:
+            if word == "how" and _MEASURES.fullmatch(following):
                 return f"how {following}", i
             return ("who" if word in ("whom", "whose") else word), i
     return "", -1
@@ -273,12 +281,12 @@ def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -
         first = first and not named
     run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word != "the"]
     shapes = ["^", *(shape for shape, _ in run_of), "$"]
-    said = ["", *(word for _, word in run_of), ""]
+    written = ["", *(word for _, word in run_of), ""]
     for size in (2, 3):
         for i in range(len(shapes) - size + 1):
             run = shapes[i : i + size]
             if run.count("*") < size - 1:
-                found.setdefault(f"b={' '.join(run)}", " ".join(said[i : i + size]).strip())
+                found.setdefault(f"b={' '.join(run)}", " ".join(written[i : i + size]).strip())
     for pointer in ("place", "quote", "form", "code", "year", "number", "name"):
         if f"has={pointer}" in found:
             found[f"q={kind}&has={pointer}"] = found[f"has={pointer}"]
