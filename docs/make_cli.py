@@ -35,7 +35,7 @@ JSON object, on one line, and nothing else to standard output.
 | Environment variable | Meaning |
 | --- | --- |
 | `TTT_DOCS_CACHE` | folder for models and for the memories of documents; `ttt-docs env` shows which it is |
-| `TTT_DOCS_KERNELS` | `auto`, `cpu` (no compiled kernels), `reference`, `triton` or `flash`: which implementation computes |
+| `TTT_DOCS_KERNELS` | which implementation computes: `auto`, `cpu` (none compiled), `reference`, `triton`, `flash` |
 | `TTT_DOCS_DEBUG` | `1`: errors come with a traceback |
 """
 

@@ -44,10 +44,18 @@ adapter and adapter-off (the trained initialization, TTT on and off), control (t
 the inner loop), full (attention over the base model's trained length).""",
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--system", "systems", default="window,retrofit", show_default=True, metavar="NAMES")
-@click.option("--length", "lengths", default="8192,32768", show_default=True, callback=numbers, metavar="TOKENS")
+@click.option("--system", "systems", default="window,retrofit", show_default=True, metavar="NAMES", help="See below.")
+@click.option(
+    "--length",
+    "lengths",
+    default="8192,32768",
+    show_default=True,
+    callback=numbers,
+    metavar="TOKENS",
+    help="First tokens of each document, several with commas.",
+)
 @click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="The base model of all systems.")
-@click.option("--window", default=2048, show_default=True, metavar="TOKENS")
+@click.option("--window", default=2048, show_default=True, metavar="TOKENS", help="Keys a query sees.")
 @click.option("--adapter", default="default", show_default=True, metavar="FILE", help="Of adapter and adapter-off.")
 @click.option("--control", type=click.Path(), metavar="FILE", help=f"Adapter of control.  [default: {CONTROL}]")
 @click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT", help="Kept up to date while it runs.")

@@ -29,8 +29,16 @@ Tasks: single_1 (noise), single_2 (prose), single_3 (prose, UUID), multikey_1 (f
 multikey_2 (needles all over), multikey_3 (the same, UUID for UUID), multivalue (four values),
 multiquery (four keys). All but single_1, multikey_2 and multikey_3 need --haystack.""",
 )
-@click.option("--task", "tasks", default="single_1", show_default=True, metavar="NAMES")
-@click.option("--length", "lengths", default="4096,32768", show_default=True, callback=numbers, metavar="TOKENS")
+@click.option("--task", "tasks", default="single_1", show_default=True, metavar="NAMES", help="With commas; see below.")
+@click.option(
+    "--length",
+    "lengths",
+    default="4096,32768",
+    show_default=True,
+    callback=numbers,
+    metavar="TOKENS",
+    help="Of the texts, several with commas.",
+)
 @click.option("--samples", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Of each.")
 @click.option(
     "--route",
@@ -40,7 +48,9 @@ multiquery (four keys). All but single_1, multikey_2 and multikey_3 need --hayst
     help="memory: every text is read first, seconds for each thousand tokens.",
 )
 @click.option("--haystack", multiple=True, metavar="FILE", help="Prose: a document, or JSON lines (.zst) of documents.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of texts and depths."
+)
 @click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT", help="Kept up to date while it runs.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), metavar="OUT.png", help="Draws a heat map.")
 @model_options

@@ -73,7 +73,7 @@ ENTRY = {
     "documents": "list of {name, sha256, metadata}",
     "model": "what the model is called",
     "fingerprint": "sha256 over the model's configuration and weights",
-    "reading": "{chunk, window, sinks, learn, inner_rule, inner_lr, inner_clip, guard}",
+    "reading": "{chunk, window, sinks, learn, inner_rule, inner_lr, inner_lr_factors, inner_clip, guard}",
     "tokens": "tokens in the memory",
     "nbytes": "size of the entry",
     "created": "ISO 8601, UTC",
@@ -122,6 +122,15 @@ TRAIN = {
     "valid_loss": "at the end, nats per token; null without validation data",
     "seconds": "of this call",
 }
+EVAL_CONTEXT = {
+    "results": "list of {system, length, nats, books: {id: nats}}; nats: mean over the books at least so long, or null",
+    "positions": "list of {system, start, end, nats, books}: the tokens between two positions; books: how many",
+    "readings": "list of {system, book, sha256, fingerprint, reading, nats: [of each 1,024 tokens], skipped, seconds}",
+}
+EVAL_NEEDLE = {
+    "results": "list of {task, length, route, samples, accuracy, seconds_per_question}",
+    "depths": "the same for each tenth of the text, where there is one needle",
+}
 ENV = {
     "versions": "{name: version} of ttt-docs, python and the packages that matter; null: not installed",
     "platform": "operating system and machine",
@@ -154,5 +163,7 @@ SHAPES = {
     "models import-orbax": MODELS_IMPORT_ORBAX,
     "models rm": MODELS_RM,
     "train": TRAIN,
+    "eval context": EVAL_CONTEXT,
+    "eval needle": EVAL_NEEDLE,
     "env": ENV,
 }

@@ -126,7 +126,7 @@ def _looked_up(
 
 
 def _count(usage: UsageMetadata, prompt: int, reply: int) -> None:
-    usage.update(input_tokens=prompt, output_tokens=reply, total_tokens=prompt + reply)
+    usage["input_tokens"], usage["output_tokens"], usage["total_tokens"] = prompt, reply, prompt + reply
 
 
 def conversation_of(messages: Sequence[BaseMessage]) -> list[tuple[str, str]]:

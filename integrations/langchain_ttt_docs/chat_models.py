@@ -50,9 +50,11 @@ class ChatTTTDocs(Answering, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         reply = reply_to(changed(self, AnswerChoice, {**kwargs, "stop": stop}), conversation_of(messages))
         for piece in reply.pieces:
-            chunk = ChatGenerationChunk(message=AIMessageChunk(piece))
+            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
             if run_manager is not None:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
-        last = AIMessageChunk("", usage_metadata=reply.usage, response_metadata=reply.about, chunk_position="last")
+        last = AIMessageChunk(
+            content="", usage_metadata=reply.usage, response_metadata=reply.about, chunk_position="last"
+        )
         yield ChatGenerationChunk(message=last)

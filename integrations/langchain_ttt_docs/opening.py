@@ -101,8 +101,8 @@ def _key(choice: MemoryChoice) -> str:
     assert choice.store is not None and choice.document is not None
     if _KEY.fullmatch(choice.document):
         return choice.document
-    by = "document" if _SHA256.fullmatch(choice.document) else "name"
-    found: list[StoredMemory] = open_store(choice.store).find(**{by: choice.document})
+    store, named = open_store(choice.store), choice.document
+    found: list[StoredMemory] = store.find(document=named) if _SHA256.fullmatch(named) else store.find(name=named)
     if not found:
         raise UsageError(
             f"the store {choice.store} has no memory of {choice.document!r}: `ttt-docs store list` shows all"

@@ -55,7 +55,7 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A text, a question about it, what the answer must hold, and where that stands (0: at the start, 1: at the end)."""
+    """A text, a question about it, what the answer must hold, and where that stands (0: at the start, 1: the end)."""
 
     text: str
     question: str

@@ -19,7 +19,8 @@ Kind = Literal["uuid", "email", "url", "identifier", "number", "date", "name", "
 _ASKING = word_set(
     "mention mentioned mentions provide provided text document documents passage passages book according following "
     "given give gives tell find show list state stated say says said exact exactly please quote quoted answer question "
-    "page chapter name called anything contain contains include includes refer refers occur appear number numbers many much value values"
+    "page chapter name called anything contain contains include includes refer refers occur appear number numbers "
+    "many much value values"
 )
 #: What a document may be called; in a question whether it mentions something, not what is to be found.
 _DOCUMENT = word_set("report paper article contract manual novel story file author work letter guide agreement code")
