@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 
 import click
@@ -42,7 +43,7 @@ def _questions(question: str | None) -> list[str]:
             raise click.BadParameter("the question is empty", param_hint="QUESTION")
         return [question]
     try:
-        lines = str(click.get_binary_stream("stdin").read(), "utf-8-sig").splitlines()
+        lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise click.UsageError(f"standard input is not UTF-8 text: {error}") from error
     for number, line in enumerate(lines, 1):
