@@ -15,9 +15,6 @@ from ttt_docs_cli.output import note, say
 if TYPE_CHECKING:
     from ttt_docs.evaluation.context import Reading
 
-#: Of a checkout: the adapter trained without the inner loop, to compare with.
-CONTROL = Path("benchmarks/control/adapter.safetensors")
-
 
 def numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
     """A list such as 8192,32768."""
@@ -35,8 +32,8 @@ def numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list[
     epilog="""\b
 Example:
   ttt-docs eval context book.txt --system window,retrofit --length 8192,32768
-  ttt-docs eval context books.jsonl.zst --system retrofit,adapter --length 8192,32768,131072 \\
-      --json context.json --plot context.png
+  ttt-docs eval context books.jsonl.zst --system retrofit,adapter --adapter adapter.safetensors \\
+      --length 8192,32768,131072 --json context.json --plot context.png
 
 \b
 Systems: window (attention only), retrofit (TTT, untrained), inplace (existing MLPs updated),
@@ -56,8 +53,8 @@ the inner loop), full (attention over the base model's trained length).""",
 )
 @click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="The base model of all systems.")
 @click.option("--window", default=2048, show_default=True, metavar="TOKENS", help="Keys a query sees.")
-@click.option("--adapter", default="default", show_default=True, metavar="FILE", help="Of adapter and adapter-off.")
-@click.option("--control", type=click.Path(), metavar="FILE", help=f"Adapter of control.  [default: {CONTROL}]")
+@click.option("--adapter", type=click.Path(), metavar="FILE", help="Of the systems adapter and adapter-off.")
+@click.option("--control", type=click.Path(), metavar="FILE", help="Adapter of the system control.")
 @click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT", help="Kept up to date while it runs.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), metavar="OUT.png", help="Draws both curves.")
 @dtype_option
@@ -68,7 +65,7 @@ def context(
     lengths: list[int],
     model: str,
     window: int,
-    adapter: str,
+    adapter: str | None,
     control: str | None,
     out: Path | None,
     picture: Path | None,
@@ -95,8 +92,6 @@ def context(
         raise UsageError(f"a length of {wrong[0]:,} is not a multiple of {evaluation.BUCKET:,}")
     for path in filter(None, (out, picture)):
         check_writable(path)
-    if control is None and CONTROL.is_file():
-        control = str(CONTROL)
     books = list(read_collection(files))
     base = evaluation.Base(model, window, dtype, adapter, control)
     known = _known(out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -103,8 +102,9 @@ def replace_nats(reading: Reading, value: float) -> Reading:
 def test_unknown_systems_and_missing_adapters_are_named(opened):
     with pytest.raises(UsageError, match="no system 'magic'"):
         list(context.measure(BOOKS, ["magic"], Base(), BUCKET))
-    with pytest.raises(UsageError, match="--control"):
-        context._control(replace(Base(), control=None))
+    for name in ("adapter", "control"):
+        with pytest.raises(UsageError, match=f"--{name}"):
+            context._trained(Base(), name)
 
 
 def test_command(opened, tmp_path):

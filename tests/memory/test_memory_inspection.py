@@ -21,7 +21,7 @@ def test_inspect_tells_what_the_header_says(tmp_path):
     assert facts["path"] == str(path)
     assert (facts["model"], facts["fingerprint"], facts["skipped"]) == ("tiny", "ab" * 32, 1)
     assert (facts["tokens"], facts["position"], facts["chunks"], facts["pending"]) == (10, 8, 2, 2)
-    assert facts["reading"] == memory.reading.model_dump()
+    assert facts["reading"] == memory.reading.model_dump(mode="json")
     assert facts["fast"] == {"blocks": [1, 2], "dtype": "F32", "w1": [3, 2], "w2": [2, 3], "w3": [3, 2]}
     assert facts["window"] == {"blocks": [0, 1, 2], "dtype": "BF16", "shape": [1, 7, 2]}
     assert facts["documents"][0]["spans"] == {"page": 2} and facts["documents"][1]["complete"] is False

@@ -164,9 +164,9 @@ def test_clip_bounds_the_step_and_normalized_gives_each_matrix_its_norm() -> Non
 def test_the_guard_undoes_a_step_that_worsens_the_chunk_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = tiny(), tokens_of(3 * 16 + 1, 2)
 
-    def ruinous(fast: Any, grads: Any, reading: ReadingConfig) -> Step:
+    def ruinous(fast: Any, grads: Any, reading: ReadingConfig, rates: Any = None) -> Step:
         """A fine step for the first document, a long one uphill for the second."""
-        step = inner_step(fast, grads, reading)
+        step = inner_step(fast, grads, reading, rates)
         along = torch.tensor([1.0, -8.0])[:, None, None]
         blocks = zip(fast, step.fast, strict=True)
         return step._replace(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -36,7 +36,7 @@ class Base:
     model: str = "smollm2-135m"
     window: int = 2048
     dtype: str | None = None
-    adapter: str | Path | None = "default"
+    adapter: str | Path | None = None
     control: str | Path | None = None
 
     def open(self, **settings: Any) -> TTTReader:
@@ -55,10 +55,11 @@ def _full(base: Base) -> TTTReader:
     return base.open(adapter=None, learn=False, window=trained)
 
 
-def _control(base: Base) -> TTTReader:
-    if base.control is None:
-        raise UsageError("the system `control` needs its adapter: say with --control where that file is")
-    return base.open(adapter=base.control, learn=False)
+def _trained(base: Base, name: Literal["adapter", "control"], **settings: Any) -> TTTReader:
+    file = base.adapter if name == "adapter" else base.control
+    if file is None:
+        raise UsageError(f"there is no {name} to read with: say with --{name} where that file is")
+    return base.open(adapter=file, **settings)
 
 
 #: The systems by name. All have the same base weights.
@@ -66,9 +67,9 @@ SYSTEMS: dict[str, Callable[[Base], TTTReader]] = {
     "window": lambda base: base.open(adapter=None, learn=False),
     "retrofit": lambda base: base.open(adapter=None),
     "inplace": _in_place,
-    "adapter": lambda base: base.open(adapter=base.adapter),
-    "adapter-off": lambda base: base.open(adapter=base.adapter, learn=False),
-    "control": _control,
+    "adapter": lambda base: _trained(base, "adapter"),
+    "adapter-off": lambda base: _trained(base, "adapter", learn=False),
+    "control": lambda base: _trained(base, "control", learn=False),
     "full": _full,
 }
 #: What each one is, for tables.
