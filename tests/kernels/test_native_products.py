@@ -89,7 +89,7 @@ def test_rms_norm(shape: tuple[int, ...]) -> None:
     assert largest_error(actual, exact) < 4e-3
 
 
-@pytest.mark.parametrize("rows", [64, 90, 1100])
+@pytest.mark.parametrize("rows", [16, 64, 90, 1100])
 def test_loss(rows: int) -> None:
     x, head = bf16(rows, 64), bf16(5120, 64, scale=0.3)
     targets = torch.randint(0, 5120, (rows,))

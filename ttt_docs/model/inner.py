@@ -79,7 +79,8 @@ def _norms(grads: Sequence[FastWeights]) -> list[list[Tensor]]:
 def _step_sizes(
     norms: list[list[Tensor]], reading: ReadingConfig, rates: Tensor | None
 ) -> tuple[list[list[Tensor]], Tensor, Tensor]:
-    """From the gradients' norms, [batch] each: what each gradient is multiplied by, [batch] per matrix of each block; the global norm and the clip [batch]."""
+    """From the norms of the gradients, [batch] per matrix of each block: what each gradient is multiplied by, likewise;
+    the global norm and the clip, [batch]."""
     norm = torch.linalg.vector_norm(torch.stack([n for block in norms for n in block]), dim=0)
     clip = torch.ones_like(norm)
     if reading.inner_rule == "sgd" and reading.inner_clip > 0:
