@@ -53,16 +53,15 @@ def scoped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def update_scopes() -> Iterator[None]:
-    """Marks the inner step, the cast of the new weights and the guard (products with the new weights) as `update`."""
-    genuine = state_module.inner_step, state_module.product_weights, ReadingState._improved
-    state_module.inner_step = scoped("ttt: update", genuine[0])
-    state_module.product_weights = scoped("ttt: update", genuine[1])
-    ReadingState._improved = scoped("ttt: update", genuine[2])  # type: ignore[method-assign]
+    """Marks the inner step with the copies for the products, and the guard, as `update`."""
+    genuine = state_module.product_step, ReadingState._improved
+    state_module.product_step = scoped("ttt: update", genuine[0])
+    ReadingState._improved = scoped("ttt: update", genuine[1])  # type: ignore[method-assign]
     try:
         yield
     finally:
-        state_module.inner_step, state_module.product_weights = genuine[:2]
-        ReadingState._improved = genuine[2]  # type: ignore[method-assign]
+        state_module.product_step = genuine[0]
+        ReadingState._improved = genuine[1]  # type: ignore[method-assign]
 
 
 def group_of(event: Any) -> str:

@@ -81,6 +81,20 @@ def test_swiglu(own_weights: bool, tokens: int) -> None:
         assert torch.equal(swiglu_native(*inputs), actual[0])
 
 
+@pytest.mark.parametrize("own_weights", [False, True])
+@pytest.mark.parametrize("tokens", [1, 16])
+def test_swiglu_of_few_tokens(own_weights: bool, tokens: int) -> None:
+    own = (2,) if own_weights else ()
+    inputs = [bf16(2, tokens, 64), bf16(*own, 2 * 160, 64, scale=0.2), bf16(*own, 64, 160, scale=0.2)]
+    results = []
+    with torch.no_grad():
+        exact = swiglu_reference(*(x.double() for x in inputs))
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(swiglu_native(*inputs))
+    assert torch.equal(*results) and largest_error(results[:1], [exact]) < 8e-3
+
+
 @pytest.mark.parametrize("shape", [(2, 70, 64), (1, 64, 576), (2, 40, 3, 32)])
 def test_rms_norm(shape: tuple[int, ...]) -> None:
     x, weight = bf16(*shape), bf16(shape[-1])
@@ -89,7 +103,7 @@ def test_rms_norm(shape: tuple[int, ...]) -> None:
     assert largest_error(actual, exact) < 4e-3
 
 
-@pytest.mark.parametrize("rows", [64, 90, 1100])
+@pytest.mark.parametrize("rows", [16, 64, 90, 1100])
 def test_loss(rows: int) -> None:
     x, head = bf16(rows, 64), bf16(5120, 64, scale=0.3)
     targets = torch.randint(0, 5120, (rows,))

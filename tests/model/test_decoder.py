@@ -13,8 +13,8 @@ from ttt_docs.errors import UsageError
 from ttt_docs.kernels.dispatch import CPU, NATIVE, REFERENCE, kernels_for
 from ttt_docs.model import state as state_module
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
-from ttt_docs.model.decoder import Decoder, FastWeights
-from ttt_docs.model.inner import Step, inner_step
+from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
+from ttt_docs.model.inner import Step, inner_step, product_step
 from ttt_docs.model.loading import build_decoder
 from ttt_docs.model.state import ChunkResult, ReadingState
 
@@ -164,16 +164,15 @@ def test_clip_bounds_the_step_and_normalized_gives_each_matrix_its_norm() -> Non
 def test_the_guard_undoes_a_step_that_worsens_the_chunk_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = tiny(), tokens_of(3 * 16 + 1, 2)
 
-    def ruinous(fast: Any, grads: Any, reading: ReadingConfig, rates: Any = None) -> Step:
+    def ruinous(fast: Any, *arguments: Any) -> tuple[Step, list[ProductWeights]]:
         """A fine step for the first document, a long one uphill for the second."""
-        step = inner_step(fast, grads, reading, rates)
+        step, _ = product_step(fast, *arguments)
         along = torch.tensor([1.0, -8.0])[:, None, None]
         blocks = zip(fast, step.fast, strict=True)
-        return step._replace(
-            fast=[FastWeights(*(w + along * (n - w) for w, n in zip(*b, strict=True))) for b in blocks]
-        )
+        made = [FastWeights(*(w + along * (n - w) for w, n in zip(*b, strict=True))) for b in blocks]
+        return step._replace(fast=made), [product_weights(block, model.dtype) for block in made]
 
-    monkeypatch.setattr(state_module, "inner_step", ruinous)
+    monkeypatch.setattr(state_module, "product_step", ruinous)
     state = ReadingState(model, READING.model_copy(update={"guard": 0.05}), batch=2)
     assert [r.skipped.tolist() for r in read_all(state, tokens, 3)] == [[False, True]] * 3
     for block, initial in zip(state.fast, model.initial_fast_weights(2), strict=True):

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
-from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights
@@ -43,22 +42,45 @@ def inner_step(
     it, clip factor included.
     """
 
-    sizes, norm, clip = _step_sizes(grads, reading, rates)
+    sizes, norm, clip = _step_sizes(_norms(grads), reading, rates)
     return Step(_moved(fast, grads, sizes, -1), norm, clip)
+
+
+def product_step(
+    fast: Sequence[FastWeights],
+    grads: Sequence[ProductWeights],
+    reading: ReadingConfig,
+    rates: Tensor | None = None,
+    kernels: Kernels = REFERENCE,
+) -> tuple[Step, list[ProductWeights]]:
+    """`inner_step` with gradients as `score_and_product_grads` has them, and the weights after it as the products take
+    them. Not differentiable."""
+    own = fast_gradients([g for pair in grads for g in pair])
+    sizes, norm, clip = _step_sizes([[kernels.gradient_norm(g) for g in block] for block in own], reading, rates)
+    products = [ProductWeights(*(torch.empty_like(g) for g in pair)) for pair in grads]
+    after = [
+        FastWeights(*(kernels.weight_step(*matrix) for matrix in zip(*block, strict=True)))
+        for block in zip(fast, own, sizes, fast_gradients([p for pair in products for p in pair]), strict=True)
+    ]
+    return Step(after, norm, clip), products
 
 
 def undo_inner_step(
     fast: Sequence[FastWeights], grads: Sequence[FastWeights], reading: ReadingConfig, rates: Tensor | None = None
 ) -> list[FastWeights]:
     """The fast weights before `inner_step` made `fast` from them and `grads` (but for rounding)."""
-    return _moved(fast, grads, _step_sizes(grads, reading, rates)[0], 1)
+    return _moved(fast, grads, _step_sizes(_norms(grads), reading, rates)[0], 1)
+
+
+def _norms(grads: Sequence[FastWeights]) -> list[list[Tensor]]:
+    return [[torch.linalg.vector_norm(g, dim=(1, 2)) for g in block] for block in grads]
 
 
 def _step_sizes(
-    grads: Sequence[FastWeights], reading: ReadingConfig, rates: Tensor | None
+    norms: list[list[Tensor]], reading: ReadingConfig, rates: Tensor | None
 ) -> tuple[list[list[Tensor]], Tensor, Tensor]:
-    """What each gradient is multiplied by, [batch] per matrix of each block; the global norm and the clip [batch]."""
-    norms = [[torch.linalg.vector_norm(g, dim=(1, 2)) for g in block] for block in grads]
+    """From the norms of the gradients, [batch] per matrix of each block: what each gradient is multiplied by, likewise;
+    the global norm and the clip, [batch]."""
     norm = torch.linalg.vector_norm(torch.stack([n for block in norms for n in block]), dim=0)
     clip = torch.ones_like(norm)
     if reading.inner_rule == "sgd" and reading.inner_clip > 0:
@@ -105,20 +127,6 @@ def score_and_product_grads(
 
 
 def fast_gradients(flat: Sequence[Tensor]) -> list[FastWeights]:
-    """Gradients of product weights, w13 and w2 of each block in turn, as those of fast weights (views)."""
+    """Product weights, or their gradients, w13 and w2 of each block in turn: as fast weights (views)."""
     pairs = zip(flat[0::2], flat[1::2], strict=True)
     return [FastWeights(w13[:, : w13.shape[1] // 2], w2, w13[:, w13.shape[1] // 2 :]) for w13, w2 in pairs]
-
-
-def score_and_grads(
-    model: Decoder,
-    hidden: Tensor,
-    targets: Tensor,
-    place: Place,
-    caches: Sequence[LayerCache],
-    weights: Sequence[ProductWeights],
-    kernels: Kernels = REFERENCE,
-) -> tuple[Tensor, list[FastWeights]]:
-    """As `score_and_product_grads`, with the gradients in float32, matrix by matrix."""
-    nll, pairs = score_and_product_grads(model, hidden, targets, place, caches, weights, kernels)
-    return nll, fast_gradients([g.to(wide(g.dtype)) for pair in pairs for g in pair])

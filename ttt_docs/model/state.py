@@ -15,7 +15,7 @@ from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights, product_weights
 from ttt_docs.model.device import DEVICE_PIECE, read_on_device
-from ttt_docs.model.inner import chunk_loss, inner_step, score_and_grads
+from ttt_docs.model.inner import chunk_loss, product_step, score_and_product_grads
 
 #: Chunks the prefix blocks run ahead in one call. Their products always have this many chunks of rows (padded where
 #: fewer are at hand): a product's last bits depend on its shape, and reading on must not depend on where it stopped.
@@ -120,11 +120,14 @@ class ReadingState:
             zero = torch.zeros(nll.shape[0])
             loss = chunk_loss(nll, targets, bos)
             return ChunkResult(index, nll, loss, zero, zero + 1, skipped, time.perf_counter() - began)
-        nll, grads = score_and_grads(self.model, hidden, targets, place, self.caches, self.products, self.kernels)
+        nll, grads = score_and_product_grads(
+            self.model, hidden, targets, place, self.caches, self.products, self.kernels
+        )
         with torch.no_grad():
-            before, step = self.fast, inner_step(self.fast, grads, self.reading, self._rates())
+            before = self.fast
+            step, products = product_step(before, grads, self.reading, self._rates(), self.kernels)
             accepted = step.grad_norm.isfinite()
-            self.set_fast(step.fast)
+            self.set_fast(step.fast, products)
             if self.reading.guard is not None and bool(accepted.all()):
                 accepted = accepted & self._improved(hidden, targets, nll)
             if not bool(accepted.all()):

@@ -22,7 +22,8 @@ from typing import NamedTuple
 from ttt_docs.folders import cache_folder
 
 SOURCES = (
-    "common.h", "tiles.h", "products.h", "attention.cpp", "cross_entropy.cpp", "elementwise.cpp", "products.cpp",
+    "common.h", "tiles.h", "products.h", "attention.cpp", "cross_entropy.cpp", "elementwise.cpp", "inner_step.cpp",
+    "products.cpp",
 )  # fmt: skip
 FLAGS = (
     "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",

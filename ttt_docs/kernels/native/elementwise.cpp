@@ -49,22 +49,3 @@ extern "C" void rms_norm_backward(int64_t rows, int64_t dim, const bf16* grad, c
         }
     });
 }
-
-// out [tokens, heads, 2 * half] contiguous: each pair (i, i + half) of x turned by its token's angle. cos and sin
-// [tokens, 2 * half], sin with the first half's sign; `sign` -1 turns back.
-extern "C" void rotate(int64_t tokens, int64_t heads, int64_t half, const bf16* x, int64_t token_stride,
-                       int64_t head_stride, const bf16* cos, const bf16* sin, float sign, bf16* out, int64_t threads) {
-    by_rows(tokens, threads, [=](int64_t token) {
-        const bf16 *c = cos + token * 2 * half, *s = sin + token * 2 * half + half;
-        for (int64_t head = 0; head < heads; head++) {
-            const bf16* from = x + token * token_stride + head * head_stride;
-            bf16* to = out + (token * heads + head) * 2 * half;
-            for (int64_t i = 0; i < half; i += 16) {
-                const __m512 a = load16(from + i), b = load16(from + half + i);
-                const __m512 cosine = load16(c + i), sine = _mm512_mul_ps(load16(s + i), _mm512_set1_ps(sign));
-                store16(to + i, _mm512_fnmadd_ps(b, sine, _mm512_mul_ps(a, cosine)));
-                store16(to + half + i, _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine)));
-            }
-        }
-    });
-}

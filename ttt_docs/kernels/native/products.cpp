@@ -28,6 +28,42 @@ extern "C" void multiply(int64_t rows, int64_t columns, int64_t depth, const bf1
             });
 }
 
+// out [rows, columns] = a [rows, depth] times the transpose of b [columns, depth] for at most 16 rows. b is the left
+// operand here, so that it is read once and as it lies; columns and depth are multiples of 32.
+extern "C" void multiply_few(int64_t rows, int64_t columns, int64_t depth, const bf16* a, const bf16* b, bf16* out,
+                             int64_t threads) {
+    constexpr int64_t ITEM = 96;  // columns
+    const int64_t steps = depth / 32;
+    bf16* packed = (bf16*)kept_memory<13>(steps * TILE * sizeof(bf16));
+    for (int64_t step = 0; step < steps; step++) across(packed + step * TILE, a + step * 32, depth, rows);
+    parallel(up(columns, ITEM) / ITEM, threads, begin_tiles, [=](int64_t item) {
+        alignas(64) float sums[2][256];
+        for (int64_t column = item * ITEM; column < std::min((item + 1) * ITEM, columns); column += 32) {
+            const bf16* from = b + column * depth;
+            written();
+            _tile_zero(0);
+            _tile_zero(1);
+            for (int64_t step = 0; step < steps; step++, from += 32) {
+                for (int64_t ahead = 32; ahead < 64; ahead++) fetch(from + ahead * depth);
+                _tile_loadd(4, from, depth * 2);
+                _tile_loadd(5, from + 16 * depth, depth * 2);
+                _tile_loadd(6, packed + step * TILE, 64);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 5, 6);
+            }
+            _tile_stored(0, sums[0], 64);
+            _tile_stored(1, sums[1], 64);
+            written();
+            for (int half = 0; half < 2; half++) {
+                __m512i x[16];
+                for (int i = 0; i < 16; i++) x[i] = _mm512_load_si512(sums[half] + i * 16);
+                transpose16(x);
+                for (int64_t i = 0; i < rows; i++) store16(out + i * columns + column + half * 16, (__m512)x[i]);
+            }
+        }
+    }, end_tiles);
+}
+
 // activated [rows, hidden] = silu(gate) * up, where gate and up [rows, hidden] are x [rows, dim] times the transposes of
 // w1 and w3 [hidden, dim]. `both` [rows, 2 * hidden] keeps gate beside up for the backward pass; it may be null. It is
 // not needed soon, so it goes around the caches. Rows are

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_docs.kernels.native.library import LEAST_ROWS, call, multiply
 from ttt_docs.kernels.swiglu import swiglu_cpu
+from ttt_docs.kernels.workspace import workspace
+
+#: Up to this many rows (the guard's, a few tokens scored) a product is as fast as memory hands out its weights.
+FEW_ROWS = 16
 
 
 def _each(weight: Tensor, batch: int) -> list[Tensor]:
@@ -50,6 +55,17 @@ def _outer(grad: Tensor, x: Tensor) -> Tensor:
     return out
 
 
+def _few(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+    """SwiGLU without gradient for x [batch, at most `FEW_ROWS`, dim]."""
+    rows, hidden = x.shape[1], w2.shape[-1]
+    out, both = torch.empty_like(x), x.new_empty(rows, 2 * hidden)
+    for row, own13, own2, to in zip(x, _each(w13, len(x)), _each(w2, len(x)), out, strict=True):
+        call("multiply_few", rows, 2 * hidden, x.shape[-1], row, own13, both)
+        activated = F.silu(both[:, :hidden]).mul_(both[:, hidden:])
+        call("multiply_few", rows, x.shape[-1], hidden, activated, own2, to)
+    return out
+
+
 class _SwiGLUNative(torch.autograd.Function):
     """Gradient for x and, where asked for, per-sequence weights; frozen weights cost nothing."""
 
@@ -65,7 +81,8 @@ class _SwiGLUNative(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
         x, w13, w2, both, activated = ctx.saved_tensors
         (batch, tokens, dim), hidden = x.shape, w2.shape[-1]
-        grad, grad_both = grad.contiguous(), _apart(x, 2 * hidden)
+        grad = grad.contiguous()
+        grad_both = workspace("gradient of gate and up", (batch, tokens, both.stride(1)), x.dtype)[..., : 2 * hidden]
         for i, own in enumerate(_each(w2, batch)):
             call("swiglu_backward", tokens, hidden, dim, grad[i], own, both[i], grad_both[i], both.stride(1))
         grad_w2 = _outer(grad, activated) if activated is not None else None
@@ -77,9 +94,12 @@ class _SwiGLUNative(torch.autograd.Function):
 def swiglu_native(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     """As `swiglu_cpu`, which still does what the compiled products were not made for."""
     dims = (x.shape[-1], w2.shape[-1])
-    if x.dtype != torch.bfloat16 or x.shape[1] < LEAST_ROWS or any(dim % 32 for dim in dims):
+    few = x.shape[1] <= FEW_ROWS and not torch.is_grad_enabled()
+    if x.dtype != torch.bfloat16 or (x.shape[1] < LEAST_ROWS and not few) or any(dim % 32 for dim in dims):
         return swiglu_cpu(x, w13, w2)
     x, w13, w2 = x.contiguous(), w13.contiguous(), w2.contiguous()
+    if few:
+        return _few(x, w13, w2)
     if not torch.is_grad_enabled():
         return _times(_activate(x, w13, None), w2.mT)
     return _SwiGLUNative.apply(x, w13, w2)
