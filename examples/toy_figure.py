@@ -9,31 +9,56 @@ current byte alone, unless it learns from the text while it reads:
     TTT-naive    the same model, read with updates it was never trained for (its best inner learning rate is searched)
     TTT-E2E      trained through its updates, b = 16 tokens each (and b = 1)
 
-A run that is stopped goes on where it was when the command is given again.
+Excerpts from all over the books are enough: the runs are short. One that is stopped goes on where it was when the
+command is given again. Tensors this small gain nothing from a second thread: set OMP_NUM_THREADS=1, and give the second
+core to `--attention on` while the first does `--attention off`; the whole figure is then drawn from what they trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ttt_docs import TTTReader
+from ttt_docs.memory.files import replacing
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.model.state import ReadingState
 from ttt_docs.training.processes import Processes
 from ttt_docs.training.recipe import load_recipe
+from ttt_docs.training.record import read_log
+from ttt_docs.training.sources import documents, find_sources
 from ttt_docs.training.trainer import prepare_data, train
 
 #: Inner learning rates that TTT-naive may choose from, by its loss on the first half of the held-out sequences.
 NAIVE_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 BUCKETS = 16
+#: b = 1 costs sixteen times the updates: it goes on from the weights of b = 16, for fewer steps.
+ONE_TOKEN = ["mode=meta", "reading.chunk=1", "reading.inner_lr=0.3", "optimizer.lr=2e-3"]
+ONE_TOKEN += ["steps=80", "batch=4", "compute.micro_batch=4", "checkpoint.every=10"]
+#: What is taken of each book.
+EXCERPTS, CHARACTERS = 8, 4000
 ALONE = Processes(0, 1, 0, torch.device("cpu"))
+
+
+def run_folder(options: argparse.Namespace, kind: str, name: str) -> Path:
+    return options.folder / f"{kind}-{name}".replace(" ", "-")
+
+
+def excerpts(books: str, target: Path) -> Path:
+    """Writes excerpts of every book, at equal distances, each a document of `target`; once."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as file:
+            for source in find_sources((books,), "text", None, "train"):
+                for text in documents(source):
+                    for start in range(0, len(text), -(-len(text) // EXCERPTS)):
+                        file.write(json.dumps({"text": text[start : start + CHARACTERS]}).encode() + b"\n")
+    return target
 
 
 def loss_by_index(model: Decoder, reading: ReadingConfig, tokens: Tensor) -> Tensor:
@@ -58,17 +83,19 @@ def naive(model: Decoder, reading: ReadingConfig, tokens: Tensor) -> tuple[float
 def measure(options: argparse.Namespace, attention: bool) -> dict[str, dict[str, object]]:
     """Every curve of the models with or without attention."""
     kind, curves = "attention" if attention else "no attention", {}
-    shared = [f"data.train={options.train}", f"data.valid={options.valid}", f"model.attention={str(attention).lower()}"]
+    train_file = excerpts(options.train, options.folder / "train.jsonl")
+    valid_file = excerpts(options.valid, options.folder / "valid.jsonl")
+    shared = [f"data.train={train_file}", f"data.valid={valid_file}", f"model.attention={str(attention).lower()}"]
     shared += [f"steps={options.steps}", "checkpoint.evaluate_sequences=8"]
     variants = {"naive": ["mode=naive"], "b=16": ["mode=meta"]}
     if options.b1:
-        variants["b=1"] = ["mode=meta", "reading.chunk=1"]
+        variants["b=1"] = [*ONE_TOKEN, f"model.pretrained={run_folder(options, kind, 'b=16') / 'model'}"]
     for name, changes in variants.items():
-        output = options.folder / f"{kind}-{name}".replace(" ", "-")
+        output = run_folder(options, kind, name)
         recipe = load_recipe("toy", [*shared, *changes, f"output={output}"])
-        began = time.perf_counter()
         done = train(recipe)
-        seconds = time.perf_counter() - began
+        steps = [line for line in read_log(done.folder) if "loss" in line]
+        seconds = sum(recipe.tokens_per_step / line["tokens_per_second"] for line in steps)
         model = TTTReader.from_pretrained(done.exported, dtype="float32").model
         data = prepare_data(recipe, ALONE, progress=False).valid
         assert data is not None
@@ -92,7 +119,7 @@ def main() -> None:
     parser.add_argument("train")
     parser.add_argument("valid")
     parser.add_argument("--folder", type=Path, default=Path("runs/toy"))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=320)
     parser.add_argument("--sequences", type=int, default=64, help="held-out ones, of which half choose naive's rate")
     parser.add_argument("--b1", action="store_true", help="b = 1 too")
     parser.add_argument("--attention", choices=["both", "off", "on"], default="both")
