@@ -25,7 +25,7 @@ def test_the_example_makes_its_figure(tmp_path, monkeypatch, capsys):
     example.main()
     curves = json.loads((tmp_path / "t.json").read_text())["curves"]
     assert curves.keys() == {f"no attention, {name}" for name in ("no TTT", "TTT-naive b=16", "TTT-E2E b=16")}
-    assert all(len(curve["nll"]) == 256 and len(curve["quarters"]) == 4 for curve in curves.values())
+    assert all(len(curve["nll"]) == 128 and len(curve["quarters"]) == 4 for curve in curves.values())
     assert (tmp_path / "t.png").stat().st_size > 1000 and "| no attention, TTT-E2E b=16 |" in capsys.readouterr().out
     attended = next((tmp_path / "runs").rglob("model"))
     from safetensors.torch import load_file

@@ -185,7 +185,7 @@ def _steps(
         tqdm(initial=first, total=steps, unit="step", disable=None if progress else True) as bar,
     ):
         for step in range(first + 1, steps + 1):
-            line = _step(recipe, here, data, step, steps, weights, optimizer, interrupt.requested)
+            line = _step(recipe, here, data, step, steps, weights, optimizer, interrupt)
             stop = line.pop("stop")
             since.append(line["loss"])
             if record is not None:
@@ -216,7 +216,7 @@ def _steps(
 
 def _step(
     recipe: Recipe, here: Processes, data: Data, step: int, steps: int, weights: Weights,
-    optimizer: torch.optim.Optimizer, interrupted: bool,
+    optimizer: torch.optim.Optimizer, interrupt: Interrupt,
 ) -> dict[str, Any]:  # fmt: skip
     """One update, on this process's part of the batch; returns the line for the log."""
     began = time.perf_counter()
@@ -237,7 +237,7 @@ def _step(
     chunk_losses, inner_norms = here.mean(sums / len(pieces))
     weights.average_gradients(here, len(pieces))
     norm = weights.gradient_norm(here)
-    stop = here.sum(torch.tensor(float(interrupted), device=here.device))
+    stop = here.sum(torch.tensor(float(interrupt.requested), device=here.device))
     loss = chunk_losses.mean().item()
     if not np.isfinite(loss) or not bool(norm.isfinite()):
         raise TTTDocsError(
