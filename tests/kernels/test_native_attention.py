@@ -13,7 +13,7 @@ from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_atten
 from ttt_docs.kernels.native.attention import window_attention_native
 from ttt_docs.kernels.native.build import native_library
 
-needs_native = pytest.mark.skipif(native_library().library is None, reason=native_library().reason)
+needs_native = pytest.mark.skipif(native_library().loaded is None, reason=native_library().reason)
 
 
 @pytest.fixture(autouse=True)

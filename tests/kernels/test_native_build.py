@@ -62,7 +62,7 @@ def test_a_compiler_that_makes_nothing_of_use(machine: Path) -> None:
 def test_a_cache_that_cannot_be_written(machine: Path, tmp_path: Path) -> None:
     compiler(machine, 'echo "no library" > "$out"')
     (tmp_path / "cache").write_text("a file where the folder should be")
-    assert fresh().library is None
+    assert fresh().loaded is None
 
 
 def test_the_compiler_that_cxx_names_comes_first(
@@ -77,11 +77,11 @@ def test_what_was_compiled_is_found_again_and_other_flags_are_another_file(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = compiler(machine, "exit 1")
-    path = build.library_path(own)
-    assert path == build.library_path(own)
+    path = build.compiled_path(own)
+    assert path == build.compiled_path(own)
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
-    assert path != build.library_path(own)
-    assert path != build.library_path(compiler(machine, "exit 1", name="other"))
+    assert path != build.compiled_path(own)
+    assert path != build.compiled_path(compiler(machine, "exit 1", name="other"))
 
 
 def test_reading_takes_the_pytorch_path_instead(monkeypatch: pytest.MonkeyPatch) -> None:

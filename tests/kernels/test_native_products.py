@@ -10,8 +10,8 @@ from test_native_attention import largest_error, needs_native
 from torch import Tensor
 
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_reference
+from ttt_docs.kernels.native.calls import multiply
 from ttt_docs.kernels.native.cross_entropy import linear_cross_entropy_native
-from ttt_docs.kernels.native.library import multiply
 from ttt_docs.kernels.native.rms_norm import rms_norm_native
 from ttt_docs.kernels.native.swiglu import swiglu_native
 from ttt_docs.kernels.rms_norm import rms_norm_reference

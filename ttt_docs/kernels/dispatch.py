@@ -115,7 +115,7 @@ def kernels_for(device: torch.device) -> Kernels:
         return gpu_kernels(choice, device)
     if device.type != "cpu":
         return REFERENCE
-    return NATIVE if choice == "auto" and native_library().library is not None else CPU
+    return NATIVE if choice == "auto" and native_library().loaded is not None else CPU
 
 
 def training_kernels_for(device: torch.device) -> Kernels:

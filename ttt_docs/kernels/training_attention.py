@@ -30,7 +30,7 @@ def compiled(q: Tensor) -> bool:
     if os.environ.get("TTT_DOCS_KERNELS") == "cpu":
         return False
     made_for = q.dtype == torch.bfloat16 and q.shape[-1] in native.HEAD_DIMS and q.shape[2] >= native.LEAST_QUERIES
-    return made_for and native_library().library is not None
+    return made_for and native_library().loaded is not None
 
 
 def attention_forward(

@@ -67,7 +67,7 @@ def _call(
 
 
 def _run(function: str, call: _Call) -> None:
-    library = native_library().library
+    library = native_library().loaded
     assert library is not None
     if getattr(library, function)(ctypes.byref(call)) != 0:
         raise AssertionError(f"{function} has no code for head_dim {call.head_dim}")

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class Native(NamedTuple):
-    library: ctypes.CDLL | None
+    loaded: ctypes.CDLL | None
     reason: str  # why there is none, or where it came from
 
 
@@ -63,7 +63,7 @@ def _load() -> Native:
     compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX", ""), *COMPILERS])), None)
     if compiler is None:
         return Native(None, "no C++ compiler (c++, g++ or clang++, or the one that CXX names)")
-    path = library_path(compiler)
+    path = compiled_path(compiler)
     if not path.exists():
         compile_library(compiler, path)
     library = ctypes.CDLL(str(path))
@@ -80,7 +80,7 @@ def cpu_features() -> set[str]:
     return set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
 
 
-def library_path(compiler: str) -> Path:
+def compiled_path(compiler: str) -> Path:
     """Where the library of these sources, flags and this compiler belongs."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
     digest = hashlib.sha256(repr((version, FLAGS)).encode())

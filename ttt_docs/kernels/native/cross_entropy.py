@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu
-from ttt_docs.kernels.native.library import call
+from ttt_docs.kernels.native.calls import call
 
 #: From here on faster than oneDNN's product and exponentials after it: the guard's 16 rows are.
 LEAST_ROWS = 8

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ttt_docs.kernels.inner_step import gradient_norm_reference, weight_step_reference
-from ttt_docs.kernels.native.library import call
+from ttt_docs.kernels.native.calls import call
 
 #: Numbers of a gradient that are summed by one thread; the order of a sum depends on nothing else.
 PIECE = 1 << 15

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels.native.library import LEAST_ROWS, call
+from ttt_docs.kernels.native.calls import LEAST_ROWS, call
 from ttt_docs.kernels.rms_norm import rms_norm_cpu
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttt_docs.kernels.native.library import LEAST_ROWS, call, multiply
+from ttt_docs.kernels.native.calls import LEAST_ROWS, call, multiply
 from ttt_docs.kernels.swiglu import swiglu_cpu
 from ttt_docs.kernels.workspace import workspace
 

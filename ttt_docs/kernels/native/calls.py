@@ -15,7 +15,7 @@ LEAST_ROWS = 64
 
 def call(function: str, *arguments: Tensor | int | float | None) -> None:
     """Calls `function` with numbers as they are, tensors as pointers, and the number of threads last."""
-    library = native_library().library
+    library = native_library().loaded
     assert library is not None
     getattr(library, function)(*map(_convert, (*arguments, torch.get_num_threads())))
 
