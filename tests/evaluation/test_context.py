@@ -57,6 +57,41 @@ def test_the_losses_are_those_of_reading(opened, tiny_reader, tiny_tokenizer):
     assert len(reading.nats) == 1
 
 
+def test_systems_with_the_same_prefix_run_it_once(opened, monkeypatch):
+    alone = [next(context.measure(BOOKS[:1], [name], Base(), 2 * BUCKET)) for name in ("window", "retrofit")]
+    runs = []
+    prefix = ReadingState._prefix
+
+    def counted(state, *arguments):
+        runs.append(state.prefix_states is not None and state.position in state.prefix_states)
+        return prefix(state, *arguments)
+
+    monkeypatch.setattr(ReadingState, "_prefix", counted)
+    together = list(context.measure(BOOKS[:1], ["window", "retrofit"], Base(), 2 * BUCKET))
+    assert [r.nats for r in together] == [r.nats for r in alone]
+    half = len(runs) // 2
+    assert half and runs == [False] * half + [True] * half
+
+
+def test_another_prefix_is_not_shared(tiny_reader, tiny_tokenizer):
+    models = [tiny_decoder() for _ in range(3)]
+    models[1].blocks[0].mlp.w2.weight.data += 1e-3  # below the fast weights
+    models[2].final_norm.weight.data += 1e-3  # above
+    readers = [TTTReader(m, tiny_tokenizer, tiny_reader.reading, name="", fingerprint="") for m in models]
+    assert context._same_prefix(readers) == [0, 1, 0]
+
+
+def test_full_attention_ends_where_the_model_was_trained_to(opened, monkeypatch, tiny_reader):
+    assert tiny_reader.model.config.max_positions >= 2 * BUCKET
+    short = tiny_reader.model.config.model_copy(update={"max_positions": BUCKET + 5})
+    monkeypatch.setattr(tiny_reader.model, "config", short)
+    monkeypatch.setitem(context.SYSTEMS, "full", context.SYSTEMS["window"])
+    readings = list(context.measure(BOOKS[:1], ["full", "window"], Base(), 2 * BUCKET))
+    assert [len(r.nats) for r in readings] == [1, 2]
+    rows = [row["nats"] for row in context.by_position(readings, 2 * BUCKET) if row["system"] == "full"]
+    assert rows == [readings[0].nats[0], None]
+
+
 def test_positions_cover_the_document_once(opened):
     readings = list(context.measure(BOOKS, ["window"], Base(), 2 * BUCKET))
     rows = context.by_position(readings, 2 * BUCKET)

@@ -2,6 +2,7 @@
 
 Every token is predicted before anything is learned from it, so one reading of a document gives its loss at every
 shorter length too. A reading is kept as the mean loss of each BUCKET tokens; lengths and positions are made from those.
+Systems whose blocks below the fast weights are the same run these once for each document.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
 from ttt_docs.errors import UsageError
 from ttt_docs.evaluation.collections import Text
@@ -40,6 +41,7 @@ class Base:
     control: str | Path | None = None
 
     def open(self, **settings: Any) -> TTTReader:
+        """A reader of the base model, `settings` as `TTTReader.from_pretrained` takes them."""
         return TTTReader.from_pretrained(self.model, **{"window": self.window, "dtype": self.dtype} | settings)
 
 
@@ -80,7 +82,7 @@ ABOUT = {
     "adapter": "meta-trained initialization, TTT on",
     "adapter-off": "meta-trained initialization, TTT off",
     "control": "trained on the same tokens without the inner loop, TTT off",
-    "full": "attention over the whole length the base model was trained for",
+    "full": "attention over the whole length the base model was trained for, and no further",
 }
 
 
@@ -122,15 +124,21 @@ def token_ids(reader: TTTReader, text: str, tokens: int) -> list[int]:
 
 
 def read_text(
-    system: str, reader: TTTReader, book: Text, length: int, on_tokens: Callable[[int], object] = lambda count: None
+    system: str,
+    reader: TTTReader,
+    book: Text,
+    length: int,
+    on_tokens: Callable[[int], object] = lambda count: None,
+    prefix_states: dict[int, Tensor] | None = None,
 ) -> Reading:
     """Reads the first `length` tokens of a book, or its whole buckets where it is shorter.
 
-    `on_tokens` is told how many tokens were read, chunk by chunk.
+    `on_tokens` is told how many tokens were read, chunk by chunk; `prefix_states` are `ReadingState.prefix_states`.
     """
     ids = torch.tensor(token_ids(reader, book.text, length + 1)).unsqueeze(0)
     whole = (ids.shape[1] - 1) // BUCKET * BUCKET
     state = ReadingState(reader.model, reader.reading)
+    state.prefix_states = prefix_states
     losses, skipped, seconds, chunk = [], 0, 0.0, reader.reading.chunk
     while (left := (whole - state.position) // chunk) > 0:
         count = min(left, state.slots_left)
@@ -161,26 +169,50 @@ def measure(
     known: Iterable[Reading] = (),
     on_tokens: Callable[[int], object] = lambda count: None,
 ) -> Iterator[Reading]:
-    """Every book read by every system, those that are `known` already not again.
+    """Every book read by every system, book by book, those that are `known` already not again. `full` reads no further
+    than the base model was trained for.
 
     Raises UsageError for a system that does not exist, lacks its adapter, or whose chunks do not fit into BUCKETs.
     """
     done = {(r.system, r.sha256, r.fingerprint, str(r.reading)): r for r in known}
+    readers: dict[str, TTTReader] = {}
     for system in systems:
         if system not in SYSTEMS:
             raise UsageError(f"there is no system {system!r}: choose from {', '.join(SYSTEMS)}")
-        reader = SYSTEMS[system](base)
+        readers[system] = reader = SYSTEMS[system](base)
         if length % reader.reading.chunk:
             raise UsageError(f"a length of {length:,} is not a multiple of the chunk ({reader.reading.chunk:,})")
-        for book in books:
-            key = (system, book.sha256, reader.fingerprint, str(reader.reading.model_dump(mode="json")))
-            old = done.get(key)
-            available = (len(token_ids(reader, book.text, length + 1)) - 1) // BUCKET
+    groups = _same_prefix(list(readers.values()))
+    for book in books:
+        shared: list[dict[int, Tensor]] = [{} for _ in readers]
+        for (system, reader), group in zip(readers.items(), groups, strict=True):
+            trained = reader.model.config.max_positions
+            own = min(length, trained // BUCKET * BUCKET) if system == "full" else length
+            old = done.get((system, book.sha256, reader.fingerprint, str(reader.reading.model_dump(mode="json"))))
+            available = (len(token_ids(reader, book.text, own + 1)) - 1) // BUCKET
             if old is None or len(old.nats) < available:
-                old = read_text(system, reader, book, length, on_tokens)
+                alone = groups.count(group) == 1
+                old = read_text(system, reader, book, own, on_tokens, None if alone else shared[group])
             else:
                 on_tokens(available * BUCKET)
             yield old
+
+
+def _same_prefix(readers: Sequence[TTTReader]) -> list[int]:
+    """For each reader, the first one that makes the same hidden states below its fast weights."""
+
+    def same(one: TTTReader, other: TTTReader) -> bool:
+        a, b = one.reading, other.reading
+        if (a.chunk, a.window, a.sinks) != (b.chunk, b.window, b.sinks) or len(prefix(one)) != len(prefix(other)):
+            return False
+        pairs = zip(prefix(one), prefix(other), strict=True)
+        return all(p.dtype == q.dtype and torch.equal(p, q) for p, q in pairs)
+
+    def prefix(reader: TTTReader) -> list[Tensor]:
+        model = reader.model
+        return [*model.embed.parameters(), *model.blocks[: model.config.prefix_blocks].parameters()]
+
+    return [next(i for i, other in enumerate(readers) if same(reader, other)) for reader in readers]
 
 
 def by_length(readings: Iterable[Reading], lengths: Sequence[int]) -> list[dict[str, Any]]:
@@ -199,16 +231,18 @@ def by_length(readings: Iterable[Reading], lengths: Sequence[int]) -> list[dict[
 def by_position(readings: Iterable[Reading], length: int) -> list[dict[str, Any]]:
     """`{"system", "start", "end", "nats", "books"}`: loss of the tokens between two positions, bins doubling in length.
 
-    Only books of at least `length` tokens, so that every bin is about the same ones; `books` is how many.
+    Only books of at least `length` tokens, so that every bin is about the same ones; `books` is how many. A system that
+    reads less of them has only its first bins.
     """
+    readings = list(readings)
     edges = [0, BUCKET]
     while edges[-1] < length:
         edges.append(min(2 * edges[-1], length))
+    long = {r.book for r in readings if len(r.nats) * BUCKET >= length}
     rows = []
     for system, own in _by_system(readings).items():
-        long = [r for r in own if len(r.nats) * BUCKET >= length]
         for start, end in pairwise(edges):
-            losses = [loss for r in long if (loss := r.loss(start, end)) is not None]
+            losses = [loss for r in own if r.book in long and (loss := r.loss(start, end)) is not None]
             rows.append({"system": system, "start": start, "end": end, "nats": _mean(losses), "books": len(losses)})
     return rows
 

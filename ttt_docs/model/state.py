@@ -56,6 +56,9 @@ class ReadingState:
         self.position = 0
         self.fast = [FastWeights(*(w.detach() for w in block)) for block in model.initial_fast_weights(batch)]
         self.caches: list[LayerCache] = model.new_caches(reading.window, reading.sinks)
+        #: Hidden states after the prefix blocks by the position they begin at. Readings of the same tokens by models
+        #: with the same prefix may share one such dict: the first fills it, the others run no prefix. Not on a device.
+        self.prefix_states: dict[int, Tensor] | None = None
         self._products: list[ProductWeights] | None = None
 
     @property
@@ -103,12 +106,17 @@ class ReadingState:
     @torch.no_grad()
     def _prefix(self, tokens: Tensor, slot: int, count: int) -> Tensor:
         """Prefix blocks over the whole piece: hidden states [batch, piece * chunk, dim], padding included."""
+        if self.prefix_states is not None and self.position in self.prefix_states:
+            return self.prefix_states[self.position]
         chunk = self.reading.chunk
         frame = tokens.new_zeros(tokens.shape[0], self.piece * chunk)
         frame[:, slot * chunk : (slot + count) * chunk] = tokens
         place = self._place(self.position - slot * chunk, frame.shape[1], chunk, slice(slot, slot + count))
         blocks = range(self.model.config.prefix_blocks)
-        return self.model.run(self.model.hidden(frame), blocks, place, self.caches, None, self.kernels)
+        ahead = self.model.run(self.model.hidden(frame), blocks, place, self.caches, None, self.kernels)
+        if self.prefix_states is not None:
+            self.prefix_states[self.position] = ahead
+        return ahead
 
     def _suffix(self, hidden: Tensor, targets: Tensor, place: Place, began: float) -> ChunkResult:
         bos = self.model.config.bos_token_id
