@@ -19,6 +19,8 @@ from ttt_docs.checkpoints.source import WeightSource
 from ttt_docs.checkpoints.store import write_checkpoint
 from ttt_docs.errors import CheckpointError, MemoryMismatchError, UsageError
 from ttt_docs.model.config import ModelConfig
+from ttt_docs.training import sequence
+from ttt_docs.training.budget import flops_per_token
 from ttt_docs.training.start import write_byte_tokenizer
 from ttt_docs.training.trainer import train
 
@@ -128,6 +130,26 @@ def test_damaged_adapters_are_refused(trained, tmp_path, edit, message):
     save_file(state, tmp_path / "a.safetensors", {"ttt-docs": json.dumps(header)})
     with pytest.raises(CheckpointError, match=message):
         load_adapter(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("mode", ["meta", "naive"])
+def test_a_suffix_is_trained_without_the_blocks_below(trained, tmp_path, monkeypatch, mode):
+    folder, _ = trained
+    calls = []
+    backward = sequence._add_grads
+    monkeypatch.setattr(sequence, "_add_grads", lambda out, *rest: calls.append(out) or backward(out, *rest))
+    recipe = adapter_recipe(folder, "trains=suffix", f"mode={mode}", "steps=1", f"output={tmp_path}")
+    state = load_file(train(recipe, progress=False).exported)
+    prime = {f"blocks.1.prime_mlp.{name}" for name in ("w1", "w2", "w3")}
+    assert state.keys() == prime | {"blocks.1.mlp_norm.weight", "final_norm.weight"}
+    assert bool(calls) == (mode == "naive")  # its suffix block; the scan over chunks has a backward pass of its own
+    whole = recipe.model_copy(update={"trains": "adapter"})
+    assert flops_per_token(recipe, PLAIN) < flops_per_token(whole, PLAIN)
+
+
+def test_a_suffix_needs_prime_mlps(trained):
+    with pytest.raises(UsageError, match="use trains: adapter"):
+        adapter_recipe(trained[0], "trains=suffix", "mode=none", "model.suffix_blocks=null")
 
 
 @pytest.mark.parametrize("mode", ["first-order", "naive", "none"])

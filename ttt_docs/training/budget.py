@@ -7,6 +7,7 @@ each 2 x its matrices' parameters + 4 x heads x head_dim x (keys seen on average
     first-order          3 P + 5 S         the inner gradient is one more backward (2) through the suffix
     meta                 3 P + 9 S         and its own backward costs twice its forward (4)
     recompute            + everything that is forward once more: P + S, or P + 3 S where there is an inner gradient
+    trains: suffix       P forward only, and never once more
 
 Memory of one process, in bytes; b = bytes of the compute dtype, N parameters in all, T trained, n processes:
 
@@ -66,7 +67,7 @@ def budget_of(recipe: Recipe, config: ModelConfig, processes: int = 1, bytes_per
     """The estimates for `config` trained by `recipe` in `processes` processes."""
     shapes = parameter_shapes(config)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
-    trained = sum(sizes[name] for name in trained_names(recipe, sizes))
+    trained = sum(sizes[name] for name in trained_names(recipe, config, sizes))
     fast = sum(size for name, size in sizes.items() if ".prime_mlp." in name)
     tokens = None if recipe.steps is None else recipe.steps * recipe.tokens_per_step
     per_token = flops_per_token(recipe, config)
@@ -97,8 +98,9 @@ def flops_per_token(recipe: Recipe, config: ModelConfig) -> float:
             suffix += 2 * prod(shape)
     prefix, suffix = prefix + attention * config.prefix_blocks, suffix + attention * config.suffix_blocks
     updates = recipe.mode in ("meta", "first-order")
-    again = 0.0 if recipe.compute.recompute == "none" else prefix + suffix * (3 if updates else 1)
-    return 3 * prefix + {"meta": 9, "first-order": 5}.get(recipe.mode, 3) * suffix + again
+    below = 1 if recipe.trains == "suffix" else 3  # times the prefix runs, a backward pass counted as two
+    again = 0.0 if recipe.compute.recompute == "none" else prefix * (below > 1) + suffix * (3 if updates else 1)
+    return below * prefix + {"meta": 9, "first-order": 5}.get(recipe.mode, 3) * suffix + again
 
 
 def _memory(

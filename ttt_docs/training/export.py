@@ -17,12 +17,12 @@ from ttt_docs.training.weights import INNER_LR
 def export(
     recipe: Recipe, start: Start, reading: ReadingConfig, trained: State, tokenizer: Path, provenance: dict[str, Any]
 ) -> Path:
-    """Writes `adapter.safetensors` if the recipe trains an adapter, else the folder `model`; returns which.
+    """Writes `adapter.safetensors` if the recipe trains one, else the folder `model`; returns which.
 
     Both read with the recipe's inner loop from then on; learned inner rates are in `reading`.
     """
     trained = {name: tensor for name, tensor in trained.items() if name != INNER_LR}
-    if recipe.trains == "adapter" and start.base is not None:
+    if recipe.trains != "all" and start.base is not None:
         path = recipe.folder / "adapter.safetensors"
         assert recipe.model.pretrained is not None
         save_adapter(

@@ -123,7 +123,11 @@ class Recipe(BaseModel):
     mode: Literal["meta", "first-order", "naive", "none"] = Field(
         "meta", description="see `ttt_docs.training.outer.Mode`"
     )
-    trains: Literal["all", "adapter"] = Field("all", description="adapter: prime MLPs, norms, learned inner lr")
+    trains: Literal["all", "adapter", "suffix"] = Field(
+        "all",
+        description="adapter: prime MLPs, norms, learned inner lr; suffix: of these only what lies above the prefix, so "
+        "that no gradient goes through it",
+    )
     learned_inner_lr: bool = Field(False, description="one inner learning rate per suffix block is trained too")
     sequence: int = Field(gt=0, description="tokens of a training sequence")
     batch: int = Field(gt=0, description="sequences of a step, over all processes")
@@ -148,6 +152,8 @@ class Recipe(BaseModel):
             raise UsageError(
                 f"batch ({self.batch}) must be a multiple of compute.micro_batch ({self.compute.micro_batch})"
             )
+        if self.trains == "suffix" and self.mode == "none":
+            raise UsageError("trains: suffix needs prime MLPs, which mode none has not: use trains: adapter")
         if self.learned_inner_lr and self.mode in ("naive", "none"):
             raise UsageError(f"learned_inner_lr needs a mode that updates (meta or first-order), not {self.mode}")
         if self.model.config is not None:

@@ -13,7 +13,7 @@ that are differentiable twice g itself is differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ttt_docs.kernels.dispatch import Kernels
 from ttt_docs.kernels.workspace import wide
-from ttt_docs.model.config import ReadingConfig
+from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
 from ttt_docs.model.inner import chunk_loss, fast_gradients, inner_step, undo_inner_step
 from ttt_docs.training.sums import Sums
@@ -273,13 +273,17 @@ def through_updates(
 
 def trained_above(model: Decoder) -> list[Tensor]:
     """The slow weights that are trained and used above the attention of the first suffix block."""
-    first = model.config.prefix_blocks
-    below = (f"blocks.{first}.attention.", f"blocks.{first}.attention_norm.", f"blocks.{first}.attention_post_norm.")
-    above = ("final_norm.", *(f"blocks.{i}." for i in model.config.suffix))
     names = [name for name, p in model.named_parameters() if p.requires_grad and ".prime_mlp." not in name]
-    own = [name for name in names if name.startswith(above) and not name.startswith(below)]
     head = [model.head_weight] if model.head_weight.requires_grad else []
-    return [*(model.get_parameter(name) for name in own), *head]
+    return [*(model.get_parameter(name) for name in names_above(model.config, names)), *head]
+
+
+def names_above(config: ModelConfig, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are used above the attention of the first suffix block, the head's left out."""
+    first = config.prefix_blocks
+    below = (f"blocks.{first}.attention.", f"blocks.{first}.attention_norm.", f"blocks.{first}.attention_post_norm.")
+    above = ("final_norm.", *(f"blocks.{i}." for i in config.suffix))
+    return [name for name in names if name.startswith(above) and not name.startswith(below)]
 
 
 def _leaves(weights: Sequence[ProductWeights]) -> list[ProductWeights]:

@@ -25,6 +25,7 @@ from ttt_docs.model.loading import build_decoder
 from ttt_docs.training.outer import OuterLoss, outer_loss
 from ttt_docs.training.processes import Processes
 from ttt_docs.training.recipe import Recipe
+from ttt_docs.training.scan import names_above
 
 #: The learned inner learning rates' name beside the model's parameters.
 INNER_LR = "inner_lr"
@@ -118,9 +119,12 @@ class Weights:
             yield name, full.detach().cpu()
 
 
-def trained_names(recipe: Recipe, names: Iterable[str]) -> list[str]:
-    """All parameters, or for an adapter the prime MLPs and every norm; never those of an attention that is off."""
+def trained_names(recipe: Recipe, config: ModelConfig, names: Iterable[str]) -> list[str]:
+    """All parameters; for `adapter` the prime MLPs and every norm; for `suffix` of these only what no gradient has to
+    go through the blocks below for; never those of an attention that is off."""
     chosen = [name for name in names if recipe.trains == "all" or ".prime_mlp." in name or "norm." in name]
+    if recipe.trains == "suffix":
+        chosen = names_above(config, chosen)
     return [name for name in chosen if recipe.model.attention or ".attention." not in name]
 
 
@@ -128,7 +132,7 @@ def prepare(recipe: Recipe, config: ModelConfig, state: State, dtype: torch.dtyp
     """The model on its device, ready to train."""
     sharded = recipe.compute.parallel == "sharded" and processes.count > 1
     model = build_decoder(config, state, processes.device, torch.float32 if sharded else dtype)
-    trained = set(trained_names(recipe, state))
+    trained = set(trained_names(recipe, config, state))
     for name, parameter in model.named_parameters():
         if name in trained:
             own = parameter.detach()
