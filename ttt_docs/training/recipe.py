@@ -125,8 +125,8 @@ class Recipe(BaseModel):
     )
     trains: Literal["all", "adapter", "suffix"] = Field(
         "all",
-        description="adapter: prime MLPs, norms, learned inner lr; suffix: of these only what lies above the prefix, so "
-        "that no gradient goes through it",
+        description="adapter: prime MLPs, norms, learned inner lr; suffix: of these only what lies above the prefix, "
+        "so that no gradient goes through it",
     )
     learned_inner_lr: bool = Field(False, description="one inner learning rate per suffix block is trained too")
     sequence: int = Field(gt=0, description="tokens of a training sequence")
