@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, get_args, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from pydantic import ValidationError
@@ -19,7 +17,7 @@ from ttt_docs.checkpoints.registry import resolve
 from ttt_docs.checkpoints.retrofit import retrofit
 from ttt_docs.checkpoints.store import derived_fingerprint, load_checkpoint, reading_of
 from ttt_docs.checkpoints.tokenizer import Tokenizer
-from ttt_docs.documents import Document, Span, iter_text, load_document
+from ttt_docs.documents import Document
 from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 from ttt_docs.errors import MemoryMismatchError, ReadingInterrupted, UsageError
 from ttt_docs.feed import segments
@@ -29,24 +27,21 @@ from ttt_docs.generation.continuation import continue_text
 from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import Length, summarize
+from ttt_docs.intake import Source, after, open_source, renamed, unfinished, with_document
 from ttt_docs.interrupt import Interrupt
 from ttt_docs.lookup.answer import answer_from_text
 from ttt_docs.lookup.routing import AskRoute, chosen_route
 from ttt_docs.memory.keeping import Keeping
-from ttt_docs.memory.memory import Memory, ReadDocument
+from ttt_docs.memory.memory import Memory
 from ttt_docs.memory.store import MemoryStore
 from ttt_docs.model.config import InnerRule, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.loading import best_dtype, build_decoder
+from ttt_docs.model.loading import build_decoder, device_of, dtype_of
 from ttt_docs.model.state import ReadingState
 from ttt_docs.reading import ChunkReport, Track, batch_state, expand, fits, read_batch, read_stream, state_of
 
-#: What `ingest` reads: a path, URL, `-`, open file, Document, or an iterable of text.
-Source = str | os.PathLike[str] | IO[bytes] | IO[str] | Document | Iterable[str]
 OnChunk = Callable[[ChunkReport], None]
 
-#: Between two documents that are read one after the other into one memory.
-SEPARATOR = "\n\n"
 #: The retrofit's inner loop: of the rules measured in docs/benchmarks.md the best for a model not meta-trained.
 RETROFIT = {"inner_rule": "normalized", "inner_lr": 0.3}
 
@@ -92,8 +87,8 @@ class TTTReader:
             CheckpointError: weights that cannot be found, downloaded or understood.
             UsageError: parameters that cannot work together.
         """
-        where = _device(device)
-        numbers = _dtype(dtype, where)
+        where = device_of(device)
+        numbers = dtype_of(dtype, where)
         base: str | os.PathLike[str] = name
         if adapter is None and is_adapter(name):
             adapter, base = name, base_of(name)
@@ -172,7 +167,7 @@ class TTTReader:
             StoreError: the store cannot be used.
             ReadingInterrupted: Ctrl-C; its `memory` holds what was read.
         """
-        document, pieces, label = _open(source, text, name, password, max_bytes)
+        document, pieces, label = open_source(source, text, name, password, max_bytes)
         if not learn:
             if store is not None:
                 raise UsageError("a store keeps what was read: leave out store=, or learn=False")
@@ -181,12 +176,10 @@ class TTTReader:
             return self._read(document, pieces, label, memory, progress, on_chunk)
         if document is None:
             document = Document.from_text("".join(pieces), name=label)
-        if memory is not None:
-            self.check(memory)
-        kept = Keeping(store, self._empty_memory() if memory is None else memory, document)
+        kept = Keeping(store, self._checked(memory), document)
         whole = kept.whole()
         if whole is not None:
-            return _renamed(whole, document, label)
+            return renamed(whole, document, label)
         part = kept.part(self.model.dtype)
         try:
             read = self._read(document, [document.text], label, part or memory, progress, on_chunk, kept)
@@ -197,11 +190,11 @@ class TTTReader:
         return read
 
     def _unread(self, document: Document | None, pieces: Iterable[str], label: str, memory: Memory | None) -> Memory:
-        history, pieces, _ = self._history(memory, document, pieces, label)
+        history, pieces, _ = after(self._checked(memory), document, pieces)
         if history.documents and not history.unread:
             raise UsageError("this memory was read: ingest its documents again, or go on with learn=True")
         whole = replace(history, text=(history.text or "") + "".join(pieces))
-        return _with_document(whole, document, label, len(history.tokens), history)
+        return with_document(whole, document, label, len(history.tokens), history)
 
     def _read(
         self,
@@ -213,7 +206,7 @@ class TTTReader:
         on_chunk: OnChunk | None,
         kept: Keeping | None = None,
     ) -> Memory:
-        history, pieces, skip = self._history(memory, document, pieces, label)
+        history, pieces, skip = after(self._checked(memory), document, pieces)
         if history.unread:
             raise UsageError(
                 "this memory holds only text, nothing of it was read: ingest its documents again, or go on with "
@@ -226,8 +219,7 @@ class TTTReader:
         disable = None if progress is None else not progress
 
         def so_far() -> Memory:
-            memory = _with_document(track.so_far(state), document, label, first, history)
-            return replace(memory, documents=_incomplete(memory.documents))
+            return unfinished(with_document(track.so_far(state), document, label, first, history))
 
         def between() -> bool:
             if kept is not None and kept.due(state.position):
@@ -245,7 +237,7 @@ class TTTReader:
                     on_chunk(report)
         if interrupt.requested:
             raise ReadingInterrupted(so_far())
-        return _with_document(track.finish(state), document, label, first, history)
+        return with_document(track.finish(state), document, label, first, history)
 
     def ingest_batch(
         self,
@@ -272,7 +264,7 @@ class TTTReader:
         firsts = [len(track.memory.tokens) for track in tracks]
         memories = read_batch(batch_state(self.model, self.reading, len(tracks)), tracks, on_chunk)
         return [
-            _with_document(memory, document, document.name, first, track.memory)
+            with_document(memory, document, document.name, first, track.memory)
             for memory, document, first, track in zip(memories, documents, firsts, tracks, strict=True)
         ]
 
@@ -370,8 +362,7 @@ class TTTReader:
 
         Raises MemoryMismatchError; UsageError for a conversation that cannot be, or is longer than the window.
         """
-        memory = self._empty_memory() if memory is None else memory
-        self.check(memory)
+        memory = self._checked(memory)
         chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
         return converse(self.model, self.tokenizer, memory, conversation, chosen)
 
@@ -396,6 +387,13 @@ class TTTReader:
         self.check(memory)
         return expand(self.model, memory)
 
+    def _checked(self, memory: Memory | None) -> Memory:
+        """`memory`, or an empty one. Raises MemoryMismatchError."""
+        if memory is None:
+            return self._empty_memory()
+        self.check(memory)
+        return memory
+
     def _empty_memory(self) -> Memory:
         bos = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
         return Memory(
@@ -409,88 +407,3 @@ class TTTReader:
             nll=torch.zeros(len(bos)),
             text="",
         )
-
-    def _history(
-        self, memory: Memory | None, document: Document | None, pieces: Iterable[str], label: str
-    ) -> tuple[Memory, Iterable[str], int]:
-        """What was read before this document, the text to read, and how many of its tokens were read already."""
-        if memory is None:
-            return self._empty_memory(), pieces, 0
-        self.check(memory)
-        if not memory.documents:
-            return memory, pieces, 0
-        last = memory.documents[-1]
-        if not last.complete and document is not None and last.sha256 == document.sha256:
-            before = len(SEPARATOR) if len(memory.documents) > 1 else 0
-            text = None if memory.text is None else memory.text[: last.start - before]
-            history = replace(memory, text=text, documents=memory.documents[:-1])
-            return history, chain([SEPARATOR] if before else [], pieces), len(memory.tokens) - last.first_token
-        return memory, chain([SEPARATOR], pieces), 0
-
-
-def _device(device: str | torch.device) -> torch.device:
-    """The device, tried out: torch would only say some time later, and in its own words, that it is not there."""
-    try:
-        where = torch.device(device)
-        torch.zeros(1, device=where).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        here = "cpu or cuda" if torch.cuda.is_available() else "cpu"
-        raise UsageError(f"device={str(device)!r} cannot be used on this machine: use {here}") from None
-    return where
-
-
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    numbers = best_dtype(device) if dtype is None else named
-    if numbers not in (torch.float32, torch.bfloat16):
-        raise UsageError(f"dtype={str(dtype)!r}: use float32 or bfloat16")
-    return numbers
-
-
-def _open(
-    source: Source | None, text: str | None, name: str | None, password: str | None, max_bytes: int
-) -> tuple[Document | None, Iterable[str], str]:
-    """The document if its end is known, its text in pieces, and what to call it."""
-    if (source is None) == (text is None):
-        raise UsageError("give a document to read: either a source (path, URL, file, Document, iterable) or text=")
-    if text is not None:
-        document = Document.from_text(text, name=name or "text")
-    elif isinstance(source, (str, os.PathLike, Document)) or hasattr(source, "read"):
-        document = load_document(source, password=password, max_bytes=max_bytes, name=name)  # type: ignore[arg-type]
-    else:
-        return None, iter_text(source, max_bytes=max_bytes, name=name), name or "stream"  # type: ignore[arg-type]
-    return document, [document.text], name or document.name
-
-
-def _with_document(memory: Memory, document: Document | None, label: str, first: int, history: Memory) -> Memory:
-    """`memory` with the document just read added to those of `history`."""
-    before = len(SEPARATOR) if history.documents else 0
-    start = end = 0
-    spans: tuple[Span, ...] = ()
-    sha256 = document.sha256 if document is not None else None
-    metadata = {} if document is None else document.metadata
-    if memory.text is not None and history.text is not None:
-        start, end = len(history.text) + before, len(memory.text)
-        if document is None:
-            sha256 = hashlib.sha256(memory.text[start:].encode()).hexdigest()
-        else:
-            spans = _shifted(document.spans, start, end)
-    read = ReadDocument(label, start, end, sha256, spans=spans, first_token=first, metadata=metadata)
-    return replace(memory, documents=(*history.documents, read))
-
-
-def _shifted(spans: Iterable[Span], start: int, end: int) -> tuple[Span, ...]:
-    shifted = (Span(s.kind, s.label, s.start + start, min(s.end + start, end)) for s in spans)
-    return tuple(span for span in shifted if span.start < span.end)
-
-
-def _renamed(memory: Memory, document: Document, label: str) -> Memory:
-    """A memory from a store, whose last document may have been read from another file: name and pages of this one."""
-    last = memory.documents[-1]
-    spans = _shifted(document.spans, last.start, last.end)
-    renamed = replace(last, name=label, spans=spans, metadata=document.metadata)
-    return replace(memory, documents=(*memory.documents[:-1], renamed))
-
-
-def _incomplete(documents: tuple[ReadDocument, ...]) -> tuple[ReadDocument, ...]:
-    return (*documents[:-1], replace(documents[-1], complete=False))
