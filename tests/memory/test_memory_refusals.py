@@ -98,6 +98,7 @@ def set_span(**values):
         (set_reading(chunk=3, window=6), "not a multiple"),
         (set_reading(window=5), "keeps 7 keys"),
         (set_reading(inner_lr=-1), "inner_lr"),
+        (set_reading(inner_lr_factors=[1.0] * 5), "not one or three finite numbers for each block"),
         (set_reading(inner_rule="adam"), "inner_rule"),
         (set_reading(momentum=0.5), "momentum"),
         (set_first(end=len(TEXT) + 1), "outside the text"),

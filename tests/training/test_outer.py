@@ -86,6 +86,18 @@ def test_meta_gradients_are_those_of_the_unrolled_loop(reading: ReadingConfig, k
     assert_same(model, expected, actual, rate)
 
 
+@pytest.mark.parametrize("rule", ["sgd", "normalized"])
+def test_each_matrix_may_have_a_rate_of_its_own(rule: Any) -> None:
+    model, tokens, reading = tiny(), tokens_of(3 * 8), READING.model_copy(update={"inner_rule": rule})
+    rate = torch.tensor([[0.7, 0.0, 0.4], [1.1, 0.2, 1.0], [0.9, 0.5, 0.1]], dtype=torch.float64, requires_grad=True)
+    expected = outer_loss(model, tokens, reading, inner_lr=rate, recompute="none")
+    assert_same(model, expected, outer_loss(model, tokens, reading, inner_lr=rate, kernels=TRAINING), rate)
+    by_block = torch.tensor([0.7, 1.1, 0.9], dtype=torch.float64)
+    losses = [outer_loss(model, tokens, reading, inner_lr=r).loss for r in (by_block, by_block[:, None].expand(3, 3))]
+    torch.testing.assert_close(*losses, atol=0, rtol=0)
+    assert losses[0] != expected.loss
+
+
 @pytest.mark.parametrize("mode", ["first-order", "naive", "none"])
 def test_other_modes_are_those_of_the_unrolled_loop(mode: Any) -> None:
     model, tokens = tiny(), tokens_of(4 * 8)
@@ -212,5 +224,5 @@ def test_bad_input_is_named() -> None:
         outer_loss(model, tokens, READING, mode="metaa")
     with pytest.raises(UsageError, match="'some' is not known"):
         outer_loss(model, tokens, READING, recompute="some")
-    with pytest.raises(UsageError, match="each of 3 suffix blocks"):
+    with pytest.raises(UsageError, match=r"must be \[3\] or \[3, 3\], not \[2\]"):
         outer_loss(model, tokens, READING, inner_lr=torch.ones(2))

@@ -67,15 +67,15 @@ def test_a_run_leaves_a_model_that_reads_better_than_its_start(tmp_path):
 @pytest.mark.parametrize("at", [1, 3])
 def test_killed_at_any_step_the_loss_curve_is_the_same_bit_for_bit(tmp_path, at):
     """SIGKILL from inside the process right after step `at` was logged, checkpoints being made every two steps."""
-    whole = tiny_recipe(tmp_path, "learned_inner_lr=true", f"output={tmp_path / 'whole'}")
+    whole = tiny_recipe(tmp_path, "learned_inner_lr=matrix", f"output={tmp_path / 'whole'}")
     train(whole, progress=False)
-    recipe = tiny_recipe(tmp_path, "learned_inner_lr=true", f"output={tmp_path / 'killed'}")
+    recipe = tiny_recipe(tmp_path, "learned_inner_lr=matrix", f"output={tmp_path / 'killed'}")
     kill = (
         "import os; from ttt_docs.training import record; add = record.Record.add\n"
         f"def fatal(self, line):\n    add(self, line)\n    if line['step'] == {at}: os.kill(os.getpid(), 9)\n"
         "record.Record.add = fatal\n"
     )
-    arguments = [str(tmp_path / "tiny.yaml"), "learned_inner_lr=true", f"output={tmp_path / 'killed'}"]
+    arguments = [str(tmp_path / "tiny.yaml"), "learned_inner_lr=matrix", f"output={tmp_path / 'killed'}"]
     killed = subprocess.run([sys.executable, "-c", kill + RUN, *arguments], env=environment(), capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len(losses(recipe.folder)) == at

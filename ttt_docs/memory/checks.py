@@ -40,8 +40,9 @@ def _check_reading(header: Header) -> None:
         if not math.isfinite(getattr(reading, name)):
             raise Refusal(f"its reading parameter {name} is not a finite number")
     factors = reading.inner_lr_factors
-    if not all(map(math.isfinite, factors)) or (factors and len(factors) != len(header.fast_blocks or factors)):
-        raise Refusal("its reading parameter inner_lr_factors is not one finite number for each block")
+    count = len(header.fast_blocks)
+    if not all(map(math.isfinite, factors)) or (factors and count and len(factors) not in (count, 3 * count)):
+        raise Refusal("its reading parameter inner_lr_factors is not one or three finite numbers for each block")
     if header.skipped < 0:
         raise Refusal(f"it counts {shown(header.skipped)} skipped updates")
     if header.position < 0 or header.position % reading.chunk:

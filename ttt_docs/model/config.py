@@ -94,7 +94,7 @@ class ReadingConfig(BaseModel):
     inner_rule: InnerRule = "sgd"
     inner_lr: float = Field(1.0, ge=0)
     inner_lr_factors: tuple[float, ...] = Field(
-        (), description="learned: what inner_lr is multiplied by, block by block"
+        (), description="learned: what inner_lr is multiplied by, block by block, or for w1, w2, w3 of each block"
     )
     inner_clip: float = Field(1.0, ge=0, description="global gradient norm limit for `sgd`; 0 switches it off")
     guard: float | None = Field(

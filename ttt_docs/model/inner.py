@@ -7,7 +7,7 @@ makes one step. Nothing below the first prime MLP is touched, so hidden states c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ def inner_step(
 ) -> Step:
     """W <- W - lr * g, with g clipped by its global norm (`sgd`, the paper's) or normalized matrix by matrix.
 
-    `rates` [suffix blocks] multiplies the learning rate, block by block. Differentiable: the outer loop goes through
-    it, clip factor included.
+    `rates` [suffix blocks] multiplies the learning rate block by block, or [suffix blocks, 3] for w1, w2, w3 of each.
+    Differentiable: the outer loop goes through it, clip factor included.
     """
 
     sizes, norm, clip = _step_sizes(_norms(grads), reading, rates)
@@ -90,8 +90,11 @@ def _step_sizes(
         # A gradient of zero (a matrix behind a w2 of zeros) makes no step, and 1 is a norm that can be differentiated.
         return clip if reading.inner_rule == "sgd" else 1 / torch.where(own_norm > 0, own_norm, 1.0)
 
-    each: Sequence[Any] = [reading.inner_lr] * len(norms) if rates is None else (reading.inner_lr * rates).unbind()
-    return [[size(n) * rate for n in block] for block, rate in zip(norms, each, strict=True)], norm, clip
+    if rates is None:
+        rates = norm.new_ones(len(norms))
+    each = (reading.inner_lr * rates).reshape(len(norms), -1).expand(-1, len(norms[0]))
+    sizes = [[size(n) * r for n, r in zip(ns, rs, strict=True)] for ns, rs in zip(norms, each, strict=True)]
+    return sizes, norm, clip
 
 
 def _moved(

@@ -152,7 +152,7 @@ class ReadingState:
 
     def _rates(self) -> Tensor | None:
         factors = self.reading.inner_lr_factors
-        return torch.tensor(factors, device=self.fast[0].w1.device) if factors else None
+        return torch.tensor(factors, device=self.fast[0].w1.device).view(len(self.fast), -1) if factors else None
 
     def _improved(self, hidden: Tensor, targets: Tensor, nll: Tensor) -> Tensor:
         """False [batch] where the chunk's last tokens, predicted again after the update, lost more than the guard."""

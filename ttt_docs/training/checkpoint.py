@@ -26,7 +26,7 @@ from ttt_docs.errors import CheckpointError
 from ttt_docs.memory.files import replacing
 from ttt_docs.training.processes import Processes
 from ttt_docs.training.recipe import Recipe
-from ttt_docs.training.weights import Weights
+from ttt_docs.training.weights import INNER_LR, Weights
 
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -44,9 +44,9 @@ def optimizer_of(recipe: Recipe, weights: Weights) -> torch.optim.AdamW:
     """AdamW over the masters: matrices decay, norms and inner learning rates do not. Its state is there from the start,
     zeros, for checkpoints to be loaded into."""
     chosen = recipe.optimizer
-    matrices = [m for m in weights.masters.values() if m.dim() > 1]
-    vectors = [m for name, m in weights.masters.items() if m.dim() <= 1 and name != "inner_lr"]
-    rates = [m for name, m in weights.masters.items() if name == "inner_lr"]
+    rates = [m for name, m in weights.masters.items() if name == INNER_LR]
+    others = [m for name, m in weights.masters.items() if name != INNER_LR]
+    matrices, vectors = [m for m in others if m.dim() > 1], [m for m in others if m.dim() <= 1]
     groups = [
         {"params": params, "weight_decay": decay}
         for params, decay in ((matrices, chosen.weight_decay), (vectors, 0.0), (rates, 0.0))

@@ -49,9 +49,9 @@ def outer_loss(
     `loss.backward()` reaches every parameter that asks for gradient, in `first-order` except through what earlier
     chunks left in the suffix (their updates, their keys and values): W0 gets the mean of the chunks' inner gradients.
     The inner learning rate is `reading.inner_lr` times `lr_scale` times, where given, the learned `inner_lr` [suffix
-    blocks]. There is no guard: an update that was undone would be invisible to the gradient that should have learned
-    to avoid it. `kernels` default to `training_kernels_for` the device, or for `recompute="none"`, which wants them
-    differentiable twice, to the definitions.
+    blocks], or [suffix blocks, 3] for w1, w2, w3 of each. There is no guard: an update that was undone would be
+    invisible to the gradient that should have learned to avoid it. `kernels` default to `training_kernels_for` the
+    device, or for `recompute="none"`, which wants them differentiable twice, to the definitions.
 
     Raises:
         UsageError: a length that is not a multiple of the chunk, a model without prime MLPs in a mode that needs them.
@@ -114,7 +114,7 @@ def _shared_product_weights(model: Decoder) -> list[ProductWeights]:
 
 
 def _rates(model: Decoder, lr_scale: float, inner_lr: Tensor | None) -> Tensor:
-    """What `reading.inner_lr` is multiplied by, [suffix blocks]."""
+    """What `reading.inner_lr` is multiplied by, [suffix blocks] or [suffix blocks, 3]."""
     ones = torch.ones(model.config.suffix_blocks, dtype=wide(model.dtype), device=model.embed.weight.device)
     return lr_scale * (ones if inner_lr is None else inner_lr.to(ones))
 
@@ -136,5 +136,5 @@ def _check(
         raise UsageError(f"recompute {recompute!r} is not known: choose none, chunks or logarithmic")
     if mode != "none" and not suffix:
         raise UsageError(f"{model.config.name} has no prime MLPs: mode {mode!r} needs some, mode 'none' does not")
-    if inner_lr is not None and inner_lr.shape != (suffix,):
-        raise UsageError(f"inner_lr must have one value for each of {suffix} suffix blocks, not {list(inner_lr.shape)}")
+    if inner_lr is not None and inner_lr.shape not in ((suffix,), (suffix, 3)):
+        raise UsageError(f"inner_lr must be [{suffix}] or [{suffix}, 3], not {list(inner_lr.shape)}")

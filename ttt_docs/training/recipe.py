@@ -128,7 +128,9 @@ class Recipe(BaseModel):
         description="adapter: prime MLPs, norms, learned inner lr; suffix: of these only what lies above the prefix, "
         "so that no gradient goes through it",
     )
-    learned_inner_lr: bool = Field(False, description="one inner learning rate per suffix block is trained too")
+    learned_inner_lr: bool | Literal["matrix"] = Field(
+        False, description="one inner learning rate per suffix block is trained too; matrix: one for each of w1, w2, w3"
+    )
     sequence: int = Field(gt=0, description="tokens of a training sequence")
     batch: int = Field(gt=0, description="sequences of a step, over all processes")
     steps: int | None = Field(None, gt=0, description="none: one epoch")

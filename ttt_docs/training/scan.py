@@ -67,7 +67,7 @@ class Scan:
         x_learns: bool,
     ) -> None:
         """x [batch, tokens, dim] has been through the attention of the first suffix block; targets [batch, tokens];
-        rates [suffix blocks] multiply the inner learning rate. `x_learns`: the gradient for x is wanted."""
+        rates as `outer_loss` has them. `x_learns`: the gradient for x is wanted."""
         self.model, self.reading, self.kernels = model, reading, kernels
         self.x, self.targets, self.rates, self.x_learns = x, targets, rates, x_learns
         self.above = range(model.config.prefix_blocks + 1, model.config.blocks)

@@ -118,7 +118,7 @@ def reading_of(recipe: Recipe, weights: Weights) -> ReadingConfig:
     """How the model in training reads at this moment: with its learned rates, and not at all for mode `none`."""
     changes: dict[str, Any] = {"learn": recipe.mode != "none"}
     if weights.inner_lr is not None:
-        changes["inner_lr_factors"] = tuple(weights.inner_lr.tolist())
+        changes["inner_lr_factors"] = tuple(weights.inner_lr.flatten().tolist())
     return recipe.reading.model_copy(update=changes)
 
 
@@ -268,7 +268,7 @@ def _step(
         "stop": bool(stop > 0),
     }
     if weights.inner_lr is not None:
-        line["inner_lr_factors"] = weights.inner_lr.tolist()
+        line["inner_lr_factors"] = weights.inner_lr.flatten().tolist()
     return line
 
 

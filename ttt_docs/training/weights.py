@@ -67,7 +67,8 @@ class Weights:
 
     @property
     def inner_lr(self) -> Tensor | None:
-        """[suffix blocks], what the inner learning rate is multiplied by; None: it is not trained."""
+        """What the inner learning rate is multiplied by, [suffix blocks] or [suffix blocks, 3] for their matrices;
+        None: it is not trained."""
         return self.masters.get(INNER_LR)
 
     def collect_gradients(self) -> None:
@@ -151,7 +152,8 @@ def prepare(recipe: Recipe, config: ModelConfig, state: State, dtype: torch.dtyp
         else:
             masters[name], copies[name] = state[name].detach().to(processes.device, torch.float32, copy=True), parameter
     if recipe.learned_inner_lr:
-        masters[INNER_LR] = torch.ones(config.suffix_blocks, device=processes.device, requires_grad=True)
+        shape = (config.suffix_blocks, 3) if recipe.learned_inner_lr == "matrix" else (config.suffix_blocks,)
+        masters[INNER_LR] = torch.ones(shape, device=processes.device, requires_grad=True)
     return Weights(objective, masters, copies, sharded)
 
 
