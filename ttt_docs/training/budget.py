@@ -97,7 +97,7 @@ def flops_per_token(recipe: Recipe, config: ModelConfig) -> float:
             suffix += 2 * prod(shape)
     prefix, suffix = prefix + attention * config.prefix_blocks, suffix + attention * config.suffix_blocks
     updates = recipe.mode in ("meta", "first-order")
-    again = 0.0 if recipe.compute.recompute == "none" else prefix + suffix * (3 if updates else 1)
+    again = 0.0 if recipe.compute.recompute in ("none", "compiled") else prefix + suffix * (3 if updates else 1)
     return 3 * prefix + {"meta": 9, "first-order": 5}.get(recipe.mode, 3) * suffix + again
 
 
@@ -111,7 +111,7 @@ def _memory(
     states = 0 if not updates else (ceil(log2(chunks)) + 1 if recipe.compute.recompute == "logarithmic" else chunks)
     kv = config.kv_heads * config.head_dim
     row = size * (8 * config.dim + 3 * (config.heads * config.head_dim + 2 * kv) + 6 * config.mlp_dim)
-    rows = batch * (recipe.sequence if recipe.compute.recompute == "none" else recipe.reading.chunk)
+    rows = batch * (recipe.sequence if recipe.compute.recompute in ("none", "compiled") else recipe.reading.chunk)
     depth = config.prefix_blocks + config.suffix_blocks * (4 if meta else 1)
     logits = 2 * 4 * min(rows, _LOGIT_ROWS) * config.vocab_size
     return Memory(
