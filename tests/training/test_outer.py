@@ -119,6 +119,46 @@ def test_meta_gradients_of_other_models(changes: dict[str, Any]) -> None:
     assert_same(model, outer_loss(model, tokens, READING, recompute="none"), outer_loss(model, tokens, READING))
 
 
+def test_compiled_updates_are_those_of_the_unrolled_loop() -> None:
+    model, tokens = tiny(suffix_blocks=1), tokens_of(4 * 8)
+    rate = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
+    expected = outer_loss(model, tokens, READING, inner_lr=rate, recompute="none")
+    assert expected.grad_norms.max() > READING.inner_clip  # the clip's own gradient is in it
+    actual = outer_loss(model, tokens, READING, inner_lr=rate, recompute="compiled")
+    assert_same(model, expected, actual, rate)
+
+
+def test_compiled_updates_want_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler.*set it to 'none'"):
+        outer_loss(tiny(suffix_blocks=1), tokens_of(16), READING, recompute="compiled")
+
+
+def test_compiled_updates_want_one_suffix_block() -> None:
+    model, tokens = tiny(), tokens_of(16)
+    with pytest.raises(UsageError, match="one suffix block"):
+        outer_loss(model, tokens, READING, recompute="compiled")
+    plain = outer_loss(model, tokens, READING, mode="naive", recompute="none")
+    assert_same(model, plain, outer_loss(model, tokens, READING, mode="naive", recompute="compiled"))
+
+
+@pytest.mark.parametrize("mode", ["meta", "naive"])
+@pytest.mark.parametrize("recompute", ["none", "chunks"])
+def test_attention_that_adds_nothing_can_be_left_out(recompute: Any, mode: Any) -> None:
+    model, tokens = tiny(), tokens_of(3 * 8)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".attention" not in name)
+        if name.endswith("attention.wo.weight"):
+            parameter.data.zero_()
+    expected = outer_loss(model, tokens, READING, mode=mode, recompute=recompute)
+    wanted = gradients(model, expected)
+    model.attends = False
+    actual = outer_loss(model, tokens, READING, mode=mode, recompute=recompute)
+    assert torch.equal(expected.token_nll, actual.token_nll)
+    for name, grad in gradients(model, actual).items():
+        torch.testing.assert_close(grad, wanted[name], atol=1e-12, rtol=1e-9)
+
+
 def test_gradients_agree_with_finite_differences() -> None:
     """Along a random direction through all parameters, by central differences of two step sizes."""
     model, tokens = tiny(), tokens_of(3 * 8)

@@ -19,12 +19,14 @@ def test_the_example_makes_its_figure(tmp_path, monkeypatch, capsys):
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     books = write_books(tmp_path / "books.jsonl", (600, 700))
-    arguments = [books, books, "--steps", 1, "--sequences", 4, "--attention", "off", "--json", "t.json"]
+    changes = ["steps=1", "batch=4", "compute.micro_batch=4", "compute.recompute=none"]
+    arguments = [books, books, *changes, "--sequences", 4, "--attention", "off", "--json", "t.json"]
     monkeypatch.setattr(sys, "argv", ["toy_figure.py", *map(str, arguments), "--figure", "t.png"])
     monkeypatch.setattr(example, "NAIVE_RATES", (0.1,))
     example.main()
     curves = json.loads((tmp_path / "t.json").read_text())["curves"]
-    assert curves.keys() == {f"no attention, {name}" for name in ("no TTT", "TTT-naive b=16", "TTT-E2E b=16")}
+    names = "no TTT", "TTT-naive b=16", "TTT-naive b=1", "TTT-E2E b=16", "TTT-E2E b=1"
+    assert curves.keys() == {f"no attention, {name}" for name in names}
     assert all(len(curve["nll"]) == 128 and len(curve["quarters"]) == 4 for curve in curves.values())
     assert (tmp_path / "t.png").stat().st_size > 1000 and "| no attention, TTT-E2E b=16 |" in capsys.readouterr().out
     attended = next((tmp_path / "runs").rglob("model"))

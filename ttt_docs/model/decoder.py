@@ -130,6 +130,8 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        #: False: attention adds nothing in any block (its output matrices are zero), so training leaves it out.
+        self.attends = True
         self.embed = Table(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.blocks))
         self.final_norm = Table(config.dim)
@@ -242,6 +244,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """The first sub-layer of block `index`: x + post(attention(pre(x))). It does not depend on the block's own fast
         weights, only on those of blocks below."""
+        if not self.attends:
+            return x
         block = self.block(index)
         y = kernels.rms_norm(x, block.attention_norm.weight, self.config.norm_eps)
         y = self._attend(block.attention, y, place, cache, kernels, commit)

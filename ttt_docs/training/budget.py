@@ -99,7 +99,8 @@ def flops_per_token(recipe: Recipe, config: ModelConfig) -> float:
     prefix, suffix = prefix + attention * config.prefix_blocks, suffix + attention * config.suffix_blocks
     updates = recipe.mode in ("meta", "first-order")
     below = 1 if recipe.trains == "suffix" else 3  # times the prefix runs, a backward pass counted as two
-    again = 0.0 if recipe.compute.recompute == "none" else prefix * (below > 1) + suffix * (3 if updates else 1)
+    kept = recipe.compute.recompute in ("none", "compiled")
+    again = 0.0 if kept else prefix * (below > 1) + suffix * (3 if updates else 1)
     return below * prefix + {"meta": 9, "first-order": 5}.get(recipe.mode, 3) * suffix + again
 
 
@@ -113,7 +114,7 @@ def _memory(
     states = 0 if not updates else (ceil(log2(chunks)) + 1 if recipe.compute.recompute == "logarithmic" else chunks)
     kv = config.kv_heads * config.head_dim
     row = size * (8 * config.dim + 3 * (config.heads * config.head_dim + 2 * kv) + 6 * config.mlp_dim)
-    rows = batch * (recipe.sequence if recipe.compute.recompute == "none" else recipe.reading.chunk)
+    rows = batch * (recipe.sequence if recipe.compute.recompute in ("none", "compiled") else recipe.reading.chunk)
     depth = config.prefix_blocks + config.suffix_blocks * (4 if meta else 1)
     logits = 2 * 4 * min(rows, _LOGIT_ROWS) * config.vocab_size
     return Memory(

@@ -13,6 +13,7 @@ from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
 from ttt_docs.model.inner import chunk_loss, inner_step
+from ttt_docs.training.compiled import through_compiled_updates
 from ttt_docs.training.scan import Scan, through_updates
 from ttt_docs.training.sequence import run_sequence
 
@@ -21,7 +22,8 @@ from ttt_docs.training.sequence import run_sequence
 Mode = Literal["meta", "first-order", "naive", "none"]
 #: What is kept for the backward pass. `none`: everything, the loop below as it stands, by plain autograd. `chunks`: one
 #: inner gradient for each chunk, the rest is computed again. `logarithmic`: log-many fast weights, those too.
-Recompute = Literal["none", "chunks", "logarithmic"]
+#: `compiled`: everything, by the same loop with a compiled step: for tiny models, whose time Python takes.
+Recompute = Literal["none", "compiled", "chunks", "logarithmic"]
 
 
 class OuterLoss(NamedTuple):
@@ -51,7 +53,7 @@ def outer_loss(
     The inner learning rate is `reading.inner_lr` times `lr_scale` times, where given, the learned `inner_lr` [suffix
     blocks], or [suffix blocks, 3] for w1, w2, w3 of each. There is no guard: an update that was undone would be
     invisible to the gradient that should have learned to avoid it. `kernels` default to `training_kernels_for` the
-    device, or for `recompute="none"`, which wants them differentiable twice, to the definitions.
+    device, or for `recompute` none and compiled, which want them differentiable twice, to the definitions.
 
     Raises:
         UsageError: a length that is not a multiple of the chunk, a model without prime MLPs in a mode that needs them.
@@ -60,19 +62,22 @@ def outer_loss(
     rates = _rates(model, lr_scale, inner_lr)
     if recompute == "none":
         return _unrolled(model, tokens, reading, mode, rates, kernels or REFERENCE)
-    kernels = kernels or training_kernels_for(tokens.device)
+    keep = recompute == "compiled"
+    kernels = kernels or (REFERENCE if keep else training_kernels_for(tokens.device))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     x, config = model.hidden(inputs), model.config
     if mode == "none" or mode == "naive":
         shared = None if mode == "none" else _shared_product_weights(model)
-        x = run_sequence(model, x, range(config.blocks), reading, kernels, shared)
+        x = run_sequence(model, x, range(config.blocks), reading, kernels, shared, keep=keep)
         nll = model.token_nll(x, targets, kernels)
         by_chunk = nll.view(-1, reading.chunk), targets.reshape(-1, reading.chunk)
         losses = chunk_loss(*by_chunk, config.bos_token_id).view(len(tokens), -1)
         return OuterLoss(losses.mean(), losses.detach(), torch.zeros_like(losses.detach()), nll.detach())
-    x = run_sequence(model, x, range(config.prefix_blocks), reading, kernels, attend_next=True)
-    scan = Scan(model, reading, kernels, x.detach(), targets, rates.detach(), x.requires_grad)
+    x = run_sequence(model, x, range(config.prefix_blocks), reading, kernels, attend_next=True, keep=keep)
     fast = model.initial_fast_weights(tokens.shape[0])
+    if keep:
+        return OuterLoss(*through_compiled_updates(model, x, targets, fast, reading, mode == "meta", rates, kernels))
+    scan = Scan(model, reading, kernels, x.detach(), targets, rates.detach(), x.requires_grad)
     return OuterLoss(*through_updates(scan, x, rates, fast, mode == "meta", recompute))
 
 
@@ -132,9 +137,11 @@ def _check(
         )
     if mode not in ("meta", "first-order", "naive", "none"):
         raise UsageError(f"mode {mode!r} is not known: choose meta, first-order, naive or none")
-    if recompute not in ("none", "chunks", "logarithmic"):
-        raise UsageError(f"recompute {recompute!r} is not known: choose none, chunks or logarithmic")
+    if recompute not in ("none", "compiled", "chunks", "logarithmic"):
+        raise UsageError(f"recompute {recompute!r} is not known: choose none, compiled, chunks or logarithmic")
     if mode != "none" and not suffix:
         raise UsageError(f"{model.config.name} has no prime MLPs: mode {mode!r} needs some, mode 'none' does not")
+    if recompute == "compiled" and mode in ("meta", "first-order") and suffix != 1:
+        raise UsageError(f"recompute 'compiled' is for one suffix block, and {model.config.name} has {suffix}")
     if inner_lr is not None and inner_lr.shape not in ((suffix,), (suffix, 3)):
         raise UsageError(f"inner_lr must be [{suffix}] or [{suffix}, 3], not {list(inner_lr.shape)}")

@@ -71,6 +71,7 @@ class Scan:
         self.model, self.reading, self.kernels = model, reading, kernels
         self.x, self.targets, self.rates, self.x_learns = x, targets, rates, x_learns
         self.above = range(model.config.prefix_blocks + 1, model.config.blocks)
+        self.attending = self.above if model.attends else range(0)
         self.parameters = trained_above(model)
         self.chunks = x.shape[1] // reading.chunk
         self.weight = 1 / (x.shape[0] * self.chunks)  # of one chunk's loss in the whole
@@ -79,7 +80,7 @@ class Scan:
     def new_tape(self, dtype: torch.dtype) -> Tape:
         config = self.model.config
         shape = (self.x.shape[0], config.kv_heads, self.x.shape[1], config.head_dim)
-        return Tape(self.reading, self.above, self.x.new_zeros(shape, dtype=dtype))
+        return Tape(self.reading, self.attending, self.x.new_zeros(shape, dtype=dtype))
 
     def tokens(self, chunk: int) -> slice:
         return slice(chunk * self.reading.chunk, (chunk + 1) * self.reading.chunk)
@@ -90,7 +91,7 @@ class Scan:
         """Losses [batch, chunk] and their mean [batch], and the chunk's own keys and values in the tape's order."""
         model, reading = self.model, self.reading
         caches: list[Any] = [None] * model.config.blocks
-        for n, i in enumerate(self.above):
+        for n, i in enumerate(self.attending):
             window_k, window_v, sink_k, sink_v = past[4 * n : 4 * n + 4]
             caches[i] = ChunkCache(reading.window, (window_k, window_v), (sink_k, sink_v))
         place = model.place(self.tokens(chunk).start, reading.chunk, reading.window, reading.sinks)
@@ -99,7 +100,7 @@ class Scan:
         targets = self.targets[:, self.tokens(chunk)].repeat(len(x) // len(self.targets), 1)  # twice for pairs
         nll = model.token_nll(x, targets, kernels)
         loss = chunk_loss(nll, targets, model.config.bos_token_id)
-        return nll, loss, [new for i in self.above for new in caches[i].newest]
+        return nll, loss, [new for i in self.attending for new in caches[i].newest]
 
     def learn(self, chunk: int, fast: Fast, into: Gradients | None = None, through_past: bool = False) -> Learned:
         """Predicts a chunk as reading does and takes its inner gradient; its keys and values go onto the tape.

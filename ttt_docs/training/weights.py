@@ -133,6 +133,7 @@ def prepare(recipe: Recipe, config: ModelConfig, state: State, dtype: torch.dtyp
     """The model on its device, ready to train."""
     sharded = recipe.compute.parallel == "sharded" and processes.count > 1
     model = build_decoder(config, state, processes.device, torch.float32 if sharded else dtype)
+    model.attends = recipe.model.attention
     trained = set(trained_names(recipe, config, state))
     for name, parameter in model.named_parameters():
         if name in trained:
