@@ -81,11 +81,11 @@ def generation(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
 
 
-def tiles_for(kernel: str, q: Tensor) -> Tiles:
+def tiles_for(kernel: str, dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles:
     table = WIDE_TILES
-    if q.dtype.itemsize == 2:
-        table = (TILES if generation(q.device) >= 9 else TILES_8)[kernel]
-    return next(tiles for limit, tiles in table.items() if q.shape[3] <= limit)
+    if dtype.itemsize == 2:
+        table = (TILES if generation(device) >= 9 else TILES_8)[kernel]
+    return next(tiles for limit, tiles in table.items() if head_dim <= limit)
 
 
 class _Shape(NamedTuple):
@@ -98,7 +98,7 @@ class _Shape(NamedTuple):
 def _meta(kernel: str, q: Tensor, k: Tensor) -> dict[str, Any]:
     heads, head_dim = q.shape[1], q.shape[3]
     first, second = parts(head_dim)
-    tiles = tiles_for(kernel, q)
+    tiles = tiles_for(kernel, q.dtype, head_dim, q.device)
     meta: dict[str, Any] = {
         "HEADS": heads,
         "GROUP": heads // k.shape[1],
