@@ -1,12 +1,14 @@
-"""CUDA graphs of the suffix step, on a CPU: a recording of every operation stands in for a captured graph. It shows what
-is captured when, and that replays work on memory that has not moved; not what only a device can show."""
+"""CUDA graphs of the suffix step, on a CPU: a recording of every operation stands in for a captured graph.
+
+It shows what is captured when, and that replays work on memory that has not moved; not what only a device can show.
+"""
 
 import gc
 import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -28,9 +30,9 @@ from ttt_docs.model.state import ReadingState
 
 
 class Recording(TorchDispatchMode):
-    """What `torch.cuda.CUDAGraph` is on a device: `replay` does every operation again, from and into the same memory."""
+    """What `torch.cuda.CUDAGraph` is on a device: `replay` does it all again, from and into the same memory."""
 
-    made: list["Recording"] = []
+    made: ClassVar[list["Recording"]] = []
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,9 +121,7 @@ PIECE = 4
     "changes",
     [{"inner_rule": "sgd"}, {"window": 33, "guard": -100.0}, {"window": 40, "sinks": 0, "guard": None}],
 )
-def test_what_is_replayed_is_what_plain_reading_gives(
-    changes: dict[str, object], recordings: list[Recording]
-) -> None:
+def test_what_is_replayed_is_what_plain_reading_gives(changes: dict[str, object], recordings: list[Recording]) -> None:
     model = small_model()
     for document in range(3):
         tokens = tokens_for(10, batch=2)

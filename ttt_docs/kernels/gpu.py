@@ -114,7 +114,8 @@ def _checked(
     def run(*arguments: Any) -> Any:
         reason = problem(*arguments)
         if reason is None:
-            return kernel(*arguments)
+            with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever the tensors are
+                return kernel(*arguments)
         if strict:
             raise UsageError(f"TTT_DOCS_KERNELS=triton cannot run: the {operation} kernel does not take {reason}")
         _warn(f"plain PyTorch runs instead of the {operation} kernel, which does not take {reason}")

@@ -161,7 +161,7 @@ class _Prefix:
         return hidden[:, slot * self.chunk : (slot + 1) * self.chunk]
 
     def finish(self) -> None:
-        """What follows on the current stream comes after all of this: the caches of the prefix blocks are read there."""
+        """What follows on the current stream, which reads the prefix blocks' caches too, comes after all of this."""
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
 
@@ -195,7 +195,7 @@ def _tile_rows(model: Decoder) -> int:
 
 
 def _joined(place: Place) -> Place:
-    """Fewer, longer ranges, where that changes no bit: Triton's attention gives a row of queries the same bits whichever
+    """Fewer, longer ranges, where that changes no bit: Triton's attention gives a row of queries the same bits whatever
     whole tiles it is launched with, if sinks are out of sight for all of them or at their last distance for all."""
     chunks, sinks = list(place.chunks[:1]), list(place.sinks[:1])
     for (first, last), sink in zip(place.chunks[1:], place.sinks[1:], strict=True):
