@@ -211,7 +211,7 @@ CASES: dict[str, Callable[[], None]] = {
     "attention, head_dim 128": lambda: attention(16, 8, 128, BF16),
     "attention, head_dim 256": lambda: attention(8, 4, 256, BF16),
     "attention, head_dim 64, fp32": lambda: attention(12, 12, 64, FP32),
-    "attention, head_dim 128, fp32": lambda: attention(16, 8, 128, FP32),
+    "attention, head_dim 96, fp32": lambda: attention(16, 16, 96, FP32),
     "attention and sinks, head_dim 64 (smollm2-135m)": lambda: attention_with_sinks(9, 3, 64, BF16),
     "RMSNorm, dim 768 (125m)": lambda: rms_norm(768, BF16),
     "RMSNorm, dim 1536 (760m)": lambda: rms_norm(1536, BF16),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ttt_docs.kernels.attention import window_attention_reference
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_reference
+from ttt_docs.kernels.gpu import MAX_HEAD_DIM
 from ttt_docs.kernels.rms_norm import rms_norm_reference
 from ttt_docs.kernels.swiglu import swiglu_reference
 from ttt_docs.kernels.triton import attention as attention_launches
@@ -34,6 +35,8 @@ from ttt_docs.kernels.triton.rms_norm import rms_norm_triton
 from ttt_docs.kernels.triton.swiglu import swiglu_triton
 
 Function = Callable[..., Tensor]
+
+PASSES = ("forward", "backward", "second")
 
 
 @dataclass(frozen=True)
@@ -196,10 +199,20 @@ def _value_and_grads(function: Function, inputs: list[Tensor]) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out.float().sum(), leaves)]
 
 
+def cases(model: str, device: torch.device) -> Iterator[Case]:
+    for make in (attention_case, norm_case, swiglu_case, loss_case):
+        yield make(model, device)
+
+
+def roofline(case: Case, which: str, rates: dict[str, float]) -> float:
+    """Seconds that pass number `which` must at least take."""
+    return max(case.operations[which] / rates["product_flops"], case.bytes[which] / rates["copy_bytes"])
+
+
 def measure(case: Case, options: argparse.Namespace, rates: dict[str, float]) -> list[dict[str, Any]]:
     device, error = device_of(options), check(case)
     results = []
-    for which in ("forward", "backward", "second"):
+    for which in PASSES:
         able: dict[str, Callable[[], object]] = {}
         implementations = {"kernel": case.kernel, "twin": case.twin} | ({} if options.smoke else case.others)
         for name, function in implementations.items():
@@ -213,7 +226,7 @@ def measure(case: Case, options: argparse.Namespace, rates: dict[str, float]) ->
                 continue
             able[name] = run
         seconds = take_turns(able, options.rounds, device)
-        floor = max(case.operations[which] / rates["product_flops"], case.bytes[which] / rates["copy_bytes"])
+        floor = roofline(case, which, rates)
         results.append(
             {"kernel": case.name, "pass": which, "error": error, "seconds": seconds, "roofline_seconds": floor}
         )
@@ -239,7 +252,7 @@ def try_tiles(kernel: str, model: str, options: argparse.Namespace) -> None:
         tiles = Tiles(rows, keys, warps, stages, registers)
 
         def run(tiles: Tiles = tiles) -> object:
-            attention_launches.TILES[kernel] = {attention_launches.MAX_HEAD_DIM: tiles}
+            attention_launches.TILES[kernel] = {MAX_HEAD_DIM: tiles}
             return job(case.kernel, case.inputs, which)()
 
         try:
@@ -266,11 +279,10 @@ def main() -> None:
         return
     rates, results = ceilings(device, options.smoke), []
     for model in models:
-        for make in (attention_case, norm_case, swiglu_case, loss_case):
-            case = make(model, device)
+        for case in cases(model, device):
             if options.only in case.name:
                 results += [{"model": model} | result for result in measure(case, options, rates)]
-    write(options.json, facts(device) | {"ceilings": rates, "results": results})
+                write(options.json, facts(device) | {"ceilings": rates, "results": results})
     print("\n| kernel | pass | us | roofline, us | of roofline | others, us |\n|---|---|---|---|---|---|")
     for result in results:
         print(line(result))

@@ -13,9 +13,8 @@ from ttt_docs.kernels.triton import attention, sgd
 from ttt_docs.kernels.triton.attention import Tiles, window_attention_triton
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.device import DEVICE_PIECE, Buffers, _joined, _places, device_step, prefix_of_group
+from ttt_docs.model.device import Buffers, _joined, _places, device_step, prefix_of_group
 from ttt_docs.model.state import ChunkResult, ReadingState
-from ttt_docs.reading import batch_state
 
 CHUNK = 16
 #: The definitions with the inner step on the device: reading then goes the way it goes on a GPU.
@@ -109,11 +108,6 @@ def test_ranges_are_joined_where_sinks_stand_still() -> None:
     place = tiny_decoder().place(0, 6 * CHUNK, 24, 3, CHUNK)  # the window passes the sinks in the second chunk
     assert _joined(place).chunks == ((0, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, 6 * CHUNK))
     assert _joined(tiny_decoder().place(0, 6 * CHUNK, 24, 0, CHUNK)).chunks == ((0, 6 * CHUNK),)
-
-
-def test_documents_of_a_batch_are_read_in_whole_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttt_docs.model.state.kernels_for", lambda device: STEPS)
-    assert batch_state(tiny_decoder(), reading(), 3).piece == DEVICE_PIECE
 
 
 def test_a_copy_stays_where_it_was() -> None:

@@ -25,8 +25,10 @@ from ttt_docs.kernels.triton.sgd import new_buffers
 from ttt_docs.model import device, graphs
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
+from ttt_docs.model.device import DEVICE_PIECE
 from ttt_docs.model.inner import fast_gradients, inner_step
 from ttt_docs.model.state import ReadingState
+from ttt_docs.reading import batch_state
 
 
 class Recording(TorchDispatchMode):
@@ -177,3 +179,8 @@ def test_graphs_do_not_keep_a_model_alive() -> None:
     del model, state
     gc.collect()
     assert gone() is None
+
+
+def test_documents_of_a_batch_are_read_in_whole_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttt_docs.model.state.kernels_for", lambda device: KERNELS)
+    assert batch_state(tiny_decoder(), reading(), 3).piece == DEVICE_PIECE
