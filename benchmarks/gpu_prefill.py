@@ -69,6 +69,8 @@ def full_attention(model: Decoder, reading: ReadingConfig, kernels: Kernels, tok
     state = ReadingState(model, reading, kernels=kernels)
     place = model.place(0, tokens.shape[1] - 1, None)
     blocks, caches = range(model.config.blocks), model.new_caches(None)
+    for cache in caches:  # a cache that grows by itself would take twice the room
+        cache.allocate((1, model.config.kv_heads, tokens.shape[1] - 1, model.config.head_dim), model.embed.weight)
     hidden = model.run(model.hidden(tokens[:, :-1]), blocks, place, caches, state.products, kernels)
     return model.logits(hidden[:, -1:], kernels)
 

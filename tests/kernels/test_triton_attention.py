@@ -19,8 +19,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter: several tiles of a small problem."""
     torch.manual_seed(torch.seed() % 2**32)
     if not ON_DEVICE:
-        small = {256: Tiles(16, 16, 4, 1)}
-        monkeypatch.setattr(attention, "TILES", dict.fromkeys(attention.TILES, small))
+        small = {kernel: {256: Tiles(16, 16, 4, 1)} for kernel in attention.TILES}
+        monkeypatch.setattr(attention, "TILES", small)
         monkeypatch.setattr(attention, "WIDE_TILES", small)
 
 

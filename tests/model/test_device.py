@@ -90,7 +90,7 @@ def test_prefix_blocks_give_the_same_bits_wherever_reading_began(
     read_before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several chunks attend in one launch of Triton's kernel; in the second of these sinks come into sight."""
-    monkeypatch.setattr(attention, "WIDE_TILES", {256: Tiles(16, 16, 4, 1)})
+    monkeypatch.setattr(attention, "WIDE_TILES", {kernel: {256: Tiles(16, 16, 4, 1)} for kernel in attention.TILES})
     kernels = replace(REFERENCE, name="triton", window_attention=window_attention_triton)
     model, tokens = tiny_decoder(), tokens_for(4)[:, :-1]
     whole = ReadingState(model, reading(), kernels=kernels)
@@ -156,8 +156,7 @@ def small_model() -> Decoder:
 def test_a_whole_model_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here: pytest -m gpu")
-    small = {256: Tiles(16, 16, 4, 1)}
-    monkeypatch.setattr(attention, "WIDE_TILES", small)
+    monkeypatch.setattr(attention, "WIDE_TILES", {kernel: {256: Tiles(16, 16, 4, 1)} for kernel in attention.TILES})
     model, tokens = small_model(), tokens_for(2)
     plain = ReadingState(model, reading(guard=None), kernels=REFERENCE)
     ours = ReadingState(model, reading(guard=None), kernels=triton_kernels(monkeypatch, torch.device("cpu")))

@@ -16,7 +16,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     if torch.cuda.is_available():
         pytest.skip("float64 is for the interpreter")
     monkeypatch.delenv("TTT_DOCS_KERNELS", raising=False)
-    monkeypatch.setattr(attention, "WIDE_TILES", {256: attention.Tiles(16, 16, 4, 1)})
+    small = {kernel: {256: attention.Tiles(16, 16, 4, 1)} for kernel in attention.TILES}
+    monkeypatch.setattr(attention, "WIDE_TILES", small)
     monkeypatch.setattr(cross_entropy, "COLUMNS", 64)
     kernels = training_kernels_for(torch.device("cuda"))
     assert kernels.name == "triton" and kernels.pairs is None  # differentiated twice

@@ -69,8 +69,8 @@ TILES_8: dict[str, dict[int, Tiles]] = {
         256: Tiles(16, 16, 8, 1),
     },
 }
-#: Float32 runs without matrix units, for checks more than for speed: small tiles, no pipeline.
-WIDE_TILES = {256: Tiles(16, 16, 8, 1)}
+#: Float32, on both, runs without matrix units, for checks more than for speed: small tiles, no pipeline.
+WIDE_TILES = {kernel: {256: Tiles(16, 16, 4 if kernel == "backward_rows" else 8, 1)} for kernel in TILES}
 
 
 @cache
@@ -82,8 +82,8 @@ def generation(device: torch.device) -> int:
 def tiles_for(kernel: str, dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles:
     table = WIDE_TILES
     if dtype.itemsize == 2:
-        table = (TILES if generation(device) >= 9 else TILES_8)[kernel]
-    return next(tiles for limit, tiles in table.items() if head_dim <= limit)
+        table = TILES if generation(device) >= 9 else TILES_8
+    return next(tiles for limit, tiles in table[kernel].items() if head_dim <= limit)
 
 
 class _Shape(NamedTuple):
