@@ -70,7 +70,9 @@ class FP8Products(TorchFunctionMode):
     def _product(self, x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
         values, own = quantized(x.flatten(0, -2))
         if x.is_cuda:
-            out = torch._scaled_mm(values, weight.t(), scale_a=own, scale_b=scales.t(), out_dtype=x.dtype)
+            out = torch._scaled_mm(
+                values, weight.t(), scale_a=own, scale_b=scales.t(), out_dtype=x.dtype, use_fast_accum=True
+            )
         else:
             out = ((values.float() * own) @ (weight.float() * scales).t()).to(x.dtype)
         out = out.view(*x.shape[:-1], weight.shape[0])

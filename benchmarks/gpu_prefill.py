@@ -8,7 +8,7 @@ All three run the same model over the same tokens, prime MLPs included; they tak
 TTT predicts every token, learns from every chunk and reports every loss. The other two compute hidden states only and
 the last token's logits. Full attention is the fastest of SDPA's flash and cuDNN backends and flash-attn, measured for
 each length, in one call over the whole document; the other operations are the same kernels in all three. The floor is
-the operations that TTT needs (see `gpu_shared.prefill_operations`) at the rate of a large bfloat16 product on this
+the operations that TTT needs (see `gpu_floors.py`) at the rate of a large bfloat16 product on this
 device, plus the bytes of its inner steps at the rate of a large copy.
 """
 
@@ -18,6 +18,7 @@ import argparse
 from typing import Any
 
 import torch
+from gpu_floors import prefill_operations, prefill_seconds
 from gpu_fp8 import FP8Products
 from gpu_shared import (
     add_common,
@@ -29,10 +30,8 @@ from gpu_shared import (
     kernels_of,
     median,
     names_and_lengths,
-    prefill_operations,
     random_model,
     take_turns,
-    update_bytes,
     with_full_attention,
     write,
 )
@@ -70,6 +69,8 @@ def full_attention(model: Decoder, reading: ReadingConfig, kernels: Kernels, tok
     state = ReadingState(model, reading, kernels=kernels)
     place = model.place(0, tokens.shape[1] - 1, None)
     blocks, caches = range(model.config.blocks), model.new_caches(None)
+    for cache in caches:  # a cache that grows by itself would take twice the room
+        cache.allocate((1, model.config.kv_heads, tokens.shape[1] - 1, model.config.head_dim), model.embed.weight)
     hidden = model.run(model.hidden(tokens[:, :-1]), blocks, place, caches, state.products, kernels)
     return model.logits(hidden[:, -1:], kernels)
 
@@ -105,9 +106,7 @@ def measure(name: str, length: int, rates: dict[str, float], options: argparse.N
     result["operations_per_token"] = {
         s: prefill_operations(config, reading, length, s) for s in ("ttt", "window", "full")
     }
-    floor = result["operations_per_token"]["ttt"] / rates["product_flops"]
-    floor += update_bytes(config, reading) / rates["copy_bytes"]
-    result["floor_ms_per_1k"] = floor * 1e6
+    result["floor_ms_per_1k"] = 1e6 * prefill_seconds(config, reading, length, "ttt", rates)
     result["of_product_rate"] = (
         result["operations_per_token"]["ttt"] * length / median(seconds["ttt"]) / rates["product_flops"]
     )
@@ -146,7 +145,7 @@ def main() -> None:
                 torch.cuda.empty_cache()
                 continue
             print(line(results[-1]), flush=True)
-    write(options.json, facts(device) | {"ceilings": rates, "results": results})
+            write(options.json, facts(device) | {"ceilings": rates, "results": results})
     print("\n| model | tokens | TTT, ms per 1K | window | full | full / TTT | of product rate | floor | fp8 prefix |")
     print("|---|---|---|---|---|---|---|---|---|")
     for result in results:

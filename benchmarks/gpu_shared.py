@@ -1,24 +1,21 @@
-"""What the GPU benchmarks share: models with random weights, fair timing, measured ceilings, counted operations."""
+"""What the GPU benchmarks share: models with random weights, fair timing, measured ceilings, the baseline."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from record import circumstances
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -27,11 +24,12 @@ from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.model.loading import build_decoder
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = ModelConfig(
     name="tiny", vocab_size=200, blocks=2, dim=32, heads=2, kv_heads=1, head_dim=16, mlp_dim=32, suffix_blocks=1,
     post_norm=True, qk_norm=True,
 )  # fmt: skip
+#: MLP width of the plain transformers with as many parameters as the published TTT models (METHOD section 4).
+PLAIN_MLP = {"125m": 2048, "350m": 2816, "760m": 4096, "1.3b": 5376, "3b": 6912, "tiny": 48}
 
 
 def add_common(parser: argparse.ArgumentParser, lengths: str, models: str) -> None:
@@ -130,49 +128,6 @@ def ceilings(device: torch.device, smoke: bool) -> dict[str, float]:
     }
 
 
-# --- operations -----------------------------------------------------------------------------------
-
-
-def block_weights(config: ModelConfig) -> dict[str, int]:
-    """Weights of the products of one block, by part."""
-    attention = config.dim * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
-    return {"attention": attention, "mlp": 3 * config.dim * config.mlp_dim, "prime": 3 * config.dim * config.prime_dim}
-
-
-def keys_seen(length: int, window: int | None) -> float:
-    """How many keys a query sees, on average over a document."""
-    window = min(window or length, length)
-    return (window * (window + 1) / 2 + (length - window) * window) / length
-
-
-def prefill_operations(config: ModelConfig, reading: ReadingConfig, length: int, system: str) -> float:
-    """Floating-point operations per token of `ttt`, `window` or `full`: what must be computed, nothing twice.
-
-    The suffix's backward pass: nothing below the first prime MLP, no gradient for slow weights, the attention of the
-    first suffix block left out, keys of earlier chunks constant.
-    """
-    weights = block_weights(config)
-    suffix = config.suffix_blocks
-    keys = keys_seen(length, None if system == "full" else reading.window)
-    scores = 2 * 2 * keys * config.heads * config.head_dim
-    forward = config.blocks * (2 * (weights["attention"] + weights["mlp"]) + scores) + suffix * 2 * weights["prime"]
-    if system != "ttt":
-        return forward
-    head = 2 * 2 * config.vocab_size * config.dim  # logits and the gradient for the hidden states
-    through_blocks = (suffix - 1) * (2 * (weights["attention"] + weights["mlp"] + weights["prime"]) + 1.5 * scores)
-    new_keys = (suffix - 1) * 4 * 2 * (reading.chunk / 2) * config.heads * config.head_dim
-    first_block = 2 * weights["mlp"] + 2 * weights["prime"] / 3
-    weight_gradients = suffix * 2 * weights["prime"]
-    return forward + head + through_blocks + new_keys + first_block + weight_gradients
-
-
-def update_bytes(config: ModelConfig, reading: ReadingConfig) -> float:
-    """Bytes per token of the inner step: a bfloat16 gradient read twice, float32 weights read and written, a bfloat16
-    copy written."""
-    fast = config.suffix_blocks * block_weights(config)["prime"]
-    return fast * (2 + 2 + 4 + 4 + 2) / reading.chunk
-
-
 # --- full attention done well ---------------------------------------------------------------------
 
 
@@ -211,12 +166,12 @@ def full_attention_backends(device: torch.device) -> dict[str, Callable[[Tensor,
 
 
 def fastest_full_attention(
-    config: ModelConfig, length: int, device: torch.device, dtype: torch.dtype, backward: bool = False
+    config: ModelConfig, length: int, device: torch.device, dtype: torch.dtype, batch: int = 1, backward: bool = False
 ) -> tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     """The backend that computes this model's attention fastest on this device, with its backward pass if asked for."""
-    q = torch.randn(1, length, config.heads, config.head_dim, device=device, dtype=dtype).transpose(1, 2)
+    q = torch.randn(batch, length, config.heads, config.head_dim, device=device, dtype=dtype).transpose(1, 2)
     k, v = (
-        torch.randn(1, length, config.kv_heads, config.head_dim, device=device, dtype=dtype).transpose(1, 2)
+        torch.randn(batch, length, config.kv_heads, config.head_dim, device=device, dtype=dtype).transpose(1, 2)
         for _ in range(2)
     )
     leaves = [x.requires_grad_(backward) for x in (q, k, v)]
@@ -254,13 +209,7 @@ def with_full_attention(kernels: Kernels, run: Callable[[Tensor, Tensor, Tensor]
 
 def facts(device: torch.device) -> dict[str, Any]:
     """Under what circumstances the figures were measured. Nothing that names a machine or a folder."""
-    about: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("torch", "triton", "flash-attn", "transformers")},
-        "device": device.type,
-    }
+    about = circumstances(("torch", "triton", "flash-attn")) | {"device": device.type}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         about["gpu"] = {
@@ -277,18 +226,3 @@ def write(path: Path | None, figures: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    try:
-        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None

@@ -3,22 +3,24 @@
     python benchmarks/gpu_train.py --json benchmarks/results/gpu_train.json
     python benchmarks/gpu_train.py --smoke
 
-Both steps are forward and backward of one sequence with gradient for every parameter (optimizers cost both the same and
-are left out). `meta` is the outer loss of the published TTT model: gradients of gradients, every chunk computed again
-in the backward pass. `full`
-is the plain transformer of the same number of parameters (MLP without prime), full attention
-by the fastest backend with its backward pass; where its activations would not fit, blocks are computed again.
-The systems take turns; figures are medians. Lengths that do not fit the memory are left out and said so.
+Both steps are forward and backward of the same tokens, several sequences at once where those are short, with gradient
+for every parameter (optimizers cost both the same and are left out). `meta` is the outer loss of the published TTT
+model: gradients of gradients, every chunk computed again in the backward pass. `full` is the plain transformer of the
+same number of parameters (a wider MLP, no prime), full attention by the fastest backend with its backward pass; its
+blocks are computed again only where its activations do not fit the memory otherwise. The systems take turns; figures
+are medians. The floor is the ratio of the operations of both (`gpu_floors.py`). Lengths that do not fit the memory are
+left out and said so.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from gpu_floors import plain_config, training_operations
 from gpu_shared import (
-    TINY,
     add_common,
     config_of,
     device_of,
@@ -38,16 +40,6 @@ from torch.utils.checkpoint import checkpoint
 from ttt_docs.kernels.dispatch import Kernels
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-
-#: MLP width of the plain transformers (METHOD section 4).
-PLAIN_MLP = {"125m": 2048, "350m": 2816, "760m": 4096, "1.3b": 5376, "3b": 6912, "tiny": 48}
-#: Tokens from which the plain transformer's blocks are computed again in the backward pass.
-RECOMPUTE_FROM = {"125m": 131_072, "760m": 32_768}
-
-
-def plain_config(name: str) -> ModelConfig:
-    config = TINY if name == "tiny" else config_of(name)[0]
-    return config.model_copy(update={"mlp_dim": PLAIN_MLP[name], "suffix_blocks": 0, "window": None})
 
 
 def full_step(model: Decoder, tokens: Tensor, kernels: Kernels, recompute: bool) -> Tensor:
@@ -84,36 +76,50 @@ def measure(name: str, length: int, options: argparse.Namespace) -> dict[str, An
     device = device_of(options)
     config, reading = config_of(name)
     kernels = kernels_of(device)
-    tokens = torch.randint(3, min(config.vocab_size, 100_000), (1, length + 1), device=device)
+    batch = 2 if options.smoke else max(1, options.tokens // length)
+    tokens = torch.randint(3, min(config.vocab_size, 100_000), (batch, length + 1), device=device)
     meta, plain = trainable(config, device), trainable(plain_config(name), device)
-    backend, attend = fastest_full_attention(plain.config, length, device, plain.dtype, backward=True)
+    backend, attend = fastest_full_attention(plain.config, length, device, plain.dtype, batch, backward=True)
     full = with_full_attention(kernels, attend)
-    recompute = length >= RECOMPUTE_FROM.get(name, 32_768)
 
     def fresh(model: Decoder) -> Decoder:
         model.zero_grad(set_to_none=True)
         return model
 
+    recompute = not fits(lambda: full_step(fresh(plain), tokens, full, recompute=False))
     systems = {
         "meta": lambda: meta_step(fresh(meta), tokens, reading, kernels),
         "full": lambda: full_step(fresh(plain), tokens, full, recompute),
     }
     seconds = take_turns(systems, options.rounds, device)
     ratio = median([m / f for m, f in zip(seconds["meta"], seconds["full"], strict=True)])
+    operations = training_operations(config, reading.window, length), training_operations(plain.config, None, length)
     return {
-        "model": name, "length": length, "full_attention_by": backend, "full_recomputes_blocks": recompute,
-        "seconds": seconds, "meta_over_full": ratio,
+        "model": name, "length": length, "batch": batch, "full_attention_by": backend,
+        "full_recomputes_blocks": recompute, "seconds": seconds, "meta_over_full": ratio,
+        "floor": operations[0] / operations[1],
     }  # fmt: skip
+
+
+def fits(run: Callable[[], object]) -> bool:
+    try:
+        run()
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
 
 
 def line(result: dict[str, Any]) -> str:
     times = (f"{1000 * median(result['seconds'][system]):.0f}" for system in ("meta", "full"))
-    return f"| {result['model']} | {result['length']:,} | {' | '.join(times)} | {result['meta_over_full']:.2f} |"
+    ratios = f"{result['meta_over_full']:.2f} | {result['floor']:.2f}"
+    return f"| {result['model']} | {result['length']:,} | {result['batch']} | {' | '.join(times)} | {ratios} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser, "8192,16384,32768,65536,131072", "125m,760m")
+    parser.add_argument("--tokens", type=int, default=32768, help="of a step, if a sequence is not longer (32768)")
     options = parser.parse_args()
     device = device_of(options)
     results = []
@@ -126,10 +132,11 @@ def main() -> None:
                 print(f"{name} at {length:,}: out of memory", flush=True)
             else:
                 print(line(results[-1]), flush=True)
+                write(options.json, facts(device) | {"results": results})
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    write(options.json, facts(device) | {"results": results})
-    print("\n| model | tokens | meta step, ms | full attention step, ms | meta / full |\n|---|---|---|---|---|")
+    print("\n| model | tokens | batch | meta step, ms | full attention step, ms | meta / full | floor |")
+    print("|---|---|---|---|---|---|---|")
     for result in results:
         print(line(result))
 

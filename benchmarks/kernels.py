@@ -5,17 +5,18 @@
     python benchmarks/kernels.py --smoke
 
 Shapes are those of a chunk of the model (1,024 tokens after a full window), bfloat16. `forward`, `backward` (forward
-too) and `second` (the gradient of the gradient, with all that leads to it). Before anything is timed, each kernel's
-result is checked against the twin in float32. The roofline is the larger of the operations over the rate of a large
-product and the bytes (each input and output once) over the rate of a large copy, both measured here. What runs out of
-memory or has no such derivative is left out and named.
+too) and `second` (the gradient of the gradient, with all that leads to it); the inner step, over the fast weights of
+all suffix blocks, has no gradient. Before anything is timed, each kernel's result is checked against the twin in
+float32. The roofline is the larger of the operations over the rate of a large product and the bytes (each input and
+output once) over the rate of a large copy, both measured here. What runs out of memory or has no such derivative is
+left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +26,24 @@ from torch import Tensor
 
 from ttt_docs.kernels.attention import window_attention_reference
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_reference
+from ttt_docs.kernels.dispatch import REFERENCE
+from ttt_docs.kernels.gpu import MAX_HEAD_DIM
 from ttt_docs.kernels.rms_norm import rms_norm_reference
 from ttt_docs.kernels.swiglu import swiglu_reference
 from ttt_docs.kernels.triton import attention as attention_launches
 from ttt_docs.kernels.triton.attention import Tiles, window_attention_triton
 from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
-from ttt_docs.kernels.triton.rms_norm import rms_norm_triton
+from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
+from ttt_docs.kernels.triton.sgd import clip_sgd_triton
 from ttt_docs.kernels.triton.swiglu import swiglu_triton
+from ttt_docs.model.config import ReadingConfig
+from ttt_docs.model.decoder import FastWeights, product_weights
+from ttt_docs.model.inner import fast_gradients, inner_step
 
-Function = Callable[..., Tensor]
+Result = Tensor | tuple[Tensor, ...]
+Function = Callable[..., Result]
+
+PASSES = ("forward", "backward", "second")
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Case:
     kernel: Function
     twin: Function
     others: dict[str, Function]  # other implementations, by name
-    operations: dict[str, float]  # by pass
+    operations: dict[str, float]  # by pass; what is not here has no such pass
     bytes: dict[str, float]
 
 
@@ -116,6 +126,60 @@ def norm_case(model: str, device: torch.device) -> Case:
     )
 
 
+def residual_case(model: str, device: torch.device) -> Case:
+    config, reading = config_of(model)
+    x, delta = (torch.randn(1, reading.chunk, config.dim, device=device, dtype=torch.bfloat16) for _ in range(2))
+    weights = [torch.ones(config.dim, device=device, dtype=torch.bfloat16) for _ in range(2)]
+    size = 2.0 * x.numel()
+
+    def twin(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return REFERENCE.residual_norm(*inputs, 1e-6)
+
+    return Case(
+        f"post-norm, residual and RMSNorm, {config.dim}",
+        [x, delta, *weights],
+        lambda *inputs: add_rms_norm_triton(*inputs, 1e-6),
+        twin,
+        {"compiled": torch.compile(twin)},
+        {"forward": 0.0, "backward": 0.0, "second": 0.0},
+        {"forward": 4 * size, "backward": 11 * size, "second": 21 * size},
+    )
+
+
+def step_case(model: str, device: torch.device) -> Case:
+    """Inputs are (w1, w2, w3) of every suffix block, then (w13, w2) of their gradients."""
+    config, _ = config_of(model)
+    shapes = [(1, config.prime_dim, config.dim), (1, config.dim, config.prime_dim), (1, config.prime_dim, config.dim)]
+    of_grads = [(1, 2 * config.prime_dim, config.dim), shapes[1]]
+    blocks = range(config.suffix_blocks)
+    weights = [torch.randn(shape, device=device) for _ in blocks for shape in shapes]
+    grads = [torch.randn(shape, device=device).to(torch.bfloat16) for _ in blocks for shape in of_grads]
+
+    def split(inputs: tuple[Tensor, ...]) -> tuple[list[FastWeights], tuple[Tensor, ...]]:
+        return [FastWeights(*inputs[3 * i : 3 * i + 3]) for i in blocks], inputs[3 * len(blocks) :]
+
+    def kernel(*inputs: Tensor) -> tuple[Tensor, ...]:
+        fast, flat = split(inputs)
+        step = clip_sgd_triton(fast, list(zip(flat[0::2], flat[1::2], strict=True)), torch.bfloat16)
+        return tuple(w for block in (*step.fast, *step.products) for w in block)
+
+    def twin(*inputs: Tensor) -> tuple[Tensor, ...]:
+        fast, flat = split(inputs)
+        after = inner_step(fast, fast_gradients(flat), ReadingConfig()).fast
+        return tuple(w for block in (*after, *(product_weights(b, torch.bfloat16) for b in after)) for w in block)
+
+    count = 3.0 * config.suffix_blocks * config.dim * config.prime_dim
+    return Case(
+        f"clip and step, {count / 1e6:.0f} million weights",
+        [*weights, *grads],
+        kernel,
+        twin,
+        {"compiled": torch.compile(twin)},
+        {"forward": 0.0},
+        {"forward": 14 * count},  # a gradient read twice, weights read and written, a copy written
+    )
+
+
 def swiglu_case(model: str, device: torch.device) -> Case:
     config, reading = config_of(model)
     dim, hidden = config.dim, config.prime_dim
@@ -161,45 +225,59 @@ def job(function: Function, inputs: list[Tensor], which: str) -> Callable[[], ob
         return lambda: _forward(function, inputs)
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     if which == "backward":
-        return lambda: torch.autograd.grad(function(*leaves).float().sum(), leaves)
+        return lambda: torch.autograd.grad(_total(function(*leaves), 1), leaves)
     return lambda: _second(function, leaves)
 
 
 @torch.no_grad()
-def _forward(function: Function, inputs: list[Tensor]) -> Tensor:
+def _forward(function: Function, inputs: list[Tensor]) -> Result:
     return function(*inputs)
 
 
+def _total(result: Result, power: int) -> Tensor:
+    results = result if isinstance(result, tuple) else (result,)
+    return torch.stack([r.float().pow(power).sum() for r in results]).sum()
+
+
 def _second(function: Function, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    grads = torch.autograd.grad(function(*leaves).float().square().sum(), leaves, create_graph=True)
-    return torch.autograd.grad(sum(g.float().square().sum() for g in grads), leaves)
+    grads = torch.autograd.grad(_total(function(*leaves), 2), leaves, create_graph=True)
+    return torch.autograd.grad(_total(grads, 2), leaves)
 
 
 def check(case: Case) -> float:
     """Largest relative error of value and gradients against the twin in float32. Raises if it is not small."""
     worst = 0.0
-    kernel, twin = (
-        _value_and_grads(function, [x.detach().to(dtype) for x in case.inputs])
-        for function, dtype in ((case.kernel, torch.bfloat16), (case.twin, torch.float32))
-    )
+    kernel = _value_and_grads(case, case.kernel, [x.detach() for x in case.inputs])
+    twin = _value_and_grads(case, case.twin, [x.detach().float() for x in case.inputs])
     for found, expected in zip(kernel, twin, strict=True):
-        error = ((found.float() - expected).norm() / expected.norm()).item()
+        error = ((found.float() - expected.float()).norm() / expected.float().norm()).item()
         if not error < 2e-2:
             raise SystemExit(f"Error: {case.name} is off by {error:.1e}")
         worst = max(worst, error)
     return worst
 
 
-def _value_and_grads(function: Function, inputs: list[Tensor]) -> list[Tensor]:
-    leaves = [x.requires_grad_() for x in inputs]
-    out = function(*leaves)
-    return [out.detach(), *torch.autograd.grad(out.float().sum(), leaves)]
+def _value_and_grads(case: Case, function: Function, inputs: list[Tensor]) -> list[Tensor]:
+    leaves = [x.requires_grad_("backward" in case.bytes) for x in inputs]
+    result = function(*leaves)
+    grads = torch.autograd.grad(_total(result, 1), leaves) if "backward" in case.bytes else ()
+    return [*(r.detach() for r in (result if isinstance(result, tuple) else (result,))), *grads]
+
+
+def cases(model: str, device: torch.device) -> Iterator[Case]:
+    for make in (attention_case, norm_case, residual_case, swiglu_case, loss_case, step_case):
+        yield make(model, device)
+
+
+def roofline(case: Case, which: str, rates: dict[str, float]) -> float:
+    """Seconds that pass number `which` must at least take."""
+    return max(case.operations[which] / rates["product_flops"], case.bytes[which] / rates["copy_bytes"])
 
 
 def measure(case: Case, options: argparse.Namespace, rates: dict[str, float]) -> list[dict[str, Any]]:
     device, error = device_of(options), check(case)
     results = []
-    for which in ("forward", "backward", "second"):
+    for which in case.bytes:
         able: dict[str, Callable[[], object]] = {}
         implementations = {"kernel": case.kernel, "twin": case.twin} | ({} if options.smoke else case.others)
         for name, function in implementations.items():
@@ -213,7 +291,7 @@ def measure(case: Case, options: argparse.Namespace, rates: dict[str, float]) ->
                 continue
             able[name] = run
         seconds = take_turns(able, options.rounds, device)
-        floor = max(case.operations[which] / rates["product_flops"], case.bytes[which] / rates["copy_bytes"])
+        floor = roofline(case, which, rates)
         results.append(
             {"kernel": case.name, "pass": which, "error": error, "seconds": seconds, "roofline_seconds": floor}
         )
@@ -239,7 +317,7 @@ def try_tiles(kernel: str, model: str, options: argparse.Namespace) -> None:
         tiles = Tiles(rows, keys, warps, stages, registers)
 
         def run(tiles: Tiles = tiles) -> object:
-            attention_launches.TILES[kernel] = {attention_launches.MAX_HEAD_DIM: tiles}
+            attention_launches.TILES[kernel] = {MAX_HEAD_DIM: tiles}
             return job(case.kernel, case.inputs, which)()
 
         try:
@@ -266,11 +344,10 @@ def main() -> None:
         return
     rates, results = ceilings(device, options.smoke), []
     for model in models:
-        for make in (attention_case, norm_case, swiglu_case, loss_case):
-            case = make(model, device)
+        for case in cases(model, device):
             if options.only in case.name:
                 results += [{"model": model} | result for result in measure(case, options, rates)]
-    write(options.json, facts(device) | {"ceilings": rates, "results": results})
+                write(options.json, facts(device) | {"ceilings": rates, "results": results})
     print("\n| kernel | pass | us | roofline, us | of roofline | others, us |\n|---|---|---|---|---|---|")
     for result in results:
         print(line(result))

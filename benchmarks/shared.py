@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import argparse
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from books import books
+from record import ROOT, circumstances
 from torch import Tensor
 
 from ttt_docs import TTTReader
 from ttt_docs.model.state import ChunkResult, ReadingState
 
-ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "portrait.txt"
 
 
@@ -62,11 +59,7 @@ def read_tokens(state: ReadingState, tokens: Tensor) -> Iterator[ChunkResult]:
 
 def facts(options: argparse.Namespace, title: str) -> dict[str, Any]:
     """Under what circumstances the figures were measured. Nothing that names a machine or a folder."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("ttt-docs", "torch", "transformers")},
+    return circumstances(("ttt-docs", "torch", "transformers")) | {
         "cpu": {
             "model": _cpu(),
             "capability": torch.backends.cpu.get_cpu_capability(),
@@ -79,21 +72,6 @@ def facts(options: argparse.Namespace, title: str) -> dict[str, Any]:
         "book": title,
         "arguments": [Path(a).name if "/" in a else a for a in sys.argv[1:]],
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    try:
-        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def _cpu() -> str:

@@ -15,7 +15,7 @@ from ttt_docs.feed import segments
 from ttt_docs.memory.memory import BlockWeights, Memory
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights
-from ttt_docs.model.state import PIECE, ChunkResult, ReadingState
+from ttt_docs.model.state import ChunkResult, ReadingState
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,13 @@ def report(result: ChunkResult, chunk: int, row: int = 0) -> ChunkReport:
 def batch_state(model: Decoder, reading: ReadingConfig, count: int) -> ReadingState:
     """A state for reading `count` documents in step.
 
-    The prefix of several runs one chunk ahead: it has rows enough then, and what is short needs no padding to a piece.
+    On a CPU the prefix of several runs one chunk ahead: it has rows enough then, and what is short needs no padding to
+    a piece.
     """
-    return ReadingState(model, reading, count, piece=PIECE if count == 1 else 1)
+    state = ReadingState(model, reading, count)
+    if count > 1 and not state.on_device:
+        state.piece = 1
+    return state
 
 
 def read_batch(

@@ -3,12 +3,12 @@
 import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("triton")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -49,27 +49,68 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert {result["pass"] for result in results} == {"forward", "backward", "second"}
 
 
+def launched_kernels() -> set[str]:
+    """Names of all kernels that are launched; what they call begins with an underscore or lives in `tiles`."""
+    from triton.runtime import JITFunction
+    from triton.runtime.interpreter import InterpretedFunction
+
+    import ttt_docs.kernels.triton as kernels
+
+    modules = [m.name for m in pkgutil.iter_modules(kernels.__path__) if m.name.endswith("_kernels")]
+    members = [
+        (name, value, module)
+        for module in (importlib.import_module(f"ttt_docs.kernels.triton.{m}") for m in modules)
+        for name, value in vars(module).items()
+    ]
+    return {
+        name
+        for name, value, module in members
+        if isinstance(value, (JITFunction, InterpretedFunction))
+        and not name.startswith("_")
+        and value.fn.__module__ == module.__name__
+    }
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes with Linux")
-@pytest.mark.parametrize(("only", "targets"), [("head_dim 80", "90"), ("SwiGLU (760m)", "80")])
-def test_kernels_compile_ahead_of_time(only: str, targets: str, tmp_path: Path) -> None:
+def test_kernels_compile_ahead_of_time(tmp_path: Path) -> None:
+    """Every one for both targets, each in one shape (`compile_kernels.py` without arguments does all that ship)."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
         "PYTHONPATH": f"{BENCHMARKS.parent}{os.pathsep}{environment.get('PYTHONPATH', '')}",
         "TRITON_CACHE_DIR": str(tmp_path),
     }
-    command = [sys.executable, str(BENCHMARKS / "compile_kernels.py"), "--only", only, "--targets", targets]
+    out = tmp_path / "compiled.json"
+    command = [sys.executable, str(BENCHMARKS / "compile_kernels.py"), "--json", str(out)]
+    for case in ("head_dim 16", "dim 576", "SwiGLU (760m)", "128,256", "inner step, bf16"):
+        command += ["--only", case]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 with a stack frame or an error" in done.stdout
+    compiled = {(report["kernel"], report["target"]) for report in json.loads(out.read_text())["kernels"]}
+    assert compiled == {(name, target) for name in launched_kernels() for target in ("sm_80", "sm_90")}
 
 
 def test_floors_grow_with_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    shared = importlib.import_module("gpu_shared")
-    config, reading = shared.config_of("760m")
-    assert shared.keys_seen(8, None) == pytest.approx(4.5) and shared.keys_seen(8, 2) == pytest.approx(1.875)
-    one, two = (shared.prefill_operations(config, reading, n, "full") for n in (65_536, 131_072))
+    floors = importlib.import_module("gpu_floors")
+    config, reading = floors.config_of("760m")
+    assert floors.keys_seen(8, None) == pytest.approx(4.5) and floors.keys_seen(8, 2) == pytest.approx(1.875)
+    one, two = (floors.prefill_operations(config, reading, n, "full") for n in (65_536, 131_072))
     assert two - one == pytest.approx(4 * 32_768 * 16 * 96 * 24, rel=1e-6)
-    window, ttt = (shared.prefill_operations(config, reading, 131_072, s) for s in ("window", "ttt"))
+    window, ttt = (floors.prefill_operations(config, reading, 131_072, s) for s in ("window", "ttt"))
     assert window < ttt < 2 * window
-    assert torch.isfinite(torch.tensor(shared.update_bytes(config, reading)))
+    assert floors.update_bytes(config, reading) == 14 * config.suffix_blocks * 3 * 1536 * 3328 / 1024
+    plain = floors.plain_config("760m")
+    meta = [floors.training_operations(config, reading.window, n) for n in (8192, 131_072)]
+    full = [floors.training_operations(plain, None, n) for n in (8192, 131_072)]
+    assert meta[0] > full[0] and meta[1] < full[1]
+    weights = floors.block_weights(plain)
+    plainly = 6 * ((weights["attention"] + weights["mlp"]) * plain.blocks + plain.vocab_size * plain.dim)
+    assert full[0] == pytest.approx(plainly + 14 * 4096.5 * plain.heads * plain.head_dim * plain.blocks)
+
+
+def test_floors_need_no_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run_main("gpu_floors", monkeypatch)
+    printed = capsys.readouterr().out
+    assert "| 760m | 14.13 / 9.33, 1.51 |" in printed
+    assert "| 3b | window attention, head_dim 80 |" in printed

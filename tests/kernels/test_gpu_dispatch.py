@@ -59,6 +59,39 @@ def test_a_call_that_a_kernel_does_not_take_falls_back_with_one_warning() -> Non
         gpu_kernels("triton", CPU).window_attention(q, k, v, 2, None, (k, v))
 
 
+def test_data_types_that_only_the_interpreter_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, strict = gpu_kernels("auto", CPU), gpu_kernels("triton", CPU)
+    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    x, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="RMSNorm kernel, which does not take float64"):
+        found = kernels.rms_norm(x, weight, 1e-6)
+    assert torch.equal(found, REFERENCE.rms_norm(x, weight, 1e-6))
+    q, k, v = (torch.randn(1, 1, 3, 128) for _ in range(3))
+    with pytest.warns(RuntimeWarning, match="float32 with head dimension 128"):
+        found = kernels.window_attention(q, k, v, 2, None, (k, v))
+    torch.testing.assert_close(found, REFERENCE.window_attention(q, k, v, 2, None, (k, v)))
+    with pytest.raises(UsageError, match="float64"):
+        strict.rms_norm(x, weight, 1e-6)
+
+
+def test_rows_too_long_for_a_program_fall_back() -> None:
+    x, weight = torch.randn(1, gpu.MAX_NORM_DIM + 1), torch.ones(gpu.MAX_NORM_DIM + 1)
+    with pytest.warns(RuntimeWarning, match=r"rows of 8193 \(at most 8192\)"):
+        found = gpu_kernels("auto", CPU).rms_norm(x, weight, 1e-6)
+    assert torch.equal(found, REFERENCE.rms_norm(x, weight, 1e-6))
+
+
+def test_a_device_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old card")
+    old = torch.device("cuda")
+    with pytest.warns(RuntimeWarning, match=r"an old card has compute capability 7\.5, they need 8\.0"):
+        assert gpu_kernels("auto", old).name == "pytorch"
+    with pytest.raises(UsageError, match=r"TTT_DOCS_KERNELS=triton cannot run: an old card"):
+        gpu_kernels("triton", old)
+
+
 @pytest.mark.parametrize(("new", "keys", "window"), [(5, 5, None), (5, 9, None), (5, 9, 4), (6, 6, 2)])
 def test_plain_attention_without_gradient(new: int, keys: int, window: int | None) -> None:
     q = torch.randn(2, 4, new, 8)

@@ -10,10 +10,10 @@ pytest.importorskip("triton")
 
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
 from ttt_docs.kernels.triton import attention, sgd
-from ttt_docs.kernels.triton.attention import Tiles
+from ttt_docs.kernels.triton.attention import Tiles, window_attention_triton
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.device import Buffers, _places, device_step
+from ttt_docs.model.device import Buffers, _joined, _places, device_step, prefix_of_group
 from ttt_docs.model.state import ChunkResult, ReadingState
 
 CHUNK = 16
@@ -85,6 +85,31 @@ def test_going_on_is_bit_for_bit_reading_in_one_go() -> None:
     assert all(torch.equal(a.nll, b.nll) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("read_before", [1, 2, 3])
+def test_prefix_blocks_give_the_same_bits_wherever_reading_began(
+    read_before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several chunks attend in one launch of Triton's kernel; in the second of these sinks come into sight."""
+    monkeypatch.setattr(attention, "WIDE_TILES", {kernel: {256: Tiles(16, 16, 4, 1)} for kernel in attention.TILES})
+    kernels = replace(REFERENCE, name="triton", window_attention=window_attention_triton)
+    model, tokens = tiny_decoder(), tokens_for(4)[:, :-1]
+    whole = ReadingState(model, reading(), kernels=kernels)
+    parts = ReadingState(model, reading(), kernels=kernels)
+    cut = read_before * CHUNK
+    with torch.no_grad():
+        expected = prefix_of_group(whole, tokens, 0, 0)
+        prefix_of_group(parts, tokens[:, :cut], 0, 0)
+        parts.position = cut
+        found = prefix_of_group(parts, tokens[:, cut:], read_before, 0)
+    assert torch.equal(found[:, cut:], expected[:, cut:])
+
+
+def test_ranges_are_joined_where_sinks_stand_still() -> None:
+    place = tiny_decoder().place(0, 6 * CHUNK, 24, 3, CHUNK)  # the window passes the sinks in the second chunk
+    assert _joined(place).chunks == ((0, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, 6 * CHUNK))
+    assert _joined(tiny_decoder().place(0, 6 * CHUNK, 24, 0, CHUNK)).chunks == ((0, 6 * CHUNK),)
+
+
 def test_a_copy_stays_where_it_was() -> None:
     model, tokens = tiny_decoder(), tokens_for(4)
     state = ReadingState(model, reading(), kernels=STEPS)
@@ -131,8 +156,7 @@ def small_model() -> Decoder:
 def test_a_whole_model_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here: pytest -m gpu")
-    small = {256: Tiles(16, 16, 4, 1)}
-    monkeypatch.setattr(attention, "WIDE_TILES", small)
+    monkeypatch.setattr(attention, "WIDE_TILES", {kernel: {256: Tiles(16, 16, 4, 1)} for kernel in attention.TILES})
     model, tokens = small_model(), tokens_for(2)
     plain = ReadingState(model, reading(guard=None), kernels=REFERENCE)
     ours = ReadingState(model, reading(guard=None), kernels=triton_kernels(monkeypatch, torch.device("cpu")))

@@ -24,8 +24,9 @@ from ttt_docs.kernels.dispatch import REFERENCE, Kernels
 
 #: The oldest compute capability with bfloat16 matrix units (A100); what the kernels are compiled and checked for.
 CAPABILITY = (8, 0)
-MAX_HEAD_DIM = 256
-MAX_NORM_DIM = 16384
+#: The largest head dimensions (float32's products need their operands in registers) and rows that do not spill.
+MAX_HEAD_DIM, MAX_FLOAT32_HEAD_DIM = 256, 96
+MAX_NORM_DIM = 8192
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -91,6 +92,8 @@ def _dtype_problem(x: Tensor) -> str | None:
 def _attention_problem(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | None:
     if q.shape[-1] > MAX_HEAD_DIM:
         return f"head dimension {q.shape[-1]} (at most {MAX_HEAD_DIM})"
+    if q.shape[-1] > MAX_FLOAT32_HEAD_DIM and q.dtype == torch.float32 and not interpreted():
+        return f"float32 with head dimension {q.shape[-1]} (at most {MAX_FLOAT32_HEAD_DIM})"
     if max(q.shape[2] * q.stride(2), *(x.shape[2] * x.stride(2) for x in (k, v))) >= 2**31:
         return "more keys than 32-bit offsets reach"
     return _dtype_problem(q)
@@ -114,7 +117,8 @@ def _checked(
     def run(*arguments: Any) -> Any:
         reason = problem(*arguments)
         if reason is None:
-            return kernel(*arguments)
+            with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever the tensors are
+                return kernel(*arguments)
         if strict:
             raise UsageError(f"TTT_DOCS_KERNELS=triton cannot run: the {operation} kernel does not take {reason}")
         _warn(f"plain PyTorch runs instead of the {operation} kernel, which does not take {reason}")

@@ -120,22 +120,21 @@ class LayerCache:
     def filled(self, end: int) -> None:
         self._end = end
 
-    def allocate_like(self, other: LayerCache, capacity: int) -> None:
-        """A buffer of `capacity` tokens, shaped like that of `other`; not before `other` holds any."""
-        assert other._k is not None
-        shape = (*other._k.shape[:2], capacity, other._k.shape[3])
-        self._k, self._v, self._end = other._k.new_empty(shape), other._k.new_empty(shape), 0
+    def allocate(self, shape: tuple[int, ...], like: Tensor) -> None:
+        """An empty buffer [batch, kv_heads, capacity, head_dim] of the dtype and device of `like`."""
+        self._k, self._v, self._end = like.new_empty(shape), like.new_empty(shape), 0
 
     def hold(self, other: LayerCache) -> None:
         """Becomes a copy of `other`, in the buffers it has if they are large enough."""
         kept = other.kept()
-        assert kept is not None
-        held = kept[0].shape[2]
-        if self._k is None or self._v is None or self._k.shape[2] < held:
-            self.allocate_like(other, held)
-        assert self._k is not None and self._v is not None
-        self._k[:, :, :held], self._v[:, :, :held] = kept
-        self._end = held
+        self._end = 0
+        if kept is not None:
+            held = kept[0].shape[2]
+            if self._k is None or self._v is None or self._k.shape[2] < held:
+                self.allocate(tuple(kept[0].shape), kept[0])
+            assert self._k is not None and self._v is not None
+            self._k[:, :, :held], self._v[:, :, :held] = kept
+            self._end = held
         for name in ("sink_k", "sink_v"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine is not None and theirs is not None:

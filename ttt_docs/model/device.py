@@ -1,18 +1,19 @@
 """Reading on a GPU: the same inner loop as `state`, without a word to the host between chunks.
 
 - Prefix blocks run `AHEAD` chunks in one call, on a stream of their own: the next chunks' prefix overlaps the suffix.
-- A chunk's suffix step (`device_step`: forward, backward, clip, update, guard) makes every decision on the device. Once
-  the window is full its shapes no longer change, and it is captured in a CUDA graph and replayed from then on.
-- Losses and norms stay on the device until a piece of chunks is done, and come back in one copy.
+- A chunk's suffix step (`device_step`: forward, backward, clip, update, guard) makes every decision on the device, so
+  that it can be captured in a CUDA graph and replayed (`graphs.py`).
+- Losses and norms stay on the device until a piece of chunks is done, and come back together.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from ttt_docs.kernels.dispatch import Kernels
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights
+from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights, SinkPlace
 from ttt_docs.model.inner import chunk_loss, score_and_product_grads
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 
 #: Chunks whose prefix runs in one call; a call's products always have this many chunks of rows.
 AHEAD = 4
-#: Chunks between two reports. A graph is kept for each place in a piece, so this is even: weights alternate between two
-#: buffers.
+#: Chunks between two reports. Even, because a graph is kept for each place in a piece and weights alternate between two
+#: buffers: a chunk finds its weights in the same one in every piece.
 DEVICE_PIECE = 16
+#: A model's graphs, with the buffers they work on, serve one piece at a time.
+_ONE_PIECE = threading.Lock()
 
 
 class StepResult(NamedTuple):
@@ -107,19 +110,27 @@ def read_on_device(state: ReadingState, tokens: Tensor) -> Iterator[Any]:
     count = (tokens.shape[1] - 1) // chunk
     first = state.position // chunk
     results = []
-    with torch.no_grad():
+    with torch.no_grad(), torch.cuda.device_of(tokens), _ONE_PIECE:
         ahead = _Prefix(state, tokens)
-        steps = _Steps(state)
-        for i in range(count):
-            targets = tokens[:, i * chunk + 1 : (i + 1) * chunk + 1]
-            results.append(steps.take(ahead.hidden(i), targets))
-            state.position += chunk
-        steps.finish()
-        ahead.finish()
+        try:
+            steps = _Steps(state)
+            for i in range(count):
+                targets = tokens[:, i * chunk + 1 : (i + 1) * chunk + 1]
+                results.append(steps.take(ahead.hidden(i), targets))
+                state.position += chunk
+            steps.finish()
+        finally:  # whatever happened: memory may be given to others only after the other stream is done with it
+            ahead.finish()
         nll, loss, grad_norm, clip, accepted = (torch.stack(column).cpu() for column in zip(*results, strict=True))
     seconds = (time.perf_counter() - began) / max(count, 1)
     for i in range(count):
         yield ChunkResult(first + i, nll[i], loss[i], grad_norm[i], clip[i], ~accepted[i], seconds)
+
+
+@cache
+def _prefix_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all readings: the allocator keeps memory, and cuBLAS a workspace, for every stream that was ever used."""
+    return torch.cuda.Stream(device)
 
 
 class _Prefix:
@@ -130,7 +141,7 @@ class _Prefix:
         self.start = state.position // self.chunk  # of the tokens, in chunks
         self.stop = self.start + (tokens.shape[1] - 1) // self.chunk
         self.groups: dict[int, tuple[Tensor, Any]] = {}
-        self.stream = torch.cuda.Stream() if tokens.is_cuda else None
+        self.stream = _prefix_stream(tokens.device) if tokens.is_cuda else None
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
         self._launch(self.start // AHEAD)
@@ -150,6 +161,7 @@ class _Prefix:
         return hidden[:, slot * self.chunk : (slot + 1) * self.chunk]
 
     def finish(self) -> None:
+        """What follows on the current stream, which reads the prefix blocks' caches too, comes after all of this."""
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
 
@@ -164,22 +176,40 @@ class _Prefix:
 
 
 def prefix_of_group(state: ReadingState, tokens: Tensor, first: int, group: int) -> Tensor:
-    """Prefix blocks over whole group number `group`, of which `tokens` begin at chunk `first`; padding included.
-
-    Triton's attention gives a row of queries the same bits whichever rows it is launched with, so all tokens attend in
-    one range; other implementations attend chunk by chunk, as on the CPU.
-    """
+    """Prefix blocks over whole group number `group`, of which `tokens` begin at chunk `first`; padding included."""
     model, (chunk, window, sinks) = state.model, _sizes(state)
     frame = tokens.new_zeros(tokens.shape[0], AHEAD * chunk)
     slot, count = first - group * AHEAD, tokens.shape[1] // chunk
-    offset, start = slot * chunk, group * AHEAD * chunk
-    frame[:, offset : offset + count * chunk] = tokens
-    place = model.place(start, frame.shape[1], window, sinks, chunk, slice(slot, slot + count))
-    if state.kernels.name == "triton":
-        real = model.place(start + offset, count * chunk, window, sinks)
-        place = Place(place.turn, ((offset, offset + count * chunk),), real.sinks)
+    frame[:, slot * chunk : (slot + count) * chunk] = tokens
+    place = model.place(group * AHEAD * chunk, frame.shape[1], window, sinks, chunk, slice(slot, slot + count))
+    if state.kernels.name == "triton" and chunk % _tile_rows(model) == 0:
+        place = _joined(place)
     blocks = range(model.config.prefix_blocks)
     return model.run(model.hidden(frame), blocks, place, state.caches, None, state.kernels)
+
+
+def _tile_rows(model: Decoder) -> int:
+    from ttt_docs.kernels.triton.attention import tiles_for
+
+    return tiles_for("forward_rows", model.dtype, model.config.head_dim, model.embed.weight.device).rows
+
+
+def _joined(place: Place) -> Place:
+    """Fewer, longer ranges, where that changes no bit: Triton's attention gives a row of queries the same bits whatever
+    whole tiles it is launched with, if sinks are out of sight for all of them or at their last distance for all."""
+    chunks, sinks = list(place.chunks[:1]), list(place.sinks[:1])
+    for (first, last), sink in zip(place.chunks[1:], place.sinks[1:], strict=True):
+        out_of_sight = sink is None and sinks[-1] is None
+        if out_of_sight or (_settled(sink) and _settled(sinks[-1])):
+            chunks[-1] = chunks[-1][0], last
+        else:
+            chunks.append((first, last))
+            sinks.append(sink)
+    return Place(place.turn, tuple(chunks), tuple(sinks))
+
+
+def _settled(sink: SinkPlace | None) -> bool:
+    return sink is not None and sink.query_turn is None
 
 
 def _sizes(state: ReadingState) -> tuple[int, int, int]:
@@ -194,31 +224,36 @@ def _places(state: ReadingState, start: int) -> tuple[Place, Place]:
     return model.place(start, chunk, window, sinks), model.place(start + chunk - count, count, window, sinks)
 
 
+def can_capture(state: ReadingState) -> bool:
+    return state.model.embed.weight.is_cuda
+
+
 class _Steps:
     """The suffix steps of one piece, through graphs where they apply."""
 
     def __init__(self, state: ReadingState) -> None:
+        from ttt_docs.model.graphs import graphs_for
+
         self.state = state
         self.learns = state.reading.learn and bool(state.fast)
-        self.graphs = _graphs_for(state) if self.learns and state.products[0].w2.is_cuda else None
-        if self.graphs is not None:
-            self.graphs.active = False  # a piece that failed half-way may have left it on
+        self.graphs = graphs_for(state) if self.learns and can_capture(state) else None
+        self.entered = False
 
     def take(self, hidden: Tensor, targets: Tensor) -> StepResult:
         state = self.state
         if not self.learns:
             return _score_only(state, hidden, targets)
-        if self.graphs is not None and (self.graphs.active or self.graphs.enter(state)):
-            return self.graphs.take(hidden, targets, _places(state, state.position))
-        taken = device_step(
-            state.model, state.reading, state.kernels, hidden, targets, _places(state, state.position),
-            state.caches, Buffers(state.fast, state.products),
-        )  # fmt: skip
+        places = _places(state, state.position)
+        if self.graphs is not None and (self.entered or self.graphs.enter(state)):
+            self.entered = True
+            return self.graphs.take(state, hidden, targets, places)
+        before = Buffers(state.fast, state.products)
+        taken = device_step(state.model, state.reading, state.kernels, hidden, targets, places, state.caches, before)
         state.set_fast(taken.after.fast, taken.after.products)
         return taken.result
 
     def finish(self) -> None:
-        if self.graphs is not None and self.graphs.active:
+        if self.graphs is not None and self.entered:
             self.graphs.leave(self.state)
 
 
@@ -230,121 +265,3 @@ def _score_only(state: ReadingState, hidden: Tensor, targets: Tensor) -> StepRes
     loss = chunk_loss(nll, targets, state.model.config.bos_token_id)
     zero = torch.zeros_like(loss)
     return StepResult(nll, loss, zero, zero + 1, torch.ones_like(loss, dtype=torch.bool))
-
-
-#: Graphs of each model, by what they were captured for. They hold weights and caches of their own, so that one capture
-#: serves all documents.
-_GRAPHS: WeakKeyDictionary[Decoder, dict[tuple[Any, ...], SuffixGraphs]] = WeakKeyDictionary()
-
-
-def _graphs_for(state: ReadingState) -> SuffixGraphs:
-    own = _GRAPHS.setdefault(state.model, {})
-    key = (state.reading, state.batch, state.kernels.name)
-    if key not in own:
-        own[key] = SuffixGraphs(state)
-    return own[key]
-
-
-class SuffixGraphs:
-    """One captured graph for each place in a piece, over weights and caches that never move.
-
-    A piece enters with a full window: `enter` copies a state's suffix caches and fast weights in, `leave` copies them
-    back. Step number p of a piece reads the weights from buffer p % 2, writes the other, and appends to the caches at a
-    place that is the same whenever a piece is at step p.
-    """
-
-    def __init__(self, state: ReadingState) -> None:
-        self.model, self.reading, self.kernels = state.model, state.reading, state.kernels
-        self.active = False
-        self.step = 0
-        self.warm = False
-        self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Taken]] = {}
-        self.pool: Any = None
-        self.caches: list[LayerCache] = []
-        self.weights: list[Buffers] = []
-        self.inputs: list[Tensor] = []
-        self.places: tuple[Place, Place] | None = None
-
-    def enter(self, state: ReadingState) -> bool:
-        """Takes a state over, if its shapes are the ones that stay: window full, sinks at their last distance."""
-        reading = self.reading
-        if state.position < reading.window + reading.sinks + reading.chunk:
-            return False
-        if not self.weights:
-            self._allocate(state)
-        _copy(state.fast, self.weights[0].fast)
-        _copy(state.products, self.weights[0].products)
-        for i in self.model.config.suffix:
-            self.caches[i].hold(state.caches[i])
-        self.step, self.active = 0, True
-        return True
-
-    def _allocate(self, state: ReadingState) -> None:
-        from ttt_docs.kernels.triton.sgd import new_buffers
-
-        self.caches = [LayerCache(self.reading.window, self.reading.sinks) for _ in state.caches]
-        for i in self.model.config.suffix:
-            self.caches[i].allocate_like(state.caches[i], self.reading.window - 1 + DEVICE_PIECE * self.reading.chunk)
-        for _ in range(2):
-            fast, products = new_buffers(state.fast, self.model.dtype)
-            self.weights.append(Buffers([FastWeights(*w) for w in fast], [ProductWeights(*p) for p in products]))
-
-    def take(self, hidden: Tensor, targets: Tensor, places: tuple[Place, Place]) -> StepResult:
-        inputs = [hidden, targets, *places[0].turn, *places[1].turn]
-        if self.places is None:
-            self.inputs = [x.clone(memory_format=torch.contiguous_format) for x in inputs]
-            chunk_place, guard_place = places
-            self.places = (
-                Place((self.inputs[2], self.inputs[3]), chunk_place.chunks, chunk_place.sinks),
-                Place((self.inputs[4], self.inputs[5]), guard_place.chunks, guard_place.sinks),
-            )
-        for static, value in zip(self.inputs, inputs, strict=True):
-            static.copy_(value)
-        if not self.warm:  # the first time, kernels are compiled and libraries set up, which a capture cannot do
-            result, self.warm = self._run(None).result, True
-        else:
-            if self.step not in self.captured:
-                self._capture()
-            graph, taken = self.captured[self.step]
-            graph.replay()
-            result = taken.result
-            for i in self.model.config.suffix:
-                self.caches[i].filled = self.reading.window - 1 + (self.step + 1) * self.reading.chunk
-        self.step += 1
-        return StepResult(*(x.clone() for x in result))
-
-    def _run(self, table: Tensor | None) -> Taken:
-        assert self.places is not None
-        before, into = self.weights[self.step % 2], self.weights[(self.step + 1) % 2]
-        hidden, targets = self.inputs[:2]
-        return device_step(
-            self.model, self.reading, self.kernels, hidden, targets, self.places, self.caches, before, into, table
-        )
-
-    def _capture(self) -> None:
-        filled = self.reading.window - 1 + self.step * self.reading.chunk
-        table = torch.empty(27 * len(self.weights[0].fast), dtype=torch.int64, device=self.inputs[0].device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            taken = self._run(table)
-        self.pool = graph.pool()
-        table.copy_(taken.step.addresses)
-        for i in self.model.config.suffix:
-            self.caches[i].filled = filled
-        self.captured[self.step] = graph, taken
-
-    def leave(self, state: ReadingState) -> None:
-        now = self.weights[self.step % 2]
-        state.set_fast(
-            [FastWeights(*(w.clone() for w in block)) for block in now.fast],
-            [ProductWeights(*(w.clone() for w in block)) for block in now.products],
-        )
-        for i in self.model.config.suffix:
-            state.caches[i].hold(self.caches[i])
-        self.active = False
-
-
-def _copy(source: Sequence[Sequence[Tensor]], target: Sequence[Sequence[Tensor]]) -> None:
-    for ours, theirs in zip(source, target, strict=True):
-        for x, into in zip(ours, theirs, strict=True):
-            into.copy_(x)

@@ -15,8 +15,6 @@ from ttt_docs.kernels.triton.attention_kernels import backward_keys, backward_ro
 from ttt_docs.kernels.triton.attention_second_kernels import second_keys, second_rows
 from ttt_docs.kernels.triton.tiles import accumulator, empty_token_major, parts, precision, token_major, wide
 
-MAX_HEAD_DIM = 256
-
 
 class Tiles(NamedTuple):
     """One kernel's shape: query rows and keys of a tile, warps of a program, depth of the software pipeline, and the
@@ -36,7 +34,7 @@ TILES: dict[str, dict[int, Tiles]] = {
         64: Tiles(128, 64, 8, 3, 128),
         96: Tiles(128, 128, 8, 2),
         128: Tiles(128, 32, 8, 2),
-        256: Tiles(64, 64, 8, 2),
+        256: Tiles(64, 32, 8, 2),
     },
     "backward_rows": {
         64: Tiles(128, 64, 8, 3),
@@ -44,13 +42,13 @@ TILES: dict[str, dict[int, Tiles]] = {
         128: Tiles(128, 32, 8, 2),
         256: Tiles(64, 32, 8, 2),
     },
-    "backward_keys": {96: Tiles(64, 128, 8, 2), 128: Tiles(32, 128, 8, 2), 256: Tiles(32, 64, 8, 1)},
-    "second_rows": {64: Tiles(64, 32, 8, 2), 128: Tiles(64, 16, 8, 2), 256: Tiles(32, 16, 8, 1)},
+    "backward_keys": {96: Tiles(64, 128, 8, 2), 128: Tiles(32, 128, 8, 2), 256: Tiles(32, 32, 8, 1)},
+    "second_rows": {64: Tiles(64, 32, 8, 2), 128: Tiles(64, 16, 8, 2), 256: Tiles(16, 32, 8, 1)},
     "second_keys": {
         64: Tiles(32, 64, 8, 2),
         96: Tiles(16, 64, 8, 2),
         128: Tiles(64, 32, 8, 1),
-        256: Tiles(16, 32, 8, 1),
+        256: Tiles(16, 16, 8, 1),
     },
 }
 #: The same on compute capability 8.
@@ -62,17 +60,17 @@ TILES_8: dict[str, dict[int, Tiles]] = {
         64: Tiles(32, 32, 4, 2),
         96: Tiles(32, 16, 4, 2),
         128: Tiles(32, 32, 4, 2),
-        256: Tiles(32, 16, 8, 1),
+        256: Tiles(16, 32, 8, 1),
     },
     "second_keys": {
         64: Tiles(32, 32, 4, 2),
         96: Tiles(16, 32, 4, 2),
         128: Tiles(32, 32, 8, 1),
-        256: Tiles(16, 32, 8, 1),
+        256: Tiles(16, 16, 8, 1),
     },
 }
-#: Float32 runs without matrix units, for checks more than for speed: small tiles, no pipeline.
-WIDE_TILES = {64: Tiles(32, 32, 4, 1), 128: Tiles(16, 32, 4, 1), 256: Tiles(16, 16, 4, 1)}
+#: Float32, on both, runs without matrix units, for checks more than for speed: small tiles, no pipeline.
+WIDE_TILES = {kernel: {256: Tiles(16, 16, 4 if kernel == "backward_rows" else 8, 1)} for kernel in TILES}
 
 
 @cache
@@ -81,11 +79,11 @@ def generation(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
 
 
-def tiles_for(kernel: str, q: Tensor) -> Tiles:
+def tiles_for(kernel: str, dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles:
     table = WIDE_TILES
-    if q.dtype.itemsize == 2:
-        table = (TILES if generation(q.device) >= 9 else TILES_8)[kernel]
-    return next(tiles for limit, tiles in table.items() if q.shape[3] <= limit)
+    if dtype.itemsize == 2:
+        table = TILES if generation(device) >= 9 else TILES_8
+    return next(tiles for limit, tiles in table[kernel].items() if head_dim <= limit)
 
 
 class _Shape(NamedTuple):
@@ -98,7 +96,7 @@ class _Shape(NamedTuple):
 def _meta(kernel: str, q: Tensor, k: Tensor) -> dict[str, Any]:
     heads, head_dim = q.shape[1], q.shape[3]
     first, second = parts(head_dim)
-    tiles = tiles_for(kernel, q)
+    tiles = tiles_for(kernel, q.dtype, head_dim, q.device)
     meta: dict[str, Any] = {
         "HEADS": heads,
         "GROUP": heads // k.shape[1],

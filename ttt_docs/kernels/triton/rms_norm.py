@@ -11,9 +11,6 @@ from torch import Tensor
 from ttt_docs.kernels.triton.rms_norm_kernels import add_norm_forward, norm_backward, norm_forward, norm_second
 from ttt_docs.kernels.triton.tiles import accumulator, traced, wanted, wide
 
-#: Longest row a program holds in registers without spilling.
-MAX_DIM = 8192
-
 
 class _Rows(NamedTuple):
     """How the rows of a tensor [..., dim] lie in memory."""

@@ -1,0 +1,186 @@
+"""CUDA graphs of the suffix step, on a CPU: a recording of every operation stands in for a captured graph.
+
+It shows what is captured when, and that replays work on memory that has not moved; not what only a device can show.
+"""
+
+import gc
+import weakref
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import ClassVar, NamedTuple
+
+import pytest
+import torch
+from test_device import CHUNK, assert_same, read, reading, tokens_for
+from tiny_model import TINY, tiny_decoder
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+pytest.importorskip("triton")
+
+from ttt_docs.kernels.dispatch import REFERENCE
+from ttt_docs.kernels.triton.sgd import new_buffers
+from ttt_docs.model import device, graphs
+from ttt_docs.model.config import ReadingConfig
+from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
+from ttt_docs.model.device import DEVICE_PIECE
+from ttt_docs.model.inner import fast_gradients, inner_step
+from ttt_docs.model.state import ReadingState
+from ttt_docs.reading import batch_state
+
+
+class Recording(TorchDispatchMode):
+    """What `torch.cuda.CUDAGraph` is on a device: `replay` does it all again, from and into the same memory."""
+
+    made: ClassVar[list["Recording"]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.replays = [], 0
+        self.made.append(self)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = operation(*args, **(kwargs or {}))
+        self.calls.append((operation, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        self.replays += 1
+        for operation, args, kwargs, result in self.calls:
+            again = operation(*args, **kwargs)
+            for into, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(into, Tensor) and into.data_ptr() != value.data_ptr():
+                    into.copy_(value)
+
+    def pool(self) -> None:
+        return None
+
+
+class PlainStep(NamedTuple):
+    """`sgd.Step` as recordable operations make it: Triton's interpreter writes past them."""
+
+    fast: list[FastWeights]
+    products: list[ProductWeights]
+    grad_norm: Tensor
+    clip: Tensor
+    addresses: Tensor
+    before: list[FastWeights]
+
+
+def take(fast, grads, dtype, rule, rate, clip, into, table) -> PlainStep:  # type: ignore[no-untyped-def]
+    reading = ReadingConfig(inner_rule=rule, inner_lr=rate, inner_clip=clip)
+    step = inner_step(fast, fast_gradients([g for block in grads for g in block]), reading)
+    after, products = into if into is not None else new_buffers(fast, dtype)
+    taken = PlainStep(
+        [FastWeights(*w) for w in after], [ProductWeights(*p) for p in products], step.grad_norm, step.clip,
+        torch.zeros(27 * len(fast), dtype=torch.int64), list(fast),
+    )  # fmt: skip
+    _put(step.fast, taken)
+    return taken
+
+
+def undo(step: PlainStep, accepted: Tensor) -> None:
+    keep = accepted[:, None, None]
+    pairs = zip(step.fast, step.before, strict=True)
+    kept = [FastWeights(*(torch.where(keep, a, b) for a, b in zip(n, o, strict=True))) for n, o in pairs]
+    _put(kept, step)
+
+
+def _put(weights: Sequence[FastWeights], step: PlainStep) -> None:
+    for source, into, products in zip(weights, step.fast, step.products, strict=True):
+        for x, target in zip((*source, *product_weights(source, source.w1.dtype)), (*into, *products), strict=True):
+            target.copy_(x)
+
+
+KERNELS = replace(REFERENCE, inner_step=(take, undo))
+
+
+@pytest.fixture(autouse=True)
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
+    @contextmanager
+    def capture(graph: Recording, pool: object):  # type: ignore[no-untyped-def]
+        with graph:
+            yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(device, "can_capture", lambda state: True)
+    monkeypatch.setattr(Recording, "made", [])
+    return Recording.made
+
+
+def small_model() -> Decoder:
+    return tiny_decoder(TINY.model_copy(update={"blocks": 2, "suffix_blocks": 1}))
+
+
+#: Chunks between two reports, here.
+PIECE = 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"inner_rule": "sgd"}, {"window": 33, "guard": -100.0}, {"window": 40, "sinks": 0, "guard": None}],
+)
+def test_what_is_replayed_is_what_plain_reading_gives(changes: dict[str, object], recordings: list[Recording]) -> None:
+    model = small_model()
+    for document in range(3):
+        tokens = tokens_for(10, batch=2)
+        plain = ReadingState(model, reading(**changes), batch=2, kernels=REFERENCE, piece=PIECE)
+        ours = ReadingState(model, reading(**changes), batch=2, kernels=KERNELS, piece=PIECE)
+        assert_same(read(ours, tokens, 4, 4, 2), read(plain, tokens, 4, 4, 2))
+        for mine, theirs in zip(ours.fast, plain.fast, strict=True):
+            for w, wanted in zip(mine, theirs, strict=True):
+                torch.testing.assert_close(w, wanted, atol=2e-5, rtol=2e-5)
+        # Places: 4 of the first piece (with sinks, none for the first chunk), 4 of the others. Each is captured when it
+        # is come to a second time.
+        first = 4 if changes.get("sinks") == 0 else 3
+        assert len(recordings) == (2, first + 4, first + 4)[document]
+    assert sum(recording.replays for recording in recordings) == 3 * (first + 6) - (first + 4)
+
+
+def test_documents_that_are_gone_on_with_share_the_graphs(recordings: list[Recording]) -> None:
+    model = small_model()
+    for start in (1, 2, 3, 7, 2):  # chunks before the interruption
+        tokens = tokens_for(9)
+        expected = read(ReadingState(model, reading(), kernels=REFERENCE, piece=9), tokens, 9)
+        before = ReadingState(model, reading(), kernels=REFERENCE, piece=9)
+        read(before, tokens, start)
+        ours = ReadingState(model, reading(), kernels=KERNELS, piece=PIECE)
+        ours.restore(before.position, before.fast, [cache.export() for cache in before.caches])
+        found = []
+        while (left := 9 - ours.position // CHUNK) > 0:
+            count = min(left, ours.slots_left)
+            found += ours.read(tokens[:, ours.position : ours.position + count * CHUNK + 1])
+        assert_same(found, expected[start:])
+    assert any(recording.replays > 1 for recording in recordings)
+
+
+def test_parameters_that_moved_get_new_graphs() -> None:
+    """A graph reads the memory that parameters had when it was captured."""
+    model = small_model()
+    state = ReadingState(model, reading(), kernels=KERNELS)
+    first = graphs.graphs_for(state)
+    assert graphs.graphs_for(ReadingState(model, reading(), kernels=KERNELS)) is first
+    model.final_norm.weight.mul_(2)  # where it was
+    assert graphs.graphs_for(state) is first
+    model.final_norm.weight.data = model.final_norm.weight.data.clone()
+    second = graphs.graphs_for(state)
+    assert second is not first
+    assert graphs.graphs_for(ReadingState(model, reading(inner_lr=0.1), kernels=KERNELS)) is not second
+
+
+def test_graphs_do_not_keep_a_model_alive() -> None:
+    model = small_model()
+    state = ReadingState(model, reading(), kernels=KERNELS, piece=PIECE)
+    read(state, tokens_for(9), 4, 4, 1)
+    gone = weakref.ref(model)
+    del model, state
+    gc.collect()
+    assert gone() is None
+
+
+def test_documents_of_a_batch_are_read_in_whole_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttt_docs.model.state.kernels_for", lambda device: KERNELS)
+    assert batch_state(tiny_decoder(), reading(), 3).piece == DEVICE_PIECE

@@ -1,0 +1,37 @@
+"""The outer loop with the kernels that training on a GPU takes, in Triton's interpreter."""
+
+import pytest
+import torch
+from test_outer import READING, assert_same, gradients, several_tiles, tiny, tokens_of  # noqa: F401  (a fixture)
+
+pytest.importorskip("triton")
+
+from ttt_docs.kernels.dispatch import Kernels, training_kernels_for
+from ttt_docs.kernels.triton import attention, cross_entropy
+from ttt_docs.training.outer import outer_loss
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    if torch.cuda.is_available():
+        pytest.skip("float64 is for the interpreter")
+    monkeypatch.delenv("TTT_DOCS_KERNELS", raising=False)
+    small = {kernel: {256: attention.Tiles(16, 16, 4, 1)} for kernel in attention.TILES}
+    monkeypatch.setattr(attention, "WIDE_TILES", small)
+    monkeypatch.setattr(cross_entropy, "COLUMNS", 64)
+    kernels = training_kernels_for(torch.device("cuda"))
+    assert kernels.name == "triton" and kernels.pairs is None  # differentiated twice
+    return kernels
+
+
+def test_gradients_through_updates_are_those_of_the_definition(kernels: Kernels) -> None:
+    model, tokens = tiny(blocks=2, suffix_blocks=2), tokens_of(24, batch=1)
+    expected = outer_loss(model, tokens, READING, recompute="none")
+    assert_same(model, expected, outer_loss(model, tokens, READING, kernels=kernels))
+
+    narrow = tiny(blocks=2, suffix_blocks=2).float()
+    found = outer_loss(narrow, tokens, READING, kernels=kernels)
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    wanted = gradients(model, outer_loss(model, tokens, READING, recompute="none"))
+    for name, grad in gradients(narrow, found).items():
+        assert (grad.double() - wanted[name]).norm() < 1e-4 * wanted[name].norm().clamp_min(1e-6), name
