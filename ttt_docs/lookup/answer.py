@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +10,16 @@ from dataclasses import dataclass
 from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import Answer, Evidence
-from ttt_docs.lookup.candidates import candidates
+from ttt_docs.lookup.candidates import candidates, measured
 from ttt_docs.lookup.evidence import document_at, quote, unsupported
 from ttt_docs.lookup.extract import COVERED, Value, extract
+from ttt_docs.lookup.forms import form_of
 from ttt_docs.lookup.index import PassageIndex, index_of
 from ttt_docs.lookup.passages import Span
+from ttt_docs.lookup.places import Place, places, surroundings
 from ttt_docs.lookup.query import Query, only, understand
-from ttt_docs.lookup.reading import LONGEST, asking, copy_answer, read_passages
+from ttt_docs.lookup.reading import LONGEST, asking, copy_answers, read_passages
+from ttt_docs.lookup.related import related
 from ttt_docs.lookup.search import Found, occurrences, search
 from ttt_docs.lookup.terms import TOKEN, terms, token_terms
 from ttt_docs.memory.memory import Memory
@@ -25,8 +29,12 @@ from ttt_docs.model.decoder import Decoder
 TOP_K, MAX_CONTEXT = 5, 1536
 #: Below this share of the question's weight in the best sentence, the text does not speak of what was asked.
 LEAST = 0.2
-#: Nats that a passage's score in the search is worth beside how well the question follows it.
-LEXICAL = 5.0
+#: Places that are read, characters of what is read of each, and of how far they are apart at least.
+PLACES, READ, APART = 8, 500, 700
+#: Characters of the evidence for an answer that was read: about a paragraph.
+SHOWN = 1200
+#: Nats that a place's score and the confidence of the answer copied from it are worth beside the question's fit.
+LEXICAL, SAID = 2.5, 1.0
 #: Nats per token from which on the words the model chose are the answer; below, the sentences they stand in are.
 SURE = -0.5
 #: Characters of the sentences quoted around an answer.
@@ -181,51 +189,79 @@ def _values(looked: Sequence[Looked]) -> list[tuple[Looked, Value]]:
 def _read(
     model: Decoder, tokenizer: Tokenizer, looked: Sequence[Looked], question: str, top_k: int, budget: int
 ) -> Result:
-    """What the model copies from the passage that fits the question best."""
+    """What the model copies from the place that fits the question best."""
     best = looked[0]
-    if best.coverage < LEAST:
+    near = related(model, tokenizer, list(best.query.words.values()))
+    found = places(best.index, best.query, near, PLACES, APART)
+    if best.coverage < LEAST or not found:
         document = "The document does" if len(looked) == 1 else "The documents do"
         return f"{document} not say.", [], "no passage is about what was asked"
-    passages = _passages(best, tokenizer, budget)
-    weights = dict(passages)
-    read = read_passages(model, tokenizer, best.index.text, list(weights), question)
-    read.sort(key=lambda one: -(one.fit + LEXICAL * weights[one.start, one.end]))
-    copied = None
-    for passage in read:
-        place = passage.start, passage.end
-        copied = copy_answer(
-            model, tokenizer, best.index.text, passage, _candidates(best, *place), _new_words(best, *place)
-        )
-        if copied is not None:
-            break
-    if copied is None:
+    spans = _spans(best, tokenizer, found, budget)
+    read = read_passages(model, tokenizer, best.index.text, spans, question)
+    allowed = [_candidates(best, *span) for span in spans]
+    copied = copy_answers(model, tokenizer, best.index.text, read, allowed, [_new_words(best, *span) for span in spans])
+    ranked = sorted(
+        (
+            (LEXICAL * place.score + fit + (SAID * said.confidence if said else -math.inf), place, said)
+            for place, fit, said in zip(found, read.fits, copied, strict=False)
+        ),
+        key=lambda one: -one[0],
+    )
+    said = ranked[0][2]
+    if said is None:
         return "The document does not say.", [], "the passages hold nothing of the kind asked for"
-    first = _around(best, copied.start, copied.end)
-    shown = [quote(best.memory, one.start, one.end, weights[one.start, one.end], best.which) for one in read]
+    shown = [_paragraph(best, place.sentence, place.score) for _, place, _ in ranked[1:]]
+    first = _paragraph(best, best.index.sentence_at(said.start), ranked[0][1].score, said.end)
     evidence = _filled([first], [*shown, *_passage_quotes(looked, top_k)], top_k)
-    reason = f"the model read {len(passages)} passages and chose "
-    sure = f"({copied.confidence:.2f} nats per token)"
-    if copied.confidence >= SURE:
-        return best.written(copied.start, copied.end), evidence, f"{reason} these words {sure}"
-    words = best.written(copied.start, copied.end)
-    return best.written(first.start, first.end), evidence, f"{reason}“{words}”, but not surely {sure}: so a quote"
+    words = best.written(said.start, said.end)
+    reason = f"the model read {len(spans)} passages and chose"
+    sure = f"({said.confidence:.2f} nats per token)"
+    if said.confidence >= SURE:
+        return words, evidence, f"{reason} these words {sure}"
+    sentences = _around(best, said.start, said.end)
+    return (
+        best.written(sentences.start, sentences.end),
+        evidence,
+        f"{reason} “{words}”, but not surely {sure}: so a quote",
+    )
 
 
-def _passages(one: Looked, tokenizer: Tokenizer, budget: int) -> list[tuple[Span, float]]:
-    """The best passages that fit into so many tokens, with their scores; at least one."""
-    chosen: list[tuple[Span, float]] = []
-    for passage, score in one.found.passages:
-        start, end = one.index.span(passage)
+def _spans(one: Looked, tokenizer: Tokenizer, found: Sequence[Place], budget: int) -> list[Span]:
+    """What is read of the best places, as far as it fits into so many tokens; at least one."""
+    chosen: list[Span] = []
+    for place in found:
+        start, end = _surroundings(one, place.sentence, READ)
         budget -= len(tokenizer.encode(one.index.text[start:end]))
         if budget < 0 and chosen:
             break
-        chosen.append(((start, end), score))
+        chosen.append((start, end))
     return chosen
+
+
+def _surroundings(one: Looked, sentence: int, size: int) -> Span:
+    """Characters of whole sentences around one, within its document."""
+    spans = one.index.sentences
+    document = document_at(one.memory.documents, spans[sentence][0])
+    within = (document.start, document.end) if document else None
+    first, last = surroundings(one.index, sentence, size, within)
+    return spans[first][0], spans[last - 1][1]
+
+
+def _paragraph(one: Looked, sentence: int, score: float, end: int = 0) -> Evidence:
+    """The text around a sentence, as far as character `end` at least."""
+    start, stop = _surroundings(one, sentence, SHOWN)
+    at = one.index.sentences[sentence][0]
+    return quote(one.memory, start, max(stop, end), score, one.which, at)
 
 
 def _candidates(one: Looked, start: int, end: int) -> list[Span]:
     """Spans of text[start:end] of the kind asked for that the question does not say itself."""
-    spans = candidates(one.index.text, start, end, one.query.kind)
+    form, kind = form_of(one.query.text), one.query.kind
+    if form is not None and kind in ("span", "number", "date", "name"):
+        kind = form.kind
+    spans = candidates(one.index.text, start, end, kind)
+    if kind == "number":
+        spans = measured(one.index.text, spans, end)
     return [span for span in spans if not all(term in one.query.weights for term in one.index.terms(*span))]
 
 

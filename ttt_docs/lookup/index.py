@@ -38,6 +38,8 @@ class PassageIndex:
     data: np.ndarray  # float32 [entries]
     indices: np.ndarray  # int32 [entries]
     indptr: np.ndarray  # int64 [terms + 1]
+    holders: np.ndarray  # int32 [occurrences]: the sentences that hold each term, term by term
+    holders_from: np.ndarray  # int64 [terms + 1]: where each term's begin
 
     def __len__(self) -> int:
         return len(self.firsts)
@@ -50,6 +52,11 @@ class PassageIndex:
         """In how many passages a term stands."""
         column = self.vocabulary.get(term)
         return 0 if column is None else int(self.indptr[column + 1] - self.indptr[column])
+
+    def held_by(self, term: str) -> np.ndarray:
+        """The sentences that hold a term, in order, each as often as it does: int32 [occurrences]."""
+        column = self.vocabulary.get(term)
+        return self.holders[:0] if column is None else self.holders[slice(*self.holders_from[column : column + 2])]
 
     def weight(self, term: str) -> float:
         """Inverse document frequency, the rarer the larger; of a term that is nowhere, as if it were in one passage."""
@@ -96,7 +103,11 @@ def index_of(text: str) -> PassageIndex:
     firsts, lasts = passages(spans)
     documents = [list(chain.from_iterable(rows[a:b])) for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True)]
     data, indices, indptr = _matrix(documents, vocabulary)
-    return PassageIndex(text, language, spans, firsts, lasts, vocabulary, data, indices, indptr)
+    held = np.fromiter(chain.from_iterable(rows), np.int32)
+    holders = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
+    order = np.argsort(held, kind="stable")
+    begins = np.concatenate(([0], np.cumsum(np.bincount(held, minlength=len(vocabulary)))))
+    return PassageIndex(text, language, spans, firsts, lasts, vocabulary, data, indices, indptr, holders[order], begins)
 
 
 def _matrix(documents: list[list[int]], vocabulary: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
