@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ttt_docs.lookup.reading import LONGEST, asking, base_state, copy_answers, read_passages
+from ttt_docs.lookup.reading import LONGEST, asking, base_state, copy_answer, read_passages
 
 TEXT = "The keeper was Edward\nMarlow. He came from Leith, by boat, in 1911. Nobody else came."
 PASSAGES = [(0, 30), (30, len(TEXT)), (4, 17)]
@@ -41,38 +41,39 @@ def test_the_base_model_has_no_fast_weights(tiny_reader, tiny_tokenizer):
 
 
 def test_answers_are_copied_from_word_to_word(tiny_reader, read):
-    for (start, end), copied in zip(PASSAGES, copied_from(tiny_reader, read), strict=True):
+    for row, (start, end) in enumerate(PASSAGES):
+        copied = copied_from(tiny_reader, read, row)
         assert start <= copied.start < copied.end <= end and copied.confidence < 0
         assert copied.end - copied.start <= LONGEST  # one token per byte here
         assert TEXT[copied.start].isalnum() and not TEXT[copied.start - 1 : copied.start].isalnum()
 
 
 def test_an_answer_does_not_depend_on_its_batch(tiny_reader, read):
-    together = copied_from(tiny_reader, read)
-    for span, copied in zip(PASSAGES[1:2], together[1:2], strict=True):  # the longest: nothing stands before it
-        alone = read_passages(tiny_reader.model, tiny_reader.tokenizer, TEXT, [span], QUESTION)
-        (again,) = copied_from(tiny_reader, alone)
-        assert (again.start, again.end) == (copied.start, copied.end)
-        assert again.confidence == pytest.approx(copied.confidence, rel=1e-3)
+    together = copied_from(tiny_reader, read, 1)  # the longest: nothing stands before it
+    alone = read_passages(tiny_reader.model, tiny_reader.tokenizer, TEXT, PASSAGES[1:2], QUESTION)
+    again = copied_from(tiny_reader, alone, 0)
+    assert (again.start, again.end) == (together.start, together.end)
+    assert again.confidence == pytest.approx(together.confidence, rel=1e-3)
 
 
 def test_only_what_is_allowed(tiny_reader, read):
-    allowed = [[(15, 28), (4, 10)], [(43, 48)], []]
-    name, place, free = copied_from(tiny_reader, read, allowed)
-    assert (name.start, name.end) in allowed[0] and (place.start, place.end) == (43, 48)
-    assert 4 <= free.start < free.end <= 17
+    for allowed in ([(15, 28), (4, 10)], [(43, 48)]):
+        copied = copied_from(tiny_reader, read, 1, allowed=allowed)
+        assert (copied.start, copied.end) in allowed
+    inside = copied_from(tiny_reader, read, 1, span=(30, 48))
+    assert 30 <= inside.start < inside.end <= 48
 
 
 def test_only_where_it_may_begin(tiny_reader, read):
-    name, boat = TEXT.index("Edward"), TEXT.index("boat")
-    first, second, none = copied_from(tiny_reader, read, None, [{name}, {boat}, set()])
-    assert (first.start, second.start, none) == (name, boat, None)
+    boat = TEXT.index("boat")
+    assert copied_from(tiny_reader, read, 1, beginnings={boat}).start == boat
+    assert copied_from(tiny_reader, read, 1, beginnings=set()) is None
 
 
 def test_nothing_to_copy(tiny_reader):
     read = read_passages(tiny_reader.model, tiny_reader.tokenizer, "?!… —", [(0, 5)], QUESTION)
-    assert copy_answers(tiny_reader.model, tiny_reader.tokenizer, "?!… —", read) == [None]
+    assert copy_answer(tiny_reader.model, tiny_reader.tokenizer, "?!… —", read, 0) is None
 
 
-def copied_from(reader, read, *options):
-    return copy_answers(reader.model, reader.tokenizer, TEXT, read, *options)
+def copied_from(reader, read, row, **options):
+    return copy_answer(reader.model, reader.tokenizer, TEXT, read, row, **options)

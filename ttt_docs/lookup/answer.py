@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ttt_docs.lookup.index import PassageIndex, index_of
 from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.places import Place, places, surroundings
 from ttt_docs.lookup.query import Query, only, understand
-from ttt_docs.lookup.reading import LONGEST, asking, copy_answers, read_passages
+from ttt_docs.lookup.reading import LONGEST, asking, copy_answer, read_passages
 from ttt_docs.lookup.related import related
 from ttt_docs.lookup.search import Found, occurrences, search
 from ttt_docs.lookup.terms import TOKEN, terms, token_terms
@@ -30,15 +29,13 @@ TOP_K, MAX_CONTEXT = 5, 1536
 #: Below this share of the question's weight in the best sentence, the text does not speak of what was asked.
 LEAST = 0.2
 #: Places that are read, characters of what is read of each, and of how far they are apart at least.
-PLACES, READ, APART = 8, 500, 700
-#: Characters of the evidence for an answer that was read: about a paragraph.
-SHOWN = 1200
-#: Nats that a place's score and the confidence of the answer copied from it are worth beside the question's fit.
-LEXICAL, SAID = 2.5, 1.0
-#: Nats per token from which on the words the model chose are the answer; below, the sentences they stand in are.
+PLACES, READ, APART = 12, 500, 700
+#: Characters of the evidence for an answer that was read (about a paragraph), and of the sentences quoted as an answer.
+SHOWN, QUOTED = 1200, 300
+#: Nats that a place's score is worth beside how well the question follows it.
+LEXICAL = 4.0
+#: Nats per token from which on the words the model copied are the answer; below, the sentences they stand in are.
 SURE = -0.5
-#: Characters of the sentences quoted around an answer.
-QUOTED = 300
 
 
 @dataclass(frozen=True)
@@ -189,7 +186,7 @@ def _values(looked: Sequence[Looked]) -> list[tuple[Looked, Value]]:
 def _read(
     model: Decoder, tokenizer: Tokenizer, looked: Sequence[Looked], question: str, top_k: int, budget: int
 ) -> Result:
-    """What the model copies from the place that fits the question best."""
+    """The sentences at the place that fits the question best, or what the model surely copies from them."""
     best = looked[0]
     near = related(model, tokenizer, list(best.query.words.values()))
     found = places(best.index, best.query, near, PLACES, APART)
@@ -198,32 +195,18 @@ def _read(
         return f"{document} not say.", [], "no passage is about what was asked"
     spans = _spans(best, tokenizer, found, budget)
     read = read_passages(model, tokenizer, best.index.text, spans, question)
-    allowed = [_candidates(best, *span) for span in spans]
-    copied = copy_answers(model, tokenizer, best.index.text, read, allowed, [_new_words(best, *span) for span in spans])
-    ranked = sorted(
-        (
-            (LEXICAL * place.score + fit + (SAID * said.confidence if said else -math.inf), place, said)
-            for place, fit, said in zip(found, read.fits, copied, strict=False)
-        ),
-        key=lambda one: -one[0],
-    )
-    said = ranked[0][2]
-    if said is None:
-        return "The document does not say.", [], "the passages hold nothing of the kind asked for"
-    shown = [_paragraph(best, place.sentence, place.score) for _, place, _ in ranked[1:]]
-    first = _paragraph(best, best.index.sentence_at(said.start), ranked[0][1].score, said.end)
-    evidence = _filled([first], [*shown, *_passage_quotes(looked, top_k)], top_k)
-    words = best.written(said.start, said.end)
-    reason = f"the model read {len(spans)} passages and chose"
-    sure = f"({said.confidence:.2f} nats per token)"
-    if said.confidence >= SURE:
-        return words, evidence, f"{reason} these words {sure}"
-    sentences = _around(best, said.start, said.end)
-    return (
-        best.written(sentences.start, sentences.end),
-        evidence,
-        f"{reason} “{words}”, but not surely {sure}: so a quote",
-    )
+    fits = [LEXICAL * place.score + fit for place, fit in zip(found, read.fits, strict=False)]
+    order = sorted(range(len(fits)), key=lambda row: -fits[row])
+    shown = [_paragraph(best, found[row]) for row in order]
+    evidence = _filled(shown[:1], [*shown[1:], *_passage_quotes(looked, top_k)], top_k)
+    start, end = _surroundings(best, found[order[0]].sentence, QUOTED)
+    allowed, beginnings = _candidates(best, start, end), _new_words(best, start, end)
+    copied = copy_answer(model, tokenizer, best.index.text, read, order[0], (start, end), allowed, beginnings)
+    reason = f"the model read {len(spans)} passages and found these sentences to fit the question best"
+    if copied is not None and copied.confidence >= SURE:
+        words = f"copied its answer from the best ({copied.confidence:.2f} nats per token)"
+        return best.written(copied.start, copied.end), evidence, f"the model read {len(spans)} passages and {words}"
+    return best.written(start, end), evidence, reason
 
 
 def _spans(one: Looked, tokenizer: Tokenizer, found: Sequence[Place], budget: int) -> list[Span]:
@@ -247,11 +230,10 @@ def _surroundings(one: Looked, sentence: int, size: int) -> Span:
     return spans[first][0], spans[last - 1][1]
 
 
-def _paragraph(one: Looked, sentence: int, score: float, end: int = 0) -> Evidence:
-    """The text around a sentence, as far as character `end` at least."""
-    start, stop = _surroundings(one, sentence, SHOWN)
-    at = one.index.sentences[sentence][0]
-    return quote(one.memory, start, max(stop, end), score, one.which, at)
+def _paragraph(one: Looked, place: Place) -> Evidence:
+    """The text around a place, with what is quoted of it: SHOWN has room for that beside the longest sentence."""
+    start, end = _surroundings(one, place.sentence, SHOWN)
+    return quote(one.memory, start, end, place.score, one.which, one.index.sentences[place.sentence][0])
 
 
 def _candidates(one: Looked, start: int, end: int) -> list[Span]:
@@ -259,9 +241,8 @@ def _candidates(one: Looked, start: int, end: int) -> list[Span]:
     form, kind = form_of(one.query.text), one.query.kind
     if form is not None and kind in ("span", "number", "date", "name"):
         kind = form.kind
-    spans = candidates(one.index.text, start, end, kind)
-    if kind == "number":
-        spans = measured(one.index.text, spans, end)
+    text = one.index.text
+    spans = measured(text, start, end) if kind == "number" else candidates(text, start, end, kind)
     return [span for span in spans if not all(term in one.query.weights for term in one.index.terms(*span))]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from ttt_docs.generation.names import TITLES, word_set
 from ttt_docs.lookup.passages import Span
@@ -71,16 +70,16 @@ def candidates(text: str, start: int, end: int, kind: Kind) -> list[Span]:
     return []
 
 
-def measured(text: str, spans: Sequence[Span], end: int) -> list[Span]:
-    """Numbers with what they count, as far as `end`: "five feet four inches", "eighteen thousand men"."""
+def measured(text: str, start: int, end: int) -> list[Span]:
+    """All numbers of text[start:end] with what they count: "five feet four inches", "eighteen thousand men"."""
     found: list[Span] = []
-    for start, stop in spans:
-        unit = _UNIT.match(text, stop, end)
+    for a, b in sorted(m.span() for pattern in _PATTERNS["number"] for m in pattern.finditer(text, start, end)):
+        unit = _UNIT.match(text, b, end)
         if unit is not None and unit.group(1) not in _NO_UNITS:
-            stop = unit.end()
-        if found and not text[found[-1][1] : start].strip():
-            start = found.pop()[0]
-        found.append((start, stop))
+            b = unit.end()
+        if found and not text[found[-1][1] : a].strip():
+            a = found.pop()[0]
+        found.append((a, b))
     return found
 
 

@@ -18,14 +18,14 @@ from ttt_docs.lookup.forms import form_of
 from ttt_docs.lookup.index import PassageIndex
 from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.query import Query
-from ttt_docs.lookup.terms import token_terms
+from ttt_docs.lookup.terms import terms, token_terms
 
 #: Characters from a term to where it counts no more; of the answer's form, which stands close to it.
-REACH, FORM_REACH = 400, 200
+REACH, FORM_REACH = 400, 300
 #: How soon more of the same term stops counting, for terms and for the answer's form.
 K1, FORM_K1 = 0.8, 0.5
-#: What a related word counts for beside the question's own, times its cosine.
-RELATED = 0.6
+#: What a related word counts for beside the question's own, times its cosine; what a name counts for.
+RELATED, NAME = 0.6, 1.5
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,14 @@ def sentence_scores(index: PassageIndex, query: Query, related: Mapping[str, Map
     """float32 [sentences]; 0 far from all terms of the question."""
     middles = np.array(index.sentences, dtype=np.float64).reshape(-1, 2).mean(1)
     total = np.zeros(len(middles), dtype=np.float32)
+    named = {term for name in query.names for term in terms(name, index.language)}
     for term, factor in query.weights.items():
         own = index.weight(term)
         best = _levelled(_hill(middles, index.held_by(term), REACH), K1) * own
         for other, cosine in _others(index, query, related.get(query.words[term], {})).items():
             hill = RELATED * cosine * _hill(middles, index.held_by(other), REACH)
             best = np.maximum(best, min(own, index.weight(other)) * _levelled(hill, K1))
-        total += factor * best
+        total += factor * (NAME if term in named else 1.0) * best
     form = form_of(query.text)
     if form is not None:
         holding = np.array([form.within(index.text, span) for span in index.sentences], dtype=bool)

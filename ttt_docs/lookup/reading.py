@@ -19,6 +19,7 @@ from ttt_docs.generation.text import end_tokens
 from ttt_docs.lookup.passages import Span
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.single import SingleTokens
 from ttt_docs.model.state import ReadingState
 
 #: Tokens of a copied answer at most.
@@ -83,32 +84,28 @@ def read_passages(
 
 
 @torch.no_grad()
-def copy_answers(
+def copy_answer(
     model: Decoder,
     tokenizer: Tokenizer,
     text: str,
     read: ReadPassages,
-    allowed: Sequence[Sequence[Span]] | None = None,
-    beginnings: Sequence[Collection[int]] | None = None,
-) -> list[Copied | None]:
-    """For each passage the span that the model copies as its answer, one of `allowed` if any are given for it.
+    row: int,
+    span: Span | None = None,
+    allowed: Sequence[Span] = (),
+    beginnings: Collection[int] | None = None,
+) -> Copied | None:
+    """The span that the model copies as its answer after passage `row`, from the characters `span` (the passage).
 
-    Else it begins at one of the characters `beginnings` (None: with any word). None if there is nothing to copy.
-    `read` is used up.
+    It is one of `allowed` if any are given, else begins at one of the characters `beginnings` (None: with any word).
+    None if there is nothing to copy.
     """
-    rows = [
-        _Copying(tokenizer, text, span, allowed[i] if allowed else (), beginnings[i] if beginnings else None)
-        for i, span in enumerate(read.spans)
-    ]
-    device = model.embed.weight.device
-    ends = torch.tensor(sorted(end_tokens(model.config, tokenizer) | set(tokenizer.encode("\n"))), device=device)
-    said = [read.last] * len(rows)
-    while not all(row.done for row in rows):
-        hidden = read.state.run(torch.tensor(said, device=device)[:, None])
-        logs = model.logits(hidden)[:, 0].float().log_softmax(-1)
-        over = logs[:, ends].logsumexp(1)
-        said = [row.next(logs[i], float(over[i])) for i, row in enumerate(rows)]
-    return [row.copied() for row in rows]
+    copying = _Copying(tokenizer, text, span or read.spans[row], allowed, beginnings)
+    ends = torch.tensor(sorted(end_tokens(model.config, tokenizer) | set(tokenizer.encode("\n"))))
+    decoding, token = SingleTokens(read.state.select([row])), read.last
+    while not copying.done:
+        logs = decoding.step(token).float().log_softmax(0).cpu()
+        token = copying.next(logs, float(logs[ends].logsumexp(0)))
+    return copying.copied()
 
 
 def _one_line(text: str) -> str:
@@ -140,17 +137,14 @@ class _Copying:
         self.done = not self.runs
 
     def next(self, logs: Tensor, over: float) -> int:
-        """The likeliest token to go on with, by `logs` [vocab], unless an end (`over`) is likelier; any once done."""
+        """The likeliest token to go on with, by `logs` [vocab], unless an end (`over`) is likelier: then any."""
         options = list({run[self.said][0] for run in self.runs if self.said < len(run)})
-        if self.done or not options or self.said >= LONGEST:
-            self.done = True
-            return 0
         likely = logs[options]
         best = int(likely.argmax())
+        token = options[best]
         if over > float(likely[best]) and any(map(self._may_end, self.runs)):
             self.done = True
-            return 0
-        token = options[best]
+            return token
         self.total += float(likely[best])
         self.runs = [run for run in self.runs if self.said < len(run) and run[self.said][0] == token]
         self.said += 1
