@@ -32,6 +32,7 @@ from ttt_docs.generation.summary import Length, summarize
 from ttt_docs.interrupt import Interrupt
 from ttt_docs.lookup.answer import answer_from_text
 from ttt_docs.lookup.routing import AskRoute, chosen_route
+from ttt_docs.lookup.stored import indexed
 from ttt_docs.memory.keeping import Keeping
 from ttt_docs.memory.memory import Memory, ReadDocument
 from ttt_docs.memory.store import MemoryStore
@@ -201,7 +202,7 @@ class TTTReader:
         if history.documents and not history.unread:
             raise UsageError("this memory was read: ingest its documents again, or go on with learn=True")
         whole = replace(history, text=(history.text or "") + "".join(pieces))
-        return _with_document(whole, document, label, len(history.tokens), history)
+        return indexed(_with_document(whole, document, label, len(history.tokens), history))
 
     def _read(
         self,
@@ -245,7 +246,7 @@ class TTTReader:
                     on_chunk(report)
         if interrupt.requested:
             raise ReadingInterrupted(so_far())
-        return _with_document(track.finish(state), document, label, first, history)
+        return indexed(_with_document(track.finish(state), document, label, first, history))
 
     def ingest_batch(
         self,
@@ -272,7 +273,7 @@ class TTTReader:
         firsts = [len(track.memory.tokens) for track in tracks]
         memories = read_batch(batch_state(self.model, self.reading, len(tracks)), tracks, on_chunk)
         return [
-            _with_document(memory, document, document.name, first, track.memory)
+            indexed(_with_document(memory, document, document.name, first, track.memory))
             for memory, document, first, track in zip(memories, documents, firsts, tracks, strict=True)
         ]
 

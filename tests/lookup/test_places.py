@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ttt_docs.lookup.candidates import measured
 from ttt_docs.lookup.forms import form_of
-from ttt_docs.lookup.index import index_of
 from ttt_docs.lookup.places import _hill, places, sentence_scores, surroundings
 from ttt_docs.lookup.query import understand
 from ttt_docs.lookup.related import related
+from ttt_docs.lookup.stored import index_of
 
 FILLER = "\n\n".join(f"On day {i} nothing was seen from the tower but water and a grey sky." for i in range(40))
 TEXT = (

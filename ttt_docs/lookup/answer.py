@@ -13,13 +13,14 @@ from ttt_docs.lookup.candidates import candidates, measured
 from ttt_docs.lookup.evidence import document_at, quote, unsupported
 from ttt_docs.lookup.extract import COVERED, Value, extract
 from ttt_docs.lookup.forms import form_of
-from ttt_docs.lookup.index import PassageIndex, index_of
+from ttt_docs.lookup.index import PassageIndex
 from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.places import Place, places, surroundings
 from ttt_docs.lookup.query import Query, only, understand
 from ttt_docs.lookup.reading import LONGEST, asking, copy_answer, read_passages
 from ttt_docs.lookup.related import related
 from ttt_docs.lookup.search import Found, occurrences, search
+from ttt_docs.lookup.stored import index_of
 from ttt_docs.lookup.terms import TOKEN, terms, token_terms
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
@@ -117,7 +118,7 @@ def _look(which: int, memory: Memory, question: str) -> Looked:
         )
     if not memory.text.strip():
         raise UsageError("this memory holds no text: read a document first")
-    index = index_of(memory.text)
+    index = index_of(memory.text, memory.index)
     query = understand(question, index.language)
     return Looked(which, memory, index, query, search(index, query))
 
