@@ -43,7 +43,7 @@ def compact(model: Decoder, memory: Memory, max_bytes: int) -> Memory:
         if memory.fast
     }
     nll = memory.nll.clamp(max=60_000).half().float()  # as the file holds them
-    return replace(memory, fast={}, window={}, nll=nll, change=compress(changes, left))
+    return replace(memory, fast={}, window={}, nll=nll, change=compress(changes, left), index=None)
 
 
 def state_of_compact(model: Decoder, memory: Memory) -> ReadingState:

@@ -31,6 +31,7 @@ from ttt_docs.intake import Source, after, open_source, renamed, unfinished, wit
 from ttt_docs.interrupt import Interrupt
 from ttt_docs.lookup.answer import answer_from_text
 from ttt_docs.lookup.routing import AskRoute, chosen_route
+from ttt_docs.lookup.stored import indexed
 from ttt_docs.memory.keeping import Keeping
 from ttt_docs.memory.memory import Memory
 from ttt_docs.memory.store import MemoryStore
@@ -194,7 +195,7 @@ class TTTReader:
         if history.documents and not history.unread:
             raise UsageError("this memory was read: ingest its documents again, or go on with learn=True")
         whole = replace(history, text=(history.text or "") + "".join(pieces))
-        return with_document(whole, document, label, len(history.tokens), history)
+        return indexed(with_document(whole, document, label, len(history.tokens), history))
 
     def _read(
         self,
@@ -237,7 +238,7 @@ class TTTReader:
                     on_chunk(report)
         if interrupt.requested:
             raise ReadingInterrupted(so_far())
-        return with_document(track.finish(state), document, label, first, history)
+        return indexed(with_document(track.finish(state), document, label, first, history))
 
     def ingest_batch(
         self,
@@ -264,7 +265,7 @@ class TTTReader:
         firsts = [len(track.memory.tokens) for track in tracks]
         memories = read_batch(batch_state(self.model, self.reading, len(tracks)), tracks, on_chunk)
         return [
-            with_document(memory, document, document.name, first, track.memory)
+            indexed(with_document(memory, document, document.name, first, track.memory))
             for memory, document, first, track in zip(memories, documents, firsts, tracks, strict=True)
         ]
 

@@ -139,6 +139,7 @@ class Track:
             text=text,
             skipped=self.skipped,
             change=None,
+            index=None,
         )
 
 

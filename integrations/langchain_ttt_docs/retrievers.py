@@ -13,9 +13,9 @@ from pydantic import ConfigDict, Field
 from langchain_ttt_docs.opening import MemoryChoice, changed, open_memory
 from ttt_docs.errors import UsageError
 from ttt_docs.lookup.evidence import quote
-from ttt_docs.lookup.index import index_of
 from ttt_docs.lookup.query import understand
 from ttt_docs.lookup.search import search
+from ttt_docs.lookup.stored import index_of
 
 
 class PassageChoice(MemoryChoice):
@@ -48,7 +48,7 @@ class TTTDocsRetriever(BaseRetriever, PassageChoice):
             raise UsageError("a retriever needs a memory: give memory=, a file, or store= and document=")
         if memory.text is None:
             raise UsageError("this memory was saved without its text, so it holds no passages: ingest it again")
-        index = index_of(memory.text)
+        index = index_of(memory.text, memory.index)
         found = search(index, understand(query, index.language))
         passages = [quote(memory, *index.span(number), score) for number, score in found.passages[: choice.k]]
         return [

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttt_docs.lookup.index import index_of
 from ttt_docs.lookup.passages import LONGEST, SIZE, passages, sentences
+from ttt_docs.lookup.stored import index_of
 from ttt_docs.lookup.terms import language_of, terms
 
 PROSE = "The harbour lay still. Mr. Brown counted the ships, one by one. Nobody came!\n\nThe next day it rained."

@@ -12,7 +12,7 @@ PASSAGES = [(0, 30), (30, len(TEXT)), (4, 17)]
 QUESTION = "Who came?"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def read(tiny_reader):
     return read_passages(tiny_reader.model, tiny_reader.tokenizer, TEXT, PASSAGES, QUESTION)
 
@@ -20,20 +20,17 @@ def read(tiny_reader):
 def test_a_batch_is_what_each_passage_gives_alone(tiny_reader, read):
     model, tokenizer = tiny_reader.model, tiny_reader.tokenizer
     asked, opening = asking(tokenizer, QUESTION)
-    for passage, (start, end) in zip(read, PASSAGES, strict=True):
-        tokens = tokenizer.encode(TEXT[start:end].replace("\n", " "))
-        assert (passage.start, passage.end) == (start, end)
+    passages = [tokenizer.encode(TEXT[start:end].replace("\n", " ")) for start, end in PASSAGES]
+    longest = max(map(len, passages))
+    assert read.spans == PASSAGES and read.last == opening[-1]
+    after = read.state.run(torch.tensor([[opening[-1]]] * len(PASSAGES)), commit=False)
+    for row, passage in enumerate(passages):
+        tokens = tokenizer.encode("\n") * (longest - len(passage)) + passage
         state = base_state(model)
         nll = state.score(torch.tensor([[*tokens, *asked]]))[0, len(tokens) - 1 :]
-        assert passage.fit == pytest.approx(-float(nll.sum()), rel=1e-4)
-        state.run(torch.tensor([[*tokens, *asked, *opening][:-1]]))
-        assert passage.state.position == state.position and passage.last == opening[-1]
-        torch.testing.assert_close(
-            passage.state.run(torch.tensor([[opening[-1]]]), commit=False),
-            state.run(torch.tensor([[opening[-1]]]), commit=False),
-            rtol=1e-4,
-            atol=1e-4,
-        )
+        assert read.fits[row] == pytest.approx(-float(nll.sum()), rel=1e-4)
+        alone = state.run(torch.tensor([[*tokens, *asked, *opening]]))[:, -1:]
+        torch.testing.assert_close(after[row : row + 1], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_the_base_model_has_no_fast_weights(tiny_reader, tiny_tokenizer):
@@ -44,19 +41,39 @@ def test_the_base_model_has_no_fast_weights(tiny_reader, tiny_tokenizer):
 
 
 def test_answers_are_copied_from_word_to_word(tiny_reader, read):
-    for passage in read:
-        copied = copy_answer(tiny_reader.model, tiny_reader.tokenizer, TEXT, passage)
-        assert passage.start <= copied.start < copied.end <= passage.end and copied.confidence < 0
+    for row, (start, end) in enumerate(PASSAGES):
+        copied = copied_from(tiny_reader, read, row)
+        assert start <= copied.start < copied.end <= end and copied.confidence < 0
         assert copied.end - copied.start <= LONGEST  # one token per byte here
         assert TEXT[copied.start].isalnum() and not TEXT[copied.start - 1 : copied.start].isalnum()
 
 
+def test_an_answer_does_not_depend_on_its_batch(tiny_reader, read):
+    together = copied_from(tiny_reader, read, 1)  # the longest: nothing stands before it
+    alone = read_passages(tiny_reader.model, tiny_reader.tokenizer, TEXT, PASSAGES[1:2], QUESTION)
+    again = copied_from(tiny_reader, alone, 0)
+    assert (again.start, again.end) == (together.start, together.end)
+    assert again.confidence == pytest.approx(together.confidence, rel=1e-3)
+
+
 def test_only_what_is_allowed(tiny_reader, read):
-    allowed = [(15, 28), (43, 48)]
-    copied = copy_answer(tiny_reader.model, tiny_reader.tokenizer, TEXT, read[0], allowed)
-    assert (copied.start, copied.end) in allowed
+    for allowed in ([(15, 28), (4, 10)], [(43, 48)]):
+        copied = copied_from(tiny_reader, read, 1, allowed=allowed)
+        assert (copied.start, copied.end) in allowed
+    inside = copied_from(tiny_reader, read, 1, span=(30, 48))
+    assert 30 <= inside.start < inside.end <= 48
+
+
+def test_only_where_it_may_begin(tiny_reader, read):
+    boat = TEXT.index("boat")
+    assert copied_from(tiny_reader, read, 1, beginnings={boat}).start == boat
+    assert copied_from(tiny_reader, read, 1, beginnings=set()) is None
 
 
 def test_nothing_to_copy(tiny_reader):
-    (passage,) = read_passages(tiny_reader.model, tiny_reader.tokenizer, "?!… —", [(0, 5)], QUESTION)
-    assert copy_answer(tiny_reader.model, tiny_reader.tokenizer, "?!… —", passage) is None
+    read = read_passages(tiny_reader.model, tiny_reader.tokenizer, "?!… —", [(0, 5)], QUESTION)
+    assert copy_answer(tiny_reader.model, tiny_reader.tokenizer, "?!… —", read, 0) is None
+
+
+def copied_from(reader, read, row, **options):
+    return copy_answer(reader.model, reader.tokenizer, TEXT, read, row, **options)

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import Answer, Evidence
-from ttt_docs.lookup.candidates import candidates
+from ttt_docs.lookup.candidates import candidates, measured
 from ttt_docs.lookup.evidence import document_at, quote, unsupported
 from ttt_docs.lookup.extract import COVERED, Value, extract
-from ttt_docs.lookup.index import PassageIndex, index_of
+from ttt_docs.lookup.forms import form_of
+from ttt_docs.lookup.index import PassageIndex
 from ttt_docs.lookup.passages import Span
+from ttt_docs.lookup.places import Place, places, surroundings
 from ttt_docs.lookup.query import Query, only, understand
 from ttt_docs.lookup.reading import LONGEST, asking, copy_answer, read_passages
+from ttt_docs.lookup.related import related
 from ttt_docs.lookup.search import Found, occurrences, search
+from ttt_docs.lookup.stored import index_of
 from ttt_docs.lookup.terms import TOKEN, terms, token_terms
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
@@ -25,12 +29,14 @@ from ttt_docs.model.decoder import Decoder
 TOP_K, MAX_CONTEXT = 5, 1536
 #: Below this share of the question's weight in the best sentence, the text does not speak of what was asked.
 LEAST = 0.2
-#: Nats that a passage's score in the search is worth beside how well the question follows it.
-LEXICAL = 5.0
-#: Nats per token from which on the words the model chose are the answer; below, the sentences they stand in are.
+#: Places that are read, characters of what is read of each, and of how far they are apart at least.
+PLACES, READ, APART = 12, 500, 700
+#: Characters of the evidence for an answer that was read (about a paragraph), and of the sentences quoted as an answer.
+SHOWN, QUOTED = 1200, 300
+#: Nats that a place's score is worth beside how well the question follows it.
+LEXICAL = 4.0
+#: Nats per token from which on the words the model copied are the answer; below, the sentences they stand in are.
 SURE = -0.5
-#: Characters of the sentences quoted around an answer.
-QUOTED = 300
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def _look(which: int, memory: Memory, question: str) -> Looked:
         )
     if not memory.text.strip():
         raise UsageError("this memory holds no text: read a document first")
-    index = index_of(memory.text)
+    index = index_of(memory.text, memory.index)
     query = understand(question, index.language)
     return Looked(which, memory, index, query, search(index, query))
 
@@ -181,51 +187,63 @@ def _values(looked: Sequence[Looked]) -> list[tuple[Looked, Value]]:
 def _read(
     model: Decoder, tokenizer: Tokenizer, looked: Sequence[Looked], question: str, top_k: int, budget: int
 ) -> Result:
-    """What the model copies from the passage that fits the question best."""
+    """The sentences at the place that fits the question best, or what the model surely copies from them."""
     best = looked[0]
-    if best.coverage < LEAST:
+    near = related(model, tokenizer, list(best.query.words.values()))
+    found = places(best.index, best.query, near, PLACES, APART)
+    if best.coverage < LEAST or not found:
         document = "The document does" if len(looked) == 1 else "The documents do"
         return f"{document} not say.", [], "no passage is about what was asked"
-    passages = _passages(best, tokenizer, budget)
-    weights = dict(passages)
-    read = read_passages(model, tokenizer, best.index.text, list(weights), question)
-    read.sort(key=lambda one: -(one.fit + LEXICAL * weights[one.start, one.end]))
-    copied = None
-    for passage in read:
-        place = passage.start, passage.end
-        copied = copy_answer(
-            model, tokenizer, best.index.text, passage, _candidates(best, *place), _new_words(best, *place)
-        )
-        if copied is not None:
-            break
-    if copied is None:
-        return "The document does not say.", [], "the passages hold nothing of the kind asked for"
-    first = _around(best, copied.start, copied.end)
-    shown = [quote(best.memory, one.start, one.end, weights[one.start, one.end], best.which) for one in read]
-    evidence = _filled([first], [*shown, *_passage_quotes(looked, top_k)], top_k)
-    reason = f"the model read {len(passages)} passages and chose "
-    sure = f"({copied.confidence:.2f} nats per token)"
-    if copied.confidence >= SURE:
-        return best.written(copied.start, copied.end), evidence, f"{reason} these words {sure}"
-    words = best.written(copied.start, copied.end)
-    return best.written(first.start, first.end), evidence, f"{reason}“{words}”, but not surely {sure}: so a quote"
+    spans = _spans(best, tokenizer, found, budget)
+    read = read_passages(model, tokenizer, best.index.text, spans, question)
+    fits = [LEXICAL * place.score + fit for place, fit in zip(found, read.fits, strict=False)]
+    order = sorted(range(len(fits)), key=lambda row: -fits[row])
+    shown = [_paragraph(best, found[row]) for row in order]
+    evidence = _filled(shown[:1], [*shown[1:], *_passage_quotes(looked, top_k)], top_k)
+    start, end = _surroundings(best, found[order[0]].sentence, QUOTED)
+    allowed, beginnings = _candidates(best, start, end), _new_words(best, start, end)
+    copied = copy_answer(model, tokenizer, best.index.text, read, order[0], (start, end), allowed, beginnings)
+    reason = f"the model read {len(spans)} passages and found these sentences to fit the question best"
+    if copied is not None and copied.confidence >= SURE:
+        words = f"copied its answer from the best ({copied.confidence:.2f} nats per token)"
+        return best.written(copied.start, copied.end), evidence, f"the model read {len(spans)} passages and {words}"
+    return best.written(start, end), evidence, reason
 
 
-def _passages(one: Looked, tokenizer: Tokenizer, budget: int) -> list[tuple[Span, float]]:
-    """The best passages that fit into so many tokens, with their scores; at least one."""
-    chosen: list[tuple[Span, float]] = []
-    for passage, score in one.found.passages:
-        start, end = one.index.span(passage)
+def _spans(one: Looked, tokenizer: Tokenizer, found: Sequence[Place], budget: int) -> list[Span]:
+    """What is read of the best places, as far as it fits into so many tokens; at least one."""
+    chosen: list[Span] = []
+    for place in found:
+        start, end = _surroundings(one, place.sentence, READ)
         budget -= len(tokenizer.encode(one.index.text[start:end]))
         if budget < 0 and chosen:
             break
-        chosen.append(((start, end), score))
+        chosen.append((start, end))
     return chosen
+
+
+def _surroundings(one: Looked, sentence: int, size: int) -> Span:
+    """Characters of whole sentences around one, within its document."""
+    spans = one.index.sentences
+    document = document_at(one.memory.documents, spans[sentence][0])
+    within = (document.start, document.end) if document else None
+    first, last = surroundings(one.index, sentence, size, within)
+    return spans[first][0], spans[last - 1][1]
+
+
+def _paragraph(one: Looked, place: Place) -> Evidence:
+    """The text around a place, with what is quoted of it: SHOWN has room for that beside the longest sentence."""
+    start, end = _surroundings(one, place.sentence, SHOWN)
+    return quote(one.memory, start, end, place.score, one.which, one.index.sentences[place.sentence][0])
 
 
 def _candidates(one: Looked, start: int, end: int) -> list[Span]:
     """Spans of text[start:end] of the kind asked for that the question does not say itself."""
-    spans = candidates(one.index.text, start, end, one.query.kind)
+    form, kind = form_of(one.query.text), one.query.kind
+    if form is not None and kind in ("span", "number", "date", "name"):
+        kind = form.kind
+    text = one.index.text
+    spans = measured(text, start, end) if kind == "number" else candidates(text, start, end, kind)
     return [span for span in spans if not all(term in one.query.weights for term in one.index.terms(*span))]
 
 

@@ -14,7 +14,7 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _LARGE = "hundred thousand million billion dozen score"
 _ALL_WORDS = "|".join(f"{_UNITS} {_TEENS} {_TENS} {_LARGE}".split()[::-1])
 _SMALL_WORDS = "|".join(f"{_UNITS} {_TEENS} {_TENS}".split()[::-1])
-_NUMBER_WORDS = (
+NUMBER_WORDS = (
     rf"\b(?:(?:a|half a|several|many)\s+)?(?:{_ALL_WORDS}|twice|thrice|once)s?"
     rf"(?:(?:[\s-]+(?:and\s+)?)(?:{_ALL_WORDS}|half)s?)*\b"
 )
@@ -50,7 +50,7 @@ _PATTERNS: dict[Kind, tuple[re.Pattern[str], ...]] = {
     "email": _compiled(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b"),
     "url": _compiled(r"\b(?:https?://|www\.)[^\s<>\"”’)]+[^\s<>\"”’).,;:!?]"),
     "identifier": _compiled(_IDENTIFIER, _CAPITALS, flags=0),
-    "number": _compiled(_NUMERAL, _NUMBER_WORDS),
+    "number": _compiled(_NUMERAL, NUMBER_WORDS),
     "date": _compiled(*_DATES),
     "name": _compiled(_NAME, flags=0),
 }
@@ -70,6 +70,19 @@ def candidates(text: str, start: int, end: int, kind: Kind) -> list[Span]:
     return []
 
 
+def measured(text: str, start: int, end: int) -> list[Span]:
+    """All numbers of text[start:end] with what they count: "five feet four inches", "eighteen thousand men"."""
+    found: list[Span] = []
+    for a, b in sorted(m.span() for pattern in _PATTERNS["number"] for m in pattern.finditer(text, start, end)):
+        unit = _UNIT.match(text, b, end)
+        if unit is not None and unit.group(1) not in _NO_UNITS:
+            b = unit.end()
+        if found and not text[found[-1][1] : a].strip():
+            a = found.pop()[0]
+        found.append((a, b))
+    return found
+
+
 def _bare(text: str, start: int, a: int, b: int) -> Span | None:
     """A capitalized run without the first word of a sentence that is no name, titles kept."""
     words = text[a:b].split()
@@ -83,6 +96,11 @@ def _bare(text: str, start: int, a: int, b: int) -> Span | None:
     return a, b
 
 
+_UNIT = re.compile(r"[\s-]+([a-z]\w*)")
+_NO_UNITS = word_set(
+    "a an and are as at be but by for from had has have he her his i in is it its my no nor not of on or our she so "
+    "than that the their them then there they this to was we were when where which who with you your"
+)
 _OPENERS = word_set(
     "the a an and but or so for yet nor if then when while as at in on of to from by with without after before he she "
     "it they we you his her its their our your my this that these those there here what who whom whose which where "

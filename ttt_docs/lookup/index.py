@@ -1,7 +1,6 @@
-"""A sparse index over a text's passages (BM25), built in well under a second per million characters.
+"""A sparse index over a text's passages (BM25), built in about a second per million characters.
 
-It is made from the text alone, at the first question, and kept while the text is in use. At 128K tokens that is part of
-a first answer of a quarter of a second (docs/needles.md), so a memory file does not carry it.
+It is made from the text alone when a document is taken in, and kept in the memory (`stored`).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -38,6 +36,8 @@ class PassageIndex:
     data: np.ndarray  # float32 [entries]
     indices: np.ndarray  # int32 [entries]
     indptr: np.ndarray  # int64 [terms + 1]
+    holders: np.ndarray  # int32 [occurrences]: the sentences that hold each term, term by term
+    holders_from: np.ndarray  # int64 [terms + 1]: where each term's begin
 
     def __len__(self) -> int:
         return len(self.firsts)
@@ -50,6 +50,11 @@ class PassageIndex:
         """In how many passages a term stands."""
         column = self.vocabulary.get(term)
         return 0 if column is None else int(self.indptr[column + 1] - self.indptr[column])
+
+    def held_by(self, term: str) -> np.ndarray:
+        """The sentences that hold a term, in order, each as often as it does: int32 [occurrences]."""
+        column = self.vocabulary.get(term)
+        return self.holders[:0] if column is None else self.holders[slice(*self.holders_from[column : column + 2])]
 
     def weight(self, term: str) -> float:
         """Inverse document frequency, the rarer the larger; of a term that is nowhere, as if it were in one passage."""
@@ -78,9 +83,8 @@ def inverse_frequency(frequency: int, passages: int) -> float:
     return math.log(1 + (passages - frequency + 0.5) / (frequency + 0.5))
 
 
-@lru_cache(maxsize=8)
-def index_of(text: str) -> PassageIndex:
-    """The index of a text; of the texts asked about last it is kept (a text's hash is computed once)."""
+def build(text: str) -> PassageIndex:
+    """The index of a text."""
     language = language_of(text)
     spans = sentences(text)
     vocabulary: dict[str, int] = {}
@@ -93,10 +97,37 @@ def index_of(text: str) -> PassageIndex:
         return found
 
     rows = [list(chain.from_iterable(map(columns, TOKEN.findall(text, *span)))) for span in spans]
+    held = np.fromiter(chain.from_iterable(rows), np.int32)
+    holders = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
+    return assembled(text, spans, vocabulary, held, holders)
+
+
+def assembled(
+    text: str, spans: list[Span], vocabulary: dict[str, int], held: np.ndarray, holders: np.ndarray
+) -> PassageIndex:
+    """The index of a text whose sentences `spans` hold these terms.
+
+    `held` and `holders`, int32 [occurrences] in the order of the text: a term, and the sentence that holds it.
+    """
     firsts, lasts = passages(spans)
-    documents = [list(chain.from_iterable(rows[a:b])) for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True)]
+    begins = np.searchsorted(holders, np.arange(len(spans) + 1))
+    documents = [held[a:b].tolist() for a, b in zip(begins[firsts].tolist(), begins[lasts].tolist(), strict=True)]
     data, indices, indptr = _matrix(documents, vocabulary)
-    return PassageIndex(text, language, spans, firsts, lasts, vocabulary, data, indices, indptr)
+    order = np.argsort(held, kind="stable")
+    holders_from = np.concatenate(([0], np.cumsum(np.bincount(held, minlength=len(vocabulary)))))
+    return PassageIndex(
+        text,
+        language_of(text),
+        spans,
+        firsts,
+        lasts,
+        vocabulary,
+        data,
+        indices,
+        indptr,
+        holders[order],
+        holders_from,
+    )
 
 
 def _matrix(documents: list[list[int]], vocabulary: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -105,5 +136,5 @@ def _matrix(documents: list[list[int]], vocabulary: dict[str, int]) -> tuple[np.
     import bm25s
 
     retriever = bm25s.BM25(k1=K1, b=B, method="lucene")
-    retriever.index((documents, vocabulary), show_progress=False)
+    retriever.index((documents, dict(vocabulary)), show_progress=False)  # it adds a term of its own
     return tuple(retriever.scores[name] for name in ("data", "indices", "indptr"))

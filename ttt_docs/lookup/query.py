@@ -79,6 +79,7 @@ class Query:
     kind: Kind
     many: bool  # it asks for all values, not for one
     weights: dict[str, float]  # term -> factor
+    words: dict[str, str]  # term -> the word it comes from, in lower case
     keys: tuple[str, ...]
     names: tuple[str, ...]
     items: tuple[str, ...]  # members of a list in it ("A, B and C")
@@ -89,6 +90,7 @@ def understand(text: str, language: str | None = None) -> Query:
     language = language or language_of(text)
     kind: Kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), "span")
     weights: dict[str, float] = {}
+    words: dict[str, str] = {}
     for token in TOKEN.findall(text):
         word = token.lower()
         if kind == "mention" and word in _ASKING | _DOCUMENT:
@@ -96,9 +98,10 @@ def understand(text: str, language: str | None = None) -> Query:
         factor = _ASKING_WEIGHT if word in _ASKING else 1.0
         for term in token_terms(token, language):
             weights[term] = max(factor, weights.get(term, 0.0))
+            words.setdefault(term, word)
     stops = stop_words(language) | _ASKING
     names = tuple(n for n in (m.group() for m in _NAME.finditer(text)) if n.lower() not in stops and n != "I")
-    return Query(text, kind, bool(_MANY.search(text)), weights, _keys(text), names, _items(text))
+    return Query(text, kind, bool(_MANY.search(text)), weights, words, _keys(text), names, _items(text))
 
 
 def only(query: Query, keep: str, others: tuple[str, ...], language: str) -> Query:

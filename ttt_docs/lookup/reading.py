@@ -1,8 +1,9 @@
 """Reading passages with full attention, and answering by copying.
 
-The base model, without fast weights, reads each passage with the question after it. How likely the question is after a
-passage says how well the passage fits it; what the model says next is its answer, decoded under a constraint: every
-token must go on a span of the passage. So digits and names are the document's, and the answer's place is known.
+The base model, without fast weights, reads each passage with the question after it, all of them as one batch. How
+likely the question is after a passage says how well the passage fits it; what the model says next is its answer,
+decoded under a constraint: every token must go on a span of the passage. So digits and names are the document's, and
+the answer's place is known.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.generation.text import end_tokens
@@ -20,20 +22,17 @@ from ttt_docs.model.decoder import Decoder
 from ttt_docs.model.single import SingleTokens
 from ttt_docs.model.state import ReadingState
 
-#: Passages that are read in one call.
-BATCH = 4
 #: Tokens of a copied answer at most.
 LONGEST = 24
 
 
 @dataclass(frozen=True)
-class ReadPassage:
-    """A passage text[start:end] that was read with the question after it."""
+class ReadPassages:
+    """Passages of a text that were read with a question after them."""
 
-    start: int
-    end: int
-    fit: float  # log-probability of the question after it, nats
-    state: ReadingState  # after passage and question
+    spans: list[Span]
+    fits: list[float]  # log-probability of the question after each, nats
+    state: ReadingState  # after passages and question, a row for each
     last: int  # the token after those, not read yet
 
 
@@ -46,13 +45,13 @@ class Copied:
     confidence: float
 
 
-def base_state(model: Decoder, batch: int = 1) -> ReadingState:
-    """A fresh state with full attention over the model's trained length.
+def base_state(model: Decoder, batch: int = 1, tokens: int | None = None) -> ReadingState:
+    """A fresh state with full attention over so many tokens (the model's trained length).
 
     The fast weights of a retrofit are left out: they were added to the base model. A model that was trained with them
     keeps their initial values, since it is none without.
     """
-    longest = model.config.max_positions
+    longest = min(tokens or model.config.max_positions, model.config.max_positions)
     state = ReadingState(model, ReadingConfig(chunk=longest, window=longest, learn=False), batch)
     if not model.config.prime_norm:
         state.set_fast([])
@@ -66,33 +65,22 @@ def asking(tokenizer: Tokenizer, question: str) -> tuple[list[int], list[int]]:
 
 @torch.no_grad()
 def read_passages(
-    model: Decoder, tokenizer: Tokenizer, text: str, passages: Sequence[Span], question: str
-) -> list[ReadPassage]:
-    """Reads each of the `passages` of `text` by itself, with the question after it."""
+    model: Decoder, tokenizer: Tokenizer, text: str, spans: Sequence[Span], question: str
+) -> ReadPassages:
+    """Reads each of the passages `spans` of `text`, at least one, by itself with the question after it.
+
+    Shorter ones have empty lines before them, so that question and answer stand at the same place in every row.
+    """
     device = model.embed.weight.device
     asked, opening = asking(tokenizer, question)
-    runs = [[*tokenizer.encode(_one_line(text[a:b])), *asked, *opening] for a, b in passages]
-    read: list[ReadPassage] = []
-    order = sorted(range(len(runs)), key=lambda i: len(runs[i]))  # passages of a batch are padded to the longest
-    for first in range(0, len(runs), BATCH):
-        rows = order[first : first + BATCH]
-        tokens = torch.zeros(len(rows), max(len(runs[i]) - 1 for i in rows), dtype=torch.int64, device=device)
-        for row, i in enumerate(rows):
-            tokens[row, : len(runs[i]) - 1] = torch.tensor(runs[i][:-1])
-        batch = base_state(model, len(rows))
-        hidden = batch.run(tokens)
-        exported = [cache.export() for cache in batch.caches]
-        for row, i in enumerate(rows):
-            count = len(runs[i]) - 1
-            begin = count + 1 - len(opening) - len(asked)
-            before = hidden[row : row + 1, begin - 1 : begin - 1 + len(asked)]
-            targets = torch.tensor([asked], device=device)
-            state = base_state(model)
-            pairs = [(k[row : row + 1, :, :count], v[row : row + 1, :, :count]) for k, v in exported]
-            state.restore(count, state.fast, pairs)
-            fit = -float(model.token_nll(before, targets, state.kernels).sum())
-            read.append(ReadPassage(*passages[i], fit, state, runs[i][-1]))
-    return [one for _, one in sorted(zip(order, read, strict=True), key=lambda pair: pair[0])]
+    passages = [tokenizer.encode(_one_line(text[a:b])) for a, b in spans]
+    longest, blank = max(map(len, passages)), tokenizer.encode("\n")[-1:]
+    rows = [blank * (longest - len(passage)) + passage + asked + opening[:-1] for passage in passages]
+    state = base_state(model, len(rows), longest + len(asked) + len(opening) + LONGEST)
+    hidden = state.run(torch.tensor(rows, device=device))[:, longest - 1 : longest - 1 + len(asked)]
+    targets = torch.tensor([asked], device=device).expand(len(rows), -1)
+    fits = -model.token_nll(hidden, targets, state.kernels).sum(1)
+    return ReadPassages(list(spans), fits.tolist(), state, opening[-1])
 
 
 @torch.no_grad()
@@ -100,46 +88,32 @@ def copy_answer(
     model: Decoder,
     tokenizer: Tokenizer,
     text: str,
-    passage: ReadPassage,
+    read: ReadPassages,
+    row: int,
+    span: Span | None = None,
     allowed: Sequence[Span] = (),
     beginnings: Collection[int] | None = None,
 ) -> Copied | None:
-    """The span of a passage that the model copies as its answer, one of `allowed` if any are given.
+    """The span that the model copies as its answer after passage `row`, from the characters `span` (the passage).
 
-    Else it begins at one of the characters `beginnings` (None: with any word). None if there is nothing to copy.
+    It is one of `allowed` if any are given, else begins at one of the characters `beginnings` (None: with any word).
+    None if there is nothing to copy.
     """
-    spans = _Spans(tokenizer, text, (passage.start, passage.end), allowed, beginnings)
-    here = list(range(len(spans.runs)))
-    if not here:
-        return None
+    copying = _Copying(tokenizer, text, span or read.spans[row], allowed, beginnings)
     ends = torch.tensor(sorted(end_tokens(model.config, tokenizer) | set(tokenizer.encode("\n"))))
-    decoding = SingleTokens(passage.state)
-    logits = decoding.step(passage.last)
-    said, total = 0, 0.0
-    while True:
-        logs = torch.log_softmax(logits.float(), dim=-1).cpu()
-        options = {token for i in here if (token := spans.token(i, said)) is not None}
-        may_end = said and any(spans.may_end(i, said) for i in here)
-        if said >= LONGEST or not options:
-            break
-        token = max(options, key=lambda option: float(logs[option]))
-        if may_end and float(logs[ends].logsumexp(0)) > float(logs[token]):
-            break
-        total += float(logs[token])
-        here = [i for i in here if spans.token(i, said) == token]
-        said += 1
-        if said < LONGEST:
-            logits = decoding.step(token)
-    ending = [i for i in here if spans.may_end(i, said)] or here
-    return Copied(*spans.span(ending[0], said), total / said)
+    decoding, token = SingleTokens(read.state.select([row])), read.last
+    while not copying.done:
+        logs = decoding.step(token).float().log_softmax(0).cpu()
+        token = copying.next(logs, float(logs[ends].logsumexp(0)))
+    return copying.copied()
 
 
 def _one_line(text: str) -> str:
     return text.replace("\n", " ")
 
 
-class _Spans:
-    """The spans that may be copied, as runs of tokens (token, start, end)."""
+class _Copying:
+    """An answer being copied: the spans it may still become, as runs of tokens (token, start, end)."""
 
     def __init__(
         self,
@@ -151,14 +125,37 @@ class _Spans:
     ) -> None:
         self.text, self.exact = text, bool(allowed)
         if allowed:
-            self.runs = [list(self._tokens(tokenizer, *span)) for span in allowed]
+            runs = [list(self._tokens(tokenizer, *span)) for span in allowed]
         else:
             run = list(self._tokens(tokenizer, *passage))
             starts = [i for i, (_, a, b) in enumerate(run) if a < b and self._begins_word(a)]
             if beginnings is not None:
                 starts = [i for i in starts if run[i][1] in beginnings]
-            self.runs = [run[i : i + LONGEST] for i in starts]
-        self.runs = [run for run in self.runs if run]
+            runs = [run[i : i + LONGEST] for i in starts]
+        self.runs = [run for run in runs if run]
+        self.said, self.total = 0, 0.0
+        self.done = not self.runs
+
+    def next(self, logs: Tensor, over: float) -> int:
+        """The likeliest token to go on with, by `logs` [vocab], unless an end (`over`) is likelier: then any."""
+        options = list({run[self.said][0] for run in self.runs if self.said < len(run)})
+        likely = logs[options]
+        best = int(likely.argmax())
+        token = options[best]
+        if over > float(likely[best]) and any(map(self._may_end, self.runs)):
+            self.done = True
+            return token
+        self.total += float(likely[best])
+        self.runs = [run for run in self.runs if self.said < len(run) and run[self.said][0] == token]
+        self.said += 1
+        self.done = self.said >= LONGEST or all(self.said >= len(run) for run in self.runs)
+        return token
+
+    def copied(self) -> Copied | None:
+        if not self.said:
+            return None
+        run = next(filter(self._may_end, self.runs), self.runs[0])
+        return Copied(run[0][1], run[self.said - 1][2], self.total / self.said)
 
     def _tokens(self, tokenizer: Tokenizer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Tokens of text[start:end] as they stand after the prompt's opening: with a space before the first."""
@@ -173,17 +170,9 @@ class _Spans:
     def _begins_word(self, at: int) -> bool:
         return self.text[at].isalnum() and not (at and self.text[at - 1].isalnum())
 
-    def token(self, run: int, at: int) -> int | None:
-        return self.runs[run][at][0] if at < len(self.runs[run]) else None
-
-    def may_end(self, run: int, said: int) -> bool:
-        """Whether the first `said` tokens of a run end with a word (of a given span: with the span)."""
-        tokens = self.runs[run]
-        if self.exact or said >= len(tokens):
-            return said == len(tokens)
-        start = tokens[said][1]
+    def _may_end(self, run: list[tuple[int, int, int]]) -> bool:
+        """Whether what was said ends with a word of the run (of a given span: with the span)."""
+        if not self.said or self.exact or self.said >= len(run):
+            return 0 < self.said == len(run)
+        start = run[self.said][1]
         return not (start < len(self.text) and self.text[start].isalnum() and self.text[start - 1].isalnum())
-
-    def span(self, run: int, said: int) -> Span:
-        tokens = self.runs[run]
-        return tokens[0][1], tokens[said - 1][2]

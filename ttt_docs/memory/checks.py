@@ -66,7 +66,8 @@ def _check_names(header: Header, table: dict[str, TensorEntry]) -> None:
     expected |= {f"window/{block}/{name}" for block in header.window_blocks for name in WINDOW_NAMES}
     for name in sorted(expected - table.keys()):
         raise Refusal(f"the tensor {shown(name)} is missing")
-    for name in sorted(table.keys() - expected - {"text"}):
+    optional = {"text", "index"} if "text" in table and header.packed is None else {"text"}
+    for name in sorted(table.keys() - expected - optional):
         raise Refusal(f"it holds a tensor {shown(name)} that does not belong into a memory")
 
 
@@ -105,6 +106,8 @@ def _check_shapes(header: Header, table: dict[str, TensorEntry]) -> None:
         raise Refusal(f"{tokens - header.position:,} tokens are pending: more than a chunk ({header.reading.chunk:,})")
     if "text" in table:
         require("text", ["U8"], 1)
+    if "index" in table:
+        require("index", ["U8"], 1)
 
     if header.packed is not None:
         _check_change(header, require)

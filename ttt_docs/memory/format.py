@@ -178,6 +178,7 @@ def _load(file: BinaryIO, raw: RawHeader) -> Memory:
         skipped=header.skipped,
         extra=header.extra,
         change=None if header.packed is None else _change(header, tensors),
+        index=bytes(_bytes(tensors["index"])) if "index" in tensors else None,
     )
 
 
@@ -304,6 +305,8 @@ def _parts(memory: Memory, precision: Precision, text: bool) -> list[_Part]:
             raise Refusal(f"its text is not Unicode at character {error.start}", "Save it with text=False.") from None
         whole = torch.from_numpy(encoded)
         parts.append(_Part("text", whole if memory.change is None else pack(whole.numpy().tobytes()), torch.uint8))
+    if any(part.name == "text" for part in parts) and memory.index is not None and memory.change is None:
+        parts.append(_Part("index", torch.frombuffer(bytearray(memory.index), dtype=torch.uint8), torch.uint8))
     for part in parts:
         if part.dtype not in DTYPE_NAMES:
             raise Refusal(f"the tensor {part.name} is {part.dtype}, which no memory uses", "")

@@ -59,6 +59,8 @@ class Memory:
     extra: dict[str, str] = field(default_factory=dict)  # free notes of the caller
     #: A compact memory's: what reading added to the fast weights, which with the window are then empty.
     change: Changes | None = None
+    #: The index that lookups use (`lookup/stored.py`); a compact memory leaves it out, and it is made again when asked.
+    index: bytes | None = None
 
     @property
     def pending(self) -> Tensor:
@@ -75,7 +77,7 @@ class Memory:
         return bool(self.documents) and len(self.tokens) <= self.documents[0].first_token
 
     def with_text(self, text: str | None) -> Memory:
-        return replace(self, text=text)
+        return replace(self, text=text, index=None)
 
     def nbytes(self) -> int:
         """Bytes of all tensors."""
