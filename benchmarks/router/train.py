@@ -2,7 +2,7 @@
 
     python benchmarks/router/train.py                  fits, cross-validates inside the training half, writes weights
     python benchmarks/router/train.py --measure FILE   measures the weights of the package; changes nothing
-                                       [--half test] [--json OUT]
+                                       [--half test] [--json OUT] [--misses]
 
 A regression over features and a network over words are trained apart, on the training half and on the questions made of
 frames (frames.py); their scores are added. Calibration and threshold are chosen by cross-validation inside the training
@@ -258,7 +258,20 @@ def write_weights(model: Model, scale: float, offset: float, threshold: float) -
     print(f"{len(kept)} features in {WEIGHTS.name}, {len(text) / 1000:.0f} KB; {NETWORK.stat().st_size / 1000:.0f} KB")
 
 
-def measure(path: Path, half: str | None, out: Path | None) -> None:
+def rounds(rows: list[dict[str, Any]], right: list[bool]) -> dict[str, float]:
+    """The share right among the templates of the first and of the second round."""
+    shares = {}
+    for name, second in (("right_first_round", False), ("right_second_round", True)):
+        own = [
+            r for row, r in zip(rows, right, strict=True) if "template" in row and ("-2-" in row["template"]) == second
+        ]
+        if own:
+            shares[name] = round(float(np.mean(own)), 4)
+    return shares
+
+
+def measure(path: Path, half: str | None, out: Path | None, misses: bool) -> None:
+    """Prints figures; the questions that went wrong only with `misses`, which is not for held-out ones."""
     rows = load(path, half)
     route(rows[0]["question"])
     seconds, p, right = [], [], []
@@ -268,7 +281,7 @@ def measure(path: Path, half: str | None, out: Path | None) -> None:
         seconds.append(time.perf_counter() - began)
         p.append(decision.probability)
         right.append(decision.route == row["label"])
-        if not right[-1]:
+        if misses and not right[-1]:
             print(f"  {decision.probability:.2f} {row['label']}: {row['question']}  [{decision.reason}]")
     y = labels(rows)
     error, table = calibration_error(np.array(p), y)
@@ -277,6 +290,7 @@ def measure(path: Path, half: str | None, out: Path | None) -> None:
         "right": round(float(np.mean(right)), 4),
         "right_lookup": round(float(np.mean([r for r, a in zip(right, y, strict=True) if a])), 4),
         "right_memory": round(float(np.mean([r for r, a in zip(right, y, strict=True) if not a])), 4),
+        **rounds(rows, right),
         "calibration_error": round(error, 4),
         "milliseconds_median": round(1000 * median(seconds), 3),
         "milliseconds_most": round(1000 * max(seconds), 3),
@@ -294,9 +308,10 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, metavar="FILE", help="JSON lines with question and label")
     parser.add_argument("--half", choices=["train", "test"])
     parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--misses", action="store_true", help="print the questions that went wrong")
     options = parser.parse_args()
     if options.measure:
-        measure(options.measure, options.half, options.json)
+        measure(options.measure, options.half, options.json, options.misses)
     else:
         train()
 

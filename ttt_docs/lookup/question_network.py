@@ -64,9 +64,9 @@ def words_of(question: str) -> Words:
     return Words(stems, meant, named)
 
 
-def network_score(question: str) -> float:
-    """Above 0 for lookup, below for memory: the networks' mean log odds."""
-    n, words = _networks(), words_of(question)
+def network_score(question: str, networks: Networks | None = None) -> float:
+    """Above 0 for lookup, below for memory: the mean log odds of `networks`, or else of the package's."""
+    n, words = networks or _networks(), words_of(question)
     ids = [n.rows.get(stem, UNKNOWN) for stem in words.stems]
     x = np.zeros((len(n.own), LENGTH + 2, n.own.shape[2]), np.float32)  # an empty place at either end
     count = len(ids)
@@ -88,13 +88,17 @@ def _class_columns() -> dict[str, int]:
 
 @cache
 def _networks() -> Networks:
-    """From router_network.npz: 8-bit arrays, each with its scale."""
-    with np.load(Path(__file__).with_name("router_network.npz")) as file:
+    return read_networks(Path(__file__).with_name("router_network.npz"))
+
+
+def read_networks(path: Path) -> Networks:
+    """From a file of 8-bit arrays, each with its scale."""
+    with np.load(path) as file:
         words = str(file["words"]).split()
+        scales = {name: file[name] for name in file.files if name.endswith(".scale")}
         array = {
-            name: file[name].astype(np.float32) * file[f"{name}.scale"]
-            for name in file.files
-            if f"{name}.scale" in file.files
+            name.removesuffix(".scale"): file[name.removesuffix(".scale")].astype(np.float32) * scale
+            for name, scale in scales.items()
         }
     return Networks(
         rows={word: i + UNKNOWN + 1 for i, word in enumerate(words)},
