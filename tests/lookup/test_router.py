@@ -56,7 +56,7 @@ def test_clear_questions(question, expected):
 def test_half_that_no_weight_was_fitted_on():
     rows = [row for row in labelled("questions.jsonl") if row["half"] == "test"]
     right = sum(route(row["question"]).route == row["label"] for row in rows)
-    assert len(rows) >= 300 and right / len(rows) >= 0.9  # docs/router.md has the figure itself
+    assert len(rows) >= 300 and right / len(rows) >= 0.93  # docs/router.md has the figure itself
 
 
 def test_halves_share_no_template():

@@ -58,7 +58,9 @@ _CODE = re.compile(
 _YEAR = re.compile(r"(?<![\w.])(?:1[0-9]{3}|20[0-9]{2})(?![\w.])")
 _NUMBER = re.compile(r"(?<![\w])[$€£]?\d[\d.,]*%?")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|<\w+>")
-_CLAUSE = re.compile(r"(?<=[.;:!?])\s+|\s+[-–—]+\s+|\n+")
+_CLAUSE = re.compile(
+    r"(?<=[.;:!?])\s+|\s+[-–—]+\s+|\n+|,\s+(?:but\s+|so\s+)?(?=(?:what|how)\s+\w+\s+\w)", re.IGNORECASE
+)
 #: What people say before they ask. "do you think" and "would you recommend" ask for an opinion and stay.
 _POLITE = re.compile(
     r"^(?:(?:hi|hello|hey|ok|okay|so|and|well|now|please|pls|kindly|just|quick question|question|also|then|"
@@ -261,11 +263,13 @@ def _vectors() -> tuple[dict[str, int], np.ndarray]:
 
 
 def _asking_clause(text: str) -> str:
-    """The last clause that begins with a question word or nearly so; else the last that has one; else the first."""
+    """The last clause that begins with a question word or nearly so; else the last with a question mark, with a
+    question word anywhere; else the first."""
     clauses = [clause for clause in _CLAUSE.split(text) if _WORD.search(clause)]
     asking = [c for c in clauses if _question_word(_WORD.findall(_POLITE.sub("", c).lower())[:4])[0]]
+    marked = [c for c in clauses if c.rstrip(" \"')").endswith("?") and len(_WORD.findall(c)) > 2]
     anywhere = [c for c in clauses if _question_word(_WORD.findall(c.lower()))[0]]
-    return (asking or anywhere[-1:] or clauses[:1] or [""])[-1]
+    return (asking or marked or anywhere[-1:] or clauses[:1] or [""])[-1]
 
 
 def _stems(clause: str, found: dict[str, str]) -> tuple[list[str], list[str]]:
