@@ -18,28 +18,31 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 SEED = 20
 FILLS = 2  # questions made of a template with slots, at most
+#: Templates of the second round are shared out by themselves, so that those of the first stay in their half.
+FILES = ("lookup", "memory", "lookup-2", "memory-2")
 DOMAINS = ("book", "contract", "report", "paper", "code", "manual")
 
 
 def templates() -> list[dict[str, Any]]:
     """All templates, each with label, kind, domains and half ("train" or "test")."""
     found: list[dict[str, Any]] = []
-    for label in ("lookup", "memory"):
-        lines = [line for line in (HERE / f"{label}.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+    for file in FILES:
+        lines = [line for line in (HERE / f"{file}.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
         for number, line in enumerate(lines):
             kind, domains, text = (part.strip() for part in line.split("|"))
             found.append(
                 {
-                    "id": f"{label}-{number:03}",
-                    "label": label,
+                    "id": f"{file}-{number:03}",
+                    "file": file,
+                    "label": file.removesuffix("-2"),
                     "kind": kind,
                     "domains": DOMAINS if domains == "any" else tuple(domains.split()),
                     "text": text,
                 }
             )
     generator = random.Random(SEED)
-    for label, kind in sorted({(t["label"], t["kind"]) for t in found}):
-        group = [t for t in found if (t["label"], t["kind"]) == (label, kind)]
+    for file, kind in sorted({(t["file"], t["kind"]) for t in found}, key=lambda one: (FILES.index(one[0]), one[1])):
+        group = [t for t in found if (t["file"], t["kind"]) == (file, kind)]
         generator.shuffle(group)
         for place, template in enumerate(group):
             template["half"] = "train" if place % 2 else "test"

@@ -2,10 +2,11 @@
 
     python benchmarks/router/train.py                  fits, cross-validates inside the training half, writes weights
     python benchmarks/router/train.py --measure FILE   measures the weights of the package; changes nothing
-                                       [--half test] [--json OUT]
+                                       [--half test] [--json OUT] [--misses]
 
-Calibration and threshold are chosen by cross-validation inside the training half, where each question is predicted by
-weights that never saw its template.
+A regression over features and a network over words are trained apart, on the training half and on the questions made of
+frames (frames.py); their scores are added. Calibration and threshold are chosen by cross-validation inside the training
+half, where each question is predicted by weights that never saw its template.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import json
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import network
 import numpy as np
 import torch
+from frames import bare, frame_questions
 from make_questions import templates
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -39,6 +43,10 @@ MEANING = 1.5
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE.parents[1] / "ttt_docs" / "lookup" / "router.json"
+NETWORK = WEIGHTS.with_name("router_network.npz")
+NETWORKS = 3
+FRAME_WEIGHT = 0.3
+LEAST = 0.01  # weights below are left out of the file
 PENALTY = 0.8  # of 0.1 to 1.6 the best or nearly so, by template and by kind, whenever tried during development
 FOLDS = 4
 MIN_TEMPLATES = 2  # a word counts once this many templates of the training half have it
@@ -59,6 +67,7 @@ PRIOR |= {
     "find": 1.5,
     "define": 2,
 }
+PRIOR |= {"inward": -1, "state": 1, "thing": 1, "technical": 1, "terms": 1, "handling": 1}
 PRIOR |= {"action": 1, "has=place": 2.5, "has=quote": 1, "has=code": 1, "has=form": -1}
 
 Array = np.ndarray
@@ -69,19 +78,28 @@ def load(path: Path, half: str | None) -> list[dict[str, Any]]:
     return [row for row in rows if half in (None, row.get("half"))]
 
 
+def bare_texts(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The texts of the rows' templates and frames, by name, with slots that say nothing."""
+    texts = {template["id"]: [bare(template["text"])] for template in templates()}
+    kept: dict[str, list[str]] = {}
+    for row in rows:
+        if "bare" in row:
+            kept.setdefault(f"{row['template']} {row['bare']}", [row["bare"]])
+        else:
+            kept[row["template"]] = texts[row["template"]]
+    return kept
+
+
 def vocabulary(rows: list[dict[str, Any]]) -> list[str]:
     """Features to weigh. Words count by the templates that have them outside of their slots."""
-    own = Counter()
-    ids = {row["template"] for row in rows}
-    for template in templates():
-        if template["id"] in ids:
-            text = template["text"]
-            for slot in ("doc", "person2", "person", "place", "thing", "topic", "event", "part"):
-                text = text.replace("{" + slot + "}", "Xxx")
-            own.update(name for name in features("x " + text if text.startswith("Xxx") else text))
+    own: Counter[str] = Counter()
+    for texts in bare_texts(rows).values():
+        own.update({name for text in texts for name in features(text)})
     seen = Counter(name for row in rows for name in features(row["question"]))
     frequent = {name for name, count in own.items() if count >= MIN_TEMPLATES}
-    general = {name for name, count in seen.items() if count >= 3 and name[0] not in "wbs"}
+    general = {
+        name for name, count in seen.items() if count >= 3 and not name.startswith(("w=", "b=", "lead=", "head="))
+    }
     return sorted({name for name in frequent if name in seen} | general)
 
 
@@ -98,7 +116,13 @@ def matrix(rows: list[dict[str, Any]], names: list[str]) -> Array:
 
 def prior(names: list[str]) -> Array:
     """[features + meaning + 1], the bias last."""
-    own = [PRIOR.get(name.removeprefix("c="), 0.0) for name in names]
+
+    def centre(name: str) -> float:
+        return (
+            PRIOR.get(name.removeprefix("c="), 0.0) if not name.startswith("head&c=") else PRIOR.get(name[7:], 0.0) / 2
+        )
+
+    own = [centre(name) for name in names]
     return np.array(own + [0.0] * (len(meaning("")) + 1))
 
 
@@ -128,23 +152,46 @@ def sigmoid(score: Array) -> Array:
 
 
 def template_weights(rows: list[dict[str, Any]]) -> Array:
-    """Every template weighs the same, however many questions it makes."""
+    """Every template weighs the same, however many questions it makes; a question made of a frame, `FRAME_WEIGHT`."""
     count = Counter(row["template"] for row in rows)
-    return np.array([1 / count[row["template"]] for row in rows])
+    return np.array([FRAME_WEIGHT if "bare" in row else 1 / count[row["template"]] for row in rows])
 
 
-def out_of_fold(rows: list[dict[str, Any]], penalty: float) -> Array:
-    """Scores of all rows, each from weights fitted without its template; the vocabulary too is the fold's own."""
-    fold_of = {name: i % FOLDS for i, name in enumerate(sorted({row["template"] for row in rows}))}
-    scores = np.zeros(len(rows))
+@dataclass(frozen=True)
+class Model:
+    names: list[str]
+    weights: Array  # [features + meaning + 1], the bias last
+    words: list[str]
+    networks: list[network.Network]
+
+    def regression(self, rows: list[dict[str, Any]]) -> Array:
+        return matrix(rows, self.names) @ self.weights[:-1] + self.weights[-1]
+
+    def network(self, rows: list[dict[str, Any]]) -> Array:
+        questions = [row["question"] for row in rows]
+        return np.mean([network.scores(one, questions, self.words) for one in self.networks], axis=0)
+
+
+def fitted(rows: list[dict[str, Any]], networks: int) -> Model:
+    y, weight, names = labels(rows), template_weights(rows), vocabulary(rows)
+    w = fit(matrix(rows, names), y, weight, PENALTY, prior(names))
+    words = network.vocabulary(bare_texts(rows))
+    questions = [row["question"] for row in rows]
+    return Model(names, w, words, [network.train(questions, y, weight, words, seed) for seed in range(networks)])
+
+
+def out_of_fold(rows: list[dict[str, Any]], extra: list[dict[str, Any]]) -> tuple[Array, Array]:
+    """Regression's and network's scores of all rows, each from a model fitted without its template, on one network."""
+    ids = sorted({row["template"] for row in rows})
+    order = np.random.default_rng(0).permutation(len(ids))
+    fold_of = {name: order[i] % FOLDS for i, name in enumerate(ids)}
+    scores = np.zeros((2, len(rows)))
     for fold in range(FOLDS):
         held = np.array([fold_of[row["template"]] == fold for row in rows])
-        kept = [row for row, out in zip(rows, held, strict=True) if not out]
-        names = vocabulary(kept)
-        w = fit(matrix(kept, names), labels(kept), template_weights(kept), penalty, prior(names))
-        x = matrix([row for row, out in zip(rows, held, strict=True) if out], names)
-        scores[held] = x @ w[:-1] + w[-1]
-    return scores
+        model = fitted([row for row, out in zip(rows, held, strict=True) if not out] + extra, networks=1)
+        asked = [row for row, out in zip(rows, held, strict=True) if out]
+        scores[:, held] = model.regression(asked), model.network(asked)
+    return scores[0], scores[1]
 
 
 def labels(rows: list[dict[str, Any]]) -> Array:
@@ -177,37 +224,54 @@ def calibration_error(p: Array, y: Array, bins: int = 10) -> tuple[float, list[d
 
 
 def train() -> None:
-    rows = load(HERE / "questions.jsonl", "train")
+    rows, extra = load(HERE / "questions.jsonl", "train"), frame_questions()
     y, weight = labels(rows), template_weights(rows)
-    scores = out_of_fold(rows, PENALTY)
-    scale, offset = calibrate(scores, y, weight)
-    p = sigmoid(scale * scores + offset)
+    regression, net = out_of_fold(rows, extra)
+    for name, score in (("regression", regression), ("network", net), ("both", regression + net)):
+        print(f"{name} right in cross-validation: {((score >= 0) == (y > 0)).mean():.4f}")
+    scale, offset = calibrate(regression + net, y, weight)
+    p = sigmoid(scale * (regression + net) + offset)
     right = {t: float(((p >= t) == (y > 0)).mean()) for t in THRESHOLDS}
-    best = max(right.values())
-    threshold = min(t for t, share in right.items() if share >= best - 0.002)
+    threshold = min(t for t, share in right.items() if share >= max(right.values()) - 0.002)
     print(f"scale {scale:.3f}, offset {offset:.3f}, threshold {threshold}, right {right}")
-    for row, probability in sorted(
-        zip(rows, p, strict=True), key=lambda pair: abs(pair[1] - (pair[0]["label"] == "lookup"))
-    ):
+    for row, probability in zip(rows, p, strict=True):
         if (probability >= threshold) != (row["label"] == "lookup"):
             print(f"  {probability:.2f} {row['label']} {row['kind']}: {row['question']}")
-    names = vocabulary(rows)
-    w = fit(matrix(rows, names), y, weight, PENALTY, prior(names))
-    kept = {name: round(float(value), 4) for name, value in zip(names, w, strict=False) if abs(value) >= 0.005}
+    model = fitted(rows + extra, NETWORKS)
+    network.save(model.networks, model.words, NETWORK)
+    write_weights(model, scale, offset, threshold)
+
+
+def write_weights(model: Model, scale: float, offset: float, threshold: float) -> None:
+    names, w = model.names, model.weights
+    kept = {name: round(float(value), 3) for name, value in zip(names, w, strict=False) if abs(value) >= LEAST}
     settings = {
         "bias": round(float(w[-1]), 4),
         "scale": round(scale, 4),
         "offset": round(offset, 4),
         "threshold": threshold,
-        "meaning": [round(MEANING * float(value), 4) for value in w[len(names) : -1]],
+        "meaning": [round(MEANING * float(value), 3) for value in w[len(names) : -1]],
     }
     lines = ",\n".join(f"  {json.dumps(name, ensure_ascii=False)}: {value}" for name, value in kept.items())
     text = json.dumps(settings)[:-1] + ', "features": {\n' + lines + "\n}}\n"
     WEIGHTS.write_text(text, "utf-8")
-    print(f"{len(kept)} features written to {WEIGHTS.name}, {len(text) / 1000:.0f} KB")
+    print(f"{len(kept)} features in {WEIGHTS.name}, {len(text) / 1000:.0f} KB; {NETWORK.stat().st_size / 1000:.0f} KB")
 
 
-def measure(path: Path, half: str | None, out: Path | None) -> None:
+def rounds(rows: list[dict[str, Any]], right: list[bool]) -> dict[str, float]:
+    """The share right among the templates of the first and of the second round."""
+    shares = {}
+    for name, second in (("right_first_round", False), ("right_second_round", True)):
+        own = [
+            r for row, r in zip(rows, right, strict=True) if "template" in row and ("-2-" in row["template"]) == second
+        ]
+        if own:
+            shares[name] = round(float(np.mean(own)), 4)
+    return shares
+
+
+def measure(path: Path, half: str | None, out: Path | None, misses: bool) -> None:
+    """Prints figures; the questions that went wrong only with `misses`, which is not for held-out ones."""
     rows = load(path, half)
     route(rows[0]["question"])
     seconds, p, right = [], [], []
@@ -217,7 +281,7 @@ def measure(path: Path, half: str | None, out: Path | None) -> None:
         seconds.append(time.perf_counter() - began)
         p.append(decision.probability)
         right.append(decision.route == row["label"])
-        if not right[-1]:
+        if misses and not right[-1]:
             print(f"  {decision.probability:.2f} {row['label']}: {row['question']}  [{decision.reason}]")
     y = labels(rows)
     error, table = calibration_error(np.array(p), y)
@@ -226,6 +290,7 @@ def measure(path: Path, half: str | None, out: Path | None) -> None:
         "right": round(float(np.mean(right)), 4),
         "right_lookup": round(float(np.mean([r for r, a in zip(right, y, strict=True) if a])), 4),
         "right_memory": round(float(np.mean([r for r, a in zip(right, y, strict=True) if not a])), 4),
+        **rounds(rows, right),
         "calibration_error": round(error, 4),
         "milliseconds_median": round(1000 * median(seconds), 3),
         "milliseconds_most": round(1000 * max(seconds), 3),
@@ -243,9 +308,10 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, metavar="FILE", help="JSON lines with question and label")
     parser.add_argument("--half", choices=["train", "test"])
     parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--misses", action="store_true", help="print the questions that went wrong")
     options = parser.parse_args()
     if options.measure:
-        measure(options.measure, options.half, options.json)
+        measure(options.measure, options.half, options.json, options.misses)
     else:
         train()
 

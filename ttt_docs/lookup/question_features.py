@@ -14,6 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 #: Of a longer question the first and the last words count.
 LONGEST = 120
 
@@ -53,7 +58,9 @@ _CODE = re.compile(
 _YEAR = re.compile(r"(?<![\w.])(?:1[0-9]{3}|20[0-9]{2})(?![\w.])")
 _NUMBER = re.compile(r"(?<![\w])[$€£]?\d[\d.,]*%?")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|<\w+>")
-_CLAUSE = re.compile(r"(?<=[.;:!?])\s+|\s+[-–—]+\s+|\n+")
+_CLAUSE = re.compile(
+    r"(?<=[.;:!?])\s+|\s+[-–—]+\s+|\n+|,\s+(?:but\s+|so\s+)?(?=(?:what|how)\s+\w+\s+\w)", re.IGNORECASE
+)
 #: What people say before they ask. "do you think" and "would you recommend" ask for an opinion and stay.
 _POLITE = re.compile(
     r"^(?:(?:hi|hello|hey|ok|okay|so|and|well|now|please|pls|kindly|just|quick question|question|also|then|"
@@ -64,12 +71,27 @@ _POLITE = re.compile(
     re.IGNORECASE,
 )
 _ASKING = ("who", "whom", "whose", "when", "where", "which", "what", "why", "how")
+#: A question that begins with one of these asks for yes or no.
+_AUXILIARIES = _set(
+    """is are was were am do does did has have had can could shall should will would may might must isn't aren't wasn't
+    don't doesn't didn't hasn't can't couldn't shouldn't won't wouldn't"""
+)
 _SHORT = {"what's": "what is", "who's": "who is", "where's": "where is", "when's": "when is", "how's": "how is"}
 #: Words that a question may have for one another: "how can you" is asked like "how do I".
 _ALIKE = {"an": "a", "are": "is", "were": "was", "does": "do", "have": "has", "you": "i", "we": "i"}
 _ALIKE |= dict.fromkeys(("could", "should", "must", "may", "would", "might"), "can") | dict.fromkeys(
     ("this", "these"), "it"
 )
+#: Words that end or come before what is asked for.
+_SMALL = _set(
+    """who whom whose when where which what why how is are was were be been am do does did has have had having can could
+    shall should will would may might must a an the this that these those my your his her its our their some any all
+    every each no not there it i you he she we they me us him them of in on for to by with between behind from about at
+    as into onto under over during after before through against among across within without per than if while whether
+    and or but because so then kind sort type one ones please just"""
+)
+#: Verbs that say nothing of what is wanted.
+_ORDERS = _set("give show tell find get make write list name say state identify provide see let need want")
 #: After "how", these ask for a number.
 _MEASURES = re.compile("many|much|long|old|far|often|tall|big|large|deep|wide|high|heavy|fast|late|early|soon")
 
@@ -147,10 +169,26 @@ def _one_slip(a: str, b: str) -> bool:
 def features(question: str) -> dict[str, str]:
     """The question's features, each with the words of the question that it comes from (for the reason).
 
-    Names: `w=` a stem, `b=` two in a row, `start=` how the asking clause begins, `q=` the question word, `c=` a word
-    class, `q=...&c=...` both, `has=` place, quote, form, code, year, number or name, `length=`.
+    Names: `w=` a stem, `b=` two or three in a row, `q=` the question word, `c=` a word class, `first=` the first class,
+    `lead=` and `head=` the first and the last word of what is asked for (`head&c=` its class), `q=...&c=...` both,
+    `has=` place, quote, form, code, year, number or name, `length=`.
     """
     found: dict[str, str] = {}
+    stems, spoken = _read(question, found)
+    for kind in ("quote", "form", "place"):  # of another clause they say less
+        if f"has={kind}" in found and f"<{kind}>" not in spoken:
+            del found[f"has={kind}"]
+    _word_features(stems, spoken, found)
+    return found
+
+
+def clause_words(question: str) -> tuple[list[str], list[str]]:
+    """Stems and written words of the clause that asks, names and pointers as `<name>`, `<place>` and so on."""
+    return _read(question, {})
+
+
+def _read(question: str, found: dict[str, str]) -> tuple[list[str], list[str]]:
+    """`clause_words`, and the pointers in `found`."""
     text = _plain(question)
     words = text.split()
     if len(words) > LONGEST:
@@ -169,12 +207,7 @@ def features(question: str) -> dict[str, str]:
     clause = _POLITE.sub("", _asking_clause(text))
     for kind, pattern in (("code", _CODE), ("year", _YEAR), ("number", _NUMBER)):
         clause = mask(kind, pattern, clause)
-    stems, spoken = _stems(clause, found)
-    for kind in ("quote", "form", "place"):  # of another clause they say less
-        if f"has={kind}" in found and f"<{kind}>" not in spoken:
-            del found[f"has={kind}"]
-    _word_features(stems, spoken, found)
-    return found
+    return _stems(clause, found)
 
 
 def _plain(question: str) -> str:
@@ -186,42 +219,57 @@ def _plain(question: str) -> str:
 
 
 def meaning(question: str) -> np.ndarray:
-    """Mean vectors of the asking clause's words: of those that are not common, of all, and the first of the former.
+    """Mean vectors of the asking clause's words: of those that are not common, of all, the first of the former, and
+    the head of what is asked for.
 
-    float32 [3 * dim]; zeros where no word is known. The first of the words that are not common is, in most questions,
+    float32 [4 * dim]; zeros where no word is known. The first of the words that are not common is, in most questions,
     what is asked for: "what *themes*", "how is it *defined*".
     """
-    words, vectors = _vectors()
+    table, classes = vectors(), word_classes()
     text = _QUOTE.sub(" ", _plain(question))
     clause = _POLITE.sub("", _asking_clause(" ".join(text.split()[:LONGEST])))
-    classes = word_classes()
+    words = [word.lower() for word in _WORD.findall(clause)]
     every, telling = [], []
-    for word in _WORD.findall(clause):
-        word = word.lower().replace("’", "'").removesuffix("'s")
-        row = words.get(word, words.get(word.removesuffix("s")))
+    for word in words:
+        row = vector_row(word)
         if row is not None:
             every.append(row)
             if "common" not in classes.get(stem(word), ()):
                 telling.append(row)
-    parts = [telling, every, telling[:1]]
-    means = [vectors[rows].mean(0) if rows else np.zeros(vectors.shape[1], np.float32) for rows in parts]
+    head = asked_for(words)[1]
+    row = None if head is None else vector_row(words[head])
+    parts = [telling, every, telling[:1], [] if row is None else [row]]
+    means = [table[rows].mean(0) if rows else np.zeros(table.shape[1], np.float32) for rows in parts]
     return np.concatenate(means)
+
+
+def vector_row(word: str) -> int | None:
+    """The row of a word, in lower case, among the vectors; None for an unknown one."""
+    rows = _vectors()[0]
+    word = word.replace("’", "'").removesuffix("'s")
+    return rows.get(word, rows.get(word.removesuffix("s")))
+
+
+def vectors() -> np.ndarray:
+    """Unit vectors of common words, float32 [words, dim] (benchmarks/router/make_vectors.py)."""
+    return _vectors()[1]
 
 
 @cache
 def _vectors() -> tuple[dict[str, int], np.ndarray]:
-    """Words to rows, and unit vectors float32 [words, dim] (benchmarks/router/make_vectors.py)."""
     with np.load(Path(__file__).with_name("word_vectors.npz")) as file:
         words = str(file["words"]).split()
         return {word: row for row, word in enumerate(words)}, file["vectors"].astype(np.float32) / 127
 
 
 def _asking_clause(text: str) -> str:
-    """The last clause that begins with a question word or nearly so; else the last that has one; else the first."""
+    """The last clause that begins with a question word or nearly so; else the last with a question mark, with a
+    question word anywhere; else the first."""
     clauses = [clause for clause in _CLAUSE.split(text) if _WORD.search(clause)]
     asking = [c for c in clauses if _question_word(_WORD.findall(_POLITE.sub("", c).lower())[:4])[0]]
+    marked = [c for c in clauses if c.rstrip(" \"')").endswith("?") and len(_WORD.findall(c)) > 2]
     anywhere = [c for c in clauses if _question_word(_WORD.findall(c.lower()))[0]]
-    return (asking or anywhere[-1:] or clauses[:1] or [""])[-1]
+    return (asking or marked or anywhere[-1:] or clauses[:1] or [""])[-1]
 
 
 def _stems(clause: str, found: dict[str, str]) -> tuple[list[str], list[str]]:
@@ -259,14 +307,26 @@ def _question_word(words: list[str]) -> tuple[str, int]:
     return "", -1
 
 
+def _is_yes_or_no(spoken: list[str]) -> bool:
+    return bool(spoken) and spoken[0].lower() in _AUXILIARIES
+
+
 def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -> None:
     classes = word_classes()
     asking, at = _question_word([word.lower() for word in spoken])
-    kind = "how much" if asking.startswith("how ") else asking or "none"
+    kind = "how much" if asking.startswith("how ") else asking or ("yes" if _is_yes_or_no(spoken) else "none")
     found[f"q={kind}"] = asking
     found[f"length={sum(len(stems) > limit for limit in (2, 5, 10, 18, 30))}"] = ""
     if at > 0:
         found["q=inside"] = asking
+    for part, place in zip(("lead", "head"), asked_for(_lowered(stems, spoken)), strict=True):
+        if place is not None:
+            word, said = stems[place], spoken[place]
+            found[f"{part}={word}"] = said
+            for name in classes.get(word, ()):
+                if name not in ("common", "document"):
+                    found[f"{part}&c={name}"] = said
+                    found[f"q={kind}&{part}&c={name}"] = said
     first = True
     for word, said in zip(stems, spoken, strict=True):
         if not word.startswith("<"):
@@ -290,6 +350,26 @@ def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -
     for pointer in ("place", "quote", "form", "code", "year", "number", "name"):
         if f"has={pointer}" in found:
             found[f"q={kind}&has={pointer}"] = found[f"has={pointer}"]
+
+
+def _lowered(stems: list[str], spoken: list[str]) -> list[str]:
+    return [stem if stem == "<name>" else word.lower() for stem, word in zip(stems, spoken, strict=True)]
+
+
+def asked_for(words: list[str]) -> tuple[int | None, int | None]:
+    """Where the first and last word of what is asked for stand: "what is the [main character's name]", "[due date]".
+
+    That is the first run of words without small words: in English its last word is its head. `words` in lower case,
+    with names and the like as `<name>`. (None, None) if there are only small words.
+    """
+    run: list[int] = []
+    for i, word in enumerate(words):
+        if word in _SMALL or (word in _ORDERS and not run and i + 1 < len(words)):
+            if run:
+                break
+        else:
+            run.append(i)
+    return (run[0], run[-1]) if run else (None, None)
 
 
 def _shape(word: str) -> str:

@@ -1,8 +1,8 @@
 """Which way a question goes: to the memory, or to the document's passages.
 
-A logistic regression over the words of the question decides; it is fitted by benchmarks/router/train.py, and
-docs/router.md says what belongs where. The language model does not run. In doubt the passages are searched: a lookup
-that was not needed costs seconds, a name or a date from memory may be wrong.
+A logistic regression over features of the question and a small network over its words decide together; both are
+fitted by benchmarks/router/train.py, and docs/router.md says what belongs where. The language model does not run. In
+doubt the passages are searched: a lookup that was not needed costs seconds, a name or a date from memory may be wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Literal
 
 from ttt_docs.errors import UsageError
 from ttt_docs.lookup.question_features import class_meanings, features, meaning
+from ttt_docs.lookup.question_network import network_score
 
 #: Features named in a reason.
 NAMED = 2
@@ -32,7 +33,8 @@ class Decision:
 
 @dataclass(frozen=True)
 class Weights:
-    """log(p / (1 - p)) = scale * (bias + sum of the weights of the features present + meaning * meanings) + offset."""
+    """log(p / (1 - p)) = scale * (bias + sum of the weights of the features present + meaning * meanings + network's
+    score) + offset."""
 
     bias: float
     meaning: list[float]
@@ -54,7 +56,8 @@ def route(question: str) -> Decision:
     w = weights()
     present = {name: words for name, words in features(question).items() if name in w.features}
     meant = sum(map(float.__mul__, w.meaning, meaning(question).tolist()))
-    score = w.scale * (w.bias + sum(w.features[name] for name in present) + meant) + w.offset
+    own = w.bias + sum(w.features[name] for name in present) + meant
+    score = w.scale * (own + network_score(question)) + w.offset
     probability = 1 / (1 + math.exp(-max(-30.0, min(30.0, score))))
     lookup = probability >= w.threshold
     return Decision("lookup" if lookup else "memory", probability, _reason(present, w, lookup, probability))

@@ -1,0 +1,113 @@
+"""Trains the networks of ttt_docs/lookup/question_network.py, and packs them for the package."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ttt_docs.lookup import question_network
+from ttt_docs.lookup.question_network import BEGIN, EMPTY, END, LENGTH, RUNS, UNKNOWN, Words
+
+WIDTH, CHANNELS = 48, 64
+EPOCHS, BATCH, RATE, DECAY = 10, 128, 3e-3, 0.02
+DROPOUT = 0.4
+FORGET = 0.1  # share of words that lose their row in a step: so the vectors and classes learn to stand in for it
+
+Array = np.ndarray
+words_of = lru_cache(None)(question_network.words_of)
+
+
+class Network(nn.Module):
+    def __init__(self, rows: int, dim: int, classes: int) -> None:
+        super().__init__()
+        self.own = nn.Embedding(rows, WIDTH, padding_idx=EMPTY)
+        nn.init.normal_(self.own.weight, std=0.1)
+        self.own.weight.data[EMPTY] = 0
+        self.vector = nn.Linear(dim, WIDTH, bias=False)
+        self.classes = nn.Linear(classes, WIDTH, bias=False)
+        self.runs = nn.ModuleList(nn.Conv1d(WIDTH, CHANNELS, size, padding=int(size > 1)) for size in RUNS)
+        self.out = nn.Linear(len(RUNS) * CHANNELS, 1)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, ids: Tensor, vectors: Tensor, classes: Tensor) -> Tensor:
+        """ids [batch, LENGTH], vectors and classes [batch, LENGTH, ...] -> log odds of lookup [batch]."""
+        x = self.own(ids) + self.vector(vectors) + self.classes(classes)
+        x = (self.dropout(x) * (ids != EMPTY)[..., None]).transpose(1, 2)
+        peaks = [F.relu(run(x)).amax(2) for run in self.runs]
+        return self.out(self.dropout(torch.cat(peaks, 1)))[:, 0]
+
+
+def vocabulary(templates: dict[str, list[str]], least: int = 2) -> list[str]:
+    """Stems that at least `least` templates have; `templates`: the texts of each."""
+    seen = Counter()
+    for texts in templates.values():
+        seen.update({stem for text in texts for stem in words_of(text).stems})
+    return sorted({stem for stem, count in seen.items() if count >= least} | {BEGIN, END})
+
+
+def tensors(questions: list[str], words: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    rows = {word: i + UNKNOWN + 1 for i, word in enumerate(words)}
+    read: list[Words] = [words_of(question) for question in questions]
+    ids = np.full((len(read), LENGTH), EMPTY)
+    for i, one in enumerate(read):
+        ids[i, : len(one.stems)] = [rows.get(stem, UNKNOWN) for stem in one.stems]
+    vectors, classes = (np.stack([getattr(one, name) for one in read]) for name in ("vectors", "classes"))
+    return torch.from_numpy(ids), torch.from_numpy(vectors), torch.from_numpy(classes)
+
+
+def train(questions: list[str], y: Array, weight: Array, words: list[str], seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    ids, vectors, classes = tensors(questions, words)
+    targets, sizes = torch.from_numpy(y).float(), torch.from_numpy(weight).float()
+    network = Network(len(words) + UNKNOWN + 1, vectors.shape[2], classes.shape[2])
+    descent = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
+    steps = EPOCHS * math.ceil(len(questions) / BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(descent, RATE, total_steps=steps, pct_start=0.15)
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(len(questions)).split(BATCH):
+            own = ids[rows]
+            own = torch.where((torch.rand(own.shape) < FORGET) & (own != EMPTY), UNKNOWN, own)
+            odds = network(own, vectors[rows], classes[rows])
+            errors = F.binary_cross_entropy_with_logits(odds, targets[rows], sizes[rows], reduction="sum")
+            descent.zero_grad()
+            (errors / sizes[rows].sum()).backward()
+            descent.step()
+            schedule.step()
+    return network.eval()
+
+
+@torch.no_grad()
+def scores(network: Network, questions: list[str], words: list[str]) -> Array:
+    return network(*tensors(questions, words)).double().numpy()
+
+
+@torch.no_grad()
+def save(networks: list[Network], words: list[str], path: Path) -> None:
+    """8 bits a weight, one scale for each array of all networks."""
+
+    def stacked(name: str) -> Array:
+        return torch.stack([network.get_parameter(name) for network in networks]).numpy()
+
+    arrays = {
+        "own": stacked("own.weight"),
+        "vector": stacked("vector.weight").transpose(0, 2, 1),
+        "classes": stacked("classes.weight").transpose(0, 2, 1),
+        "out": stacked("out.weight")[:, 0],
+        "out_bias": stacked("out.bias"),
+    }
+    for i, size in enumerate(RUNS):
+        arrays[f"run{size}"] = stacked(f"runs.{i}.weight").transpose(0, 3, 2, 1).reshape(-1, size * WIDTH, CHANNELS)
+        arrays[f"bias{size}"] = stacked(f"runs.{i}.bias")[:, None]
+    packed: dict[str, Array] = {"words": np.array(" ".join(words))}
+    for name, array in arrays.items():
+        scale = np.float32(max(np.abs(array).max(), 1e-12) / 127)
+        packed[name] = np.round(array / scale).astype(np.int8)
+        packed[f"{name}.scale"] = scale
+    np.savez_compressed(path, **packed)
