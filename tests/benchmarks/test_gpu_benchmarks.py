@@ -112,7 +112,7 @@ def test_floors_grow_with_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_one_command_for_all(tmp_path: Path) -> None:
-    """The checks are found without the tests' conftest.py, as on a machine that has torch and Triton and little else."""
+    """The checks are found without the tests' conftest.py, as on a machine with torch, Triton and little else."""
 
     def script(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path)}
