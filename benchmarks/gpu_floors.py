@@ -67,6 +67,13 @@ def prefill_seconds(
     return seconds + (update_bytes(config, reading) / rates["copy_bytes"] if system == "ttt" else 0.0)
 
 
+def fp8_seconds(config: ModelConfig, reading: ReadingConfig, length: int, rates: dict[str, float]) -> float:
+    """TTT's floor of a token with the prefix's frozen products in fp8, at twice the rate."""
+    weights = block_weights(config)
+    frozen = config.prefix_blocks * 2 * (weights["attention"] + weights["mlp"])
+    return prefill_seconds(config, reading, length, "ttt", rates) - frozen / 2 / rates["product_flops"]
+
+
 def training_operations(config: ModelConfig, window: int | None, length: int) -> float:
     """Operations per token of loss and gradient: through the inner updates where the model has prime MLPs.
 
@@ -138,6 +145,10 @@ def main() -> None:
     rates = {"product_flops": options.products, "copy_bytes": options.copies}
     print("Prefill, ms per 1,000 tokens: TTT / window only / full attention, and full over TTT\n")
     print("\n".join(prefill_table(["125m", "760m", "3b", "smollm2-135m"], rates)))
+    config, reading = config_of("3b")
+    seconds = fp8_seconds(config, reading, LENGTHS[-1], rates)
+    ratio = prefill_seconds(config, reading, LENGTHS[-1], "full", rates) / seconds
+    print(f"\n3b at 128K with frozen prefix products in fp8 at twice the rate: {1e6 * seconds:.2f}, {ratio:.2f}")
     print("\nA training step, ms per 1,000 tokens: meta / full attention, and their ratio\n")
     print("\n".join(training_table(["125m", "760m"], rates)))
     print("\nKernels on a chunk of 1,024 tokens, roofline in microseconds\n")

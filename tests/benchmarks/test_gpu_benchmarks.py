@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,21 @@ def test_floors_grow_with_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> N
     weights = floors.block_weights(plain)
     plainly = 6 * ((weights["attention"] + weights["mlp"]) * plain.blocks + plain.vocab_size * plain.dim)
     assert full[0] == pytest.approx(plainly + 14 * 4096.5 * plain.heads * plain.head_dim * plain.blocks)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_one_command_for_all(tmp_path: Path) -> None:
+    """The checks are found without the tests' conftest.py, as on a machine with torch, Triton and little else."""
+
+    def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path)}
+        command = ["bash", str(BENCHMARKS / "gpu.sh"), "--smoke", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    done = script("checks")
+    assert done.returncode == 0 and "tests/model/test_device.py" in done.stdout, done.stdout + done.stderr
+    done = script("nonsense")
+    assert done.returncode == 2 and "no step nonsense" in done.stderr
 
 
 def test_floors_need_no_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,14 +144,14 @@ class _Prefix:
         self.stream = _prefix_stream(tokens.device) if tokens.is_cuda else None
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
-        self._launch(self.start // AHEAD)
 
     def hidden(self, i: int) -> Tensor:
         """[batch, chunk, dim] of chunk number i of the tokens."""
         index = self.start + i
         group = index // AHEAD
-        if group + 1 not in self.groups and (group + 1) * AHEAD < self.stop:
-            self._launch(group + 1)
+        for here in (group, group + 1):
+            if here not in self.groups and here * AHEAD < self.stop:
+                self._launch(here)
         hidden, done = self.groups[group]
         if done is not None:
             done.wait()

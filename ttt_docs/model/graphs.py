@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights
-from ttt_docs.model.device import DEVICE_PIECE, Buffers, StepResult, Taken, device_step
+from ttt_docs.model.device import Buffers, StepResult, Taken, device_step
 
 if TYPE_CHECKING:
     from ttt_docs.model.state import ReadingState
@@ -31,7 +31,7 @@ def graphs_for(state: ReadingState) -> SuffixGraphs:
     """The graphs of the state's model. Reading in another way, with more documents or with parameters that have moved
     makes new ones; the ones of before are given up, so that a model never holds two sets of buffers."""
     parameters = tuple(parameter.data_ptr() for parameter in state.model.parameters())
-    made_for = (state.reading, state.batch, state.kernels.name, parameters)
+    made_for = (state.reading, state.batch, state.piece, state.kernels.name, parameters)
     graphs = _GRAPHS.get(state.model)
     if graphs is None or graphs.made_for != made_for:
         graphs = _GRAPHS[state.model] = SuffixGraphs(made_for)
@@ -76,7 +76,7 @@ class SuffixGraphs:
         from ttt_docs.kernels.triton.sgd import new_buffers
 
         config, reading = state.model.config, state.reading
-        capacity = reading.window - 1 + DEVICE_PIECE * reading.chunk
+        capacity = reading.window - 1 + state.piece * reading.chunk
         self.caches = [LayerCache(reading.window, reading.sinks) for _ in state.caches]
         for i in config.suffix:
             shape = (state.batch, config.kv_heads, capacity, config.head_dim)
