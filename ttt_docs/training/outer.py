@@ -75,7 +75,7 @@ def outer_loss(
         return OuterLoss(losses.mean(), losses.detach(), torch.zeros_like(losses.detach()), nll.detach())
     x = run_sequence(model, x, range(config.prefix_blocks), reading, kernels, attend_next=True, keep=keep)
     fast = model.initial_fast_weights(tokens.shape[0])
-    if keep:
+    if recompute == "compiled":
         return OuterLoss(*through_compiled_updates(model, x, targets, fast, reading, mode == "meta", rates, kernels))
     scan = Scan(model, reading, kernels, x.detach(), targets, rates.detach(), x.requires_grad)
     return OuterLoss(*through_updates(scan, x, rates, fast, mode == "meta", recompute))
