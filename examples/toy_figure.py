@@ -149,17 +149,22 @@ def main() -> None:
 
 
 def draw(curves: dict[str, dict[str, Any]], path: Path) -> None:
+    """Losses, and beside them what updates change, as means over `BUCKETS` parts of the sequence."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    losses, gains = figure.subplots(1, 2)
     for name, curve in curves.items():
-        values = torch.tensor(curve["nll"]).view(BUCKETS, -1).mean(dim=1)
-        middle = (torch.arange(BUCKETS) + 0.5) * (len(curve["nll"]) / BUCKETS)
-        axes.plot(middle, values, "--" if name.startswith("attention") else "-", marker="o", ms=3, label=name)
-    axes.set(xlabel="token index (bytes)", ylabel="loss (nats per byte)")
-    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(1, 0))
+        kind = name.partition(",")[0]
+        nll, plain = torch.tensor(curve["nll"]), torch.tensor(curves[f"{kind}, no TTT"]["nll"])
+        middle = (torch.arange(BUCKETS) + 0.5) * (len(nll) / BUCKETS)
+        for axes, values in ((losses, nll), (gains, nll - plain)):
+            style = "-" if kind == "no attention" else "--"
+            axes.plot(middle, values.view(BUCKETS, -1).mean(dim=1), style, marker="o", ms=3, label=name)
+    losses.set(xlabel="token index (bytes)", ylabel="loss (nats per byte)")
+    gains.set(xlabel="token index (bytes)", ylabel="the same, less that of no TTT")
+    gains.legend(fontsize=8, loc="lower left", bbox_to_anchor=(1, 0))
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=120)
 
