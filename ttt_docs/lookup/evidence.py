@@ -56,6 +56,8 @@ def _label_at(spans: Sequence[NamedSpan], kind: str, character: int) -> str | No
 def unsupported(answer: str, quotes: Sequence[str], question: str = "", language: str = "english") -> list[str]:
     """The numbers, names and quoted strings of an answer that stand neither in a quote nor in the question."""
     shown = " ".join(" ".join(quotes).split()).lower()
+    if re.search(rf"(?<!\w){re.escape(' '.join(answer.split()).lower())}(?!\w)", shown):
+        return []
     known = f"{shown} {question.lower()}"
     missing = [n for n in _NUMBER.findall(answer) if not re.search(rf"(?<!\d){re.escape(n)}(?!\d)", known)]
     missing += [q for q in _QUOTED.findall(answer) if " ".join(q.split()).lower() not in shown]
