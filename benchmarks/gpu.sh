@@ -44,7 +44,7 @@ for step in $STEPS; do
     case $step in
         # Without the tests' conftest.py, which imports what only a full installation has.
         checks)
-            run checks -m pytest -m gpu -q --noconftest -p no:cacheprovider --disable-warnings ${SMOKE:+--collect-only} \
+            run checks -m pytest -m gpu --noconftest -p no:cacheprovider --disable-warnings ${SMOKE:+--collect-only} \
                 tests/kernels/test_triton.py tests/kernels/test_triton_attention.py tests/model/test_device.py
             ;;
         kernels | gpu_train) run "$step" "benchmarks/$step.py" $SMOKE --json "$OUT/$step.json" ;;
@@ -60,7 +60,7 @@ echo
 echo "== tables"
 for step in $STEPS; do
     if [ "$step" = checks ]; then
-        tail -n 1 "$OUT/checks.log"
+        grep . "$OUT/checks.log" | tail -n 1
     else
         sed -n '/^$/,$p' "$OUT/$step.log" | grep '^|' || true
     fi

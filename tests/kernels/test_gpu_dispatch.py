@@ -11,6 +11,7 @@ from ttt_docs.errors import UsageError
 from ttt_docs.kernels import gpu
 from ttt_docs.kernels.dispatch import REFERENCE, kernels_for
 from ttt_docs.kernels.gpu import attention_pytorch, gpu_kernels
+from ttt_docs.kernels.triton import attention
 
 CPU = torch.device("cpu")
 
@@ -72,6 +73,20 @@ def test_data_types_that_only_the_interpreter_takes(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(found, REFERENCE.window_attention(q, k, v, 2, None, (k, v)))
     with pytest.raises(UsageError, match="float64"):
         strict.rms_norm(x, weight, 1e-6)
+
+
+def test_devices_with_little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = {(8, 0): (False, 8), (8, 9): (True, 8), (9, 0): (False, 9), (10, 0): (False, 9), (12, 0): (True, 8)}
+    for index, (capability, expected) in enumerate(cards.items()):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
+        card = torch.device("cuda", index)
+        assert (gpu._is_small(card), attention.generation(card)) == expected
+    attention.generation.cache_clear()
+    monkeypatch.setattr(gpu, "_is_small", lambda device: True)
+    q, k, v = (torch.randn(1, 1, 3, 160) for _ in range(3))
+    with pytest.warns(RuntimeWarning, match="head dimension 160 on a device with so little shared memory"):
+        found = gpu_kernels("auto", CPU).window_attention(q, k, v, 2, None, (k, v))
+    torch.testing.assert_close(found, REFERENCE.window_attention(q, k, v, 2, None, (k, v)))
 
 
 def test_rows_too_long_for_a_program_fall_back() -> None:

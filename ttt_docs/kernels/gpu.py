@@ -27,6 +27,8 @@ CAPABILITY = (8, 0)
 #: The largest head dimensions (float32's products need their operands in registers) and rows that do not spill.
 MAX_HEAD_DIM, MAX_FLOAT32_HEAD_DIM = 256, 96
 MAX_NORM_DIM = 8192
+#: The largest head dimension on devices that give a program 99 KiB of shared memory, and what capabilities those have.
+MAX_SMALL_HEAD_DIM, SMALL = 128, ((8, 6), (8, 9), (12, 0), (12, 1))
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -94,9 +96,15 @@ def _attention_problem(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> str | Non
         return f"head dimension {q.shape[-1]} (at most {MAX_HEAD_DIM})"
     if q.shape[-1] > MAX_FLOAT32_HEAD_DIM and q.dtype == torch.float32 and not interpreted():
         return f"float32 with head dimension {q.shape[-1]} (at most {MAX_FLOAT32_HEAD_DIM})"
+    if q.shape[-1] > MAX_SMALL_HEAD_DIM and _is_small(q.device):
+        return f"head dimension {q.shape[-1]} on a device with so little shared memory (at most {MAX_SMALL_HEAD_DIM})"
     if max(q.shape[2] * q.stride(2), *(x.shape[2] * x.stride(2) for x in (k, v))) >= 2**31:
         return "more keys than 32-bit offsets reach"
     return _dtype_problem(q)
+
+
+def _is_small(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in SMALL
 
 
 def _norm_problem(x: Tensor, *rest: Any) -> str | None:
