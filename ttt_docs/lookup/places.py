@@ -109,9 +109,8 @@ def _hill(middles: np.ndarray, sentences: np.ndarray, reach: int) -> np.ndarray:
         return np.zeros(len(middles))
     at = middles[sentences]
     sums = np.concatenate(([0.0], np.cumsum(at)))
-    left, here, right = (
-        np.searchsorted(at, middles + d, side) for d, side in ((-reach, "left"), (0, "right"), (reach, "right"))
-    )
+    left = np.searchsorted(at, middles - reach, "left")
+    here, right = (np.searchsorted(at, middles + ahead, "right") for ahead in (0, reach))
     before = (here - left) * (1 - middles / reach) + (sums[here] - sums[left]) / reach
     after = (right - here) * (1 + middles / reach) - (sums[right] - sums[here]) / reach
     return before + after
