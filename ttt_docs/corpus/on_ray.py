@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ttt_docs.corpus.work import AHEAD, Outcome, Settings, read_sources
 from ttt_docs.errors import TTTDocsError, UsageError
 from ttt_docs.memory.store import MemoryStore
@@ -26,7 +28,8 @@ TRIES = 3
 class Worker:
     """What runs in an actor's process."""
 
-    def __init__(self, open_reader: Callable[[], TTTReader], store: MemoryStore) -> None:
+    def __init__(self, open_reader: Callable[[], TTTReader], store: MemoryStore, threads: int) -> None:
+        torch.set_num_threads(threads)
         self.reader, self.store = open_reader(), store
 
     def ready(self) -> bool:
@@ -44,7 +47,8 @@ def read_on_ray(
     settings: Settings,
     address: str | None,
 ) -> Iterator[Outcome]:
-    """As `read_sources`, on `workers` actors. A GPU goes to each where the cluster has one for each.
+    """As `read_sources`, on `workers` actors, which share the cluster's cores evenly. A GPU goes to each where the
+    cluster has one for each.
 
     Raises UsageError when Ray is not installed, TTTDocsError when no actor can be started.
     """
@@ -56,9 +60,11 @@ def read_on_ray(
     if started:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     try:
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
+        there = ray.cluster_resources()
+        gpus = 1 if there.get("GPU", 0) >= workers else 0
+        threads = max(1, int(there.get("CPU", 1)) // workers)  # each would take all cores of its machine
         actor = ray.remote(Worker).options(num_gpus=gpus)
-        yield from _run(ray, lambda: actor.remote(open_reader, store), workers, sources, settings)
+        yield from _run(ray, lambda: actor.remote(open_reader, store, threads), workers, sources, settings)
     finally:
         if started:
             ray.shutdown()
