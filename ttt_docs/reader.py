@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from ttt_docs.checkpoints.adapter import adapted, base_of, is_adapter, load_adapter
+from ttt_docs.checkpoints.adapter import SHIPPED, adapted, base_of, chosen_adapter, is_adapter
 from ttt_docs.checkpoints.registry import resolve
 from ttt_docs.checkpoints.retrofit import retrofit
 from ttt_docs.checkpoints.store import derived_fingerprint, load_checkpoint, reading_of
@@ -47,6 +47,22 @@ OnChunk = Callable[[ChunkReport], None]
 RETROFIT = {"inner_rule": "normalized", "inner_lr": 0.3}
 
 
+def reader_for(memory: Memory, open_reader: Callable[..., TTTReader]) -> TTTReader:
+    """The reader that a memory belongs to: `open_reader` opens its model, given more of what `from_pretrained` takes.
+
+    How many blocks a retrofit gave fast weights is for the memory to say, and whether it was read with the adapter of
+    the package. Raises MemoryMismatchError for another model's memory.
+    """
+    same = {"suffix_blocks": len(memory.fast) or None, "sinks": memory.reading.sinks}
+    reader = open_reader(**same)
+    if reader.fingerprint != memory.fingerprint:
+        untrained = open_reader(**same, adapter=None)
+        if untrained.fingerprint == memory.fingerprint:
+            return untrained
+    reader.check(memory)
+    return reader
+
+
 class TTTReader:
     """Reads documents into memories and answers from them. Make one with `from_pretrained`; it holds no document."""
 
@@ -61,7 +77,7 @@ class TTTReader:
         cls,
         name: str | os.PathLike[str] = "smollm2-135m",
         *,
-        adapter: str | os.PathLike[str] | None = None,
+        adapter: str | os.PathLike[str] | None = SHIPPED,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | str | None = None,
         window: int | None = None,
@@ -81,8 +97,9 @@ class TTTReader:
         retrofit, what it was trained with otherwise). `learn=False` reads with the window alone.
 
         `adapter` is a file that `ttt-docs train` made for this model: its weights take the place of the retrofit, and
-        it reads as it was trained to, unless parameters say otherwise. Given as `name`, an adapter opens the model it
-        names as its base, if that is in the registry.
+        it reads as it was trained to, unless parameters say otherwise. For the default model one comes with the package
+        (docs/model-card.md) and is used unless `suffix_blocks` or `sinks` ask for another retrofit; None switches it
+        off. Given as `name`, an adapter opens the model it names as its base, if that is in the registry.
 
         Raises:
             CheckpointError: weights that cannot be found, downloaded or understood.
@@ -91,17 +108,17 @@ class TTTReader:
         where = device_of(device)
         numbers = dtype_of(dtype, where)
         base: str | os.PathLike[str] = name
-        if adapter is None and is_adapter(name):
+        if adapter in (None, SHIPPED) and is_adapter(name):
             adapter, base = name, base_of(name)
         checkpoint = load_checkpoint(resolve(Path(base) if isinstance(base, os.PathLike) else base))
         config, state, fingerprint = checkpoint.config, checkpoint.state, checkpoint.fingerprint
         defaults: dict[str, Any] = {"window": config.window or 2048, "chunk": 1024, "sinks": config.sinks}
         defaults |= reading_of(checkpoint)
-        if adapter is not None:
-            trained = load_adapter(adapter)
+        trained = chosen_adapter(adapter, str(base), checkpoint, suffix_blocks, sinks)
+        if trained is not None:
             state, fingerprint = adapted(checkpoint, trained)
             config, defaults = trained.config, trained.reading.model_dump(exclude={"learn"})
-        if not config.suffix_blocks and not config.post_norm and adapter is None:  # a baseline stays what it is
+        if not config.suffix_blocks and not config.post_norm and trained is None:  # a baseline stays what it is
             config, state = retrofit(
                 config,
                 state,
@@ -112,7 +129,8 @@ class TTTReader:
             defaults |= RETROFIT | {"sinks": config.sinks}
         elif suffix_blocks not in (None, config.suffix_blocks):
             raise UsageError(
-                f"{adapter or name} was trained with {config.suffix_blocks} suffix blocks: leave suffix_blocks out"
+                f"{trained.path if trained else name} was trained with {config.suffix_blocks} suffix blocks: "
+                "leave suffix_blocks out"
             )
         chosen = {
             "window": window,

@@ -53,7 +53,12 @@ the inner loop), full (attention over the base model's trained length).""",
 )
 @click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="The base model of all systems.")
 @click.option("--window", default=2048, show_default=True, metavar="TOKENS", help="Keys a query sees.")
-@click.option("--adapter", type=click.Path(), metavar="FILE", help="Of the systems adapter and adapter-off.")
+@click.option(
+    "--adapter",
+    type=click.Path(),
+    metavar="FILE",
+    help="Of the systems adapter and adapter-off.  [default: the model's own]",
+)
 @click.option("--control", type=click.Path(), metavar="FILE", help="Adapter of the system control.")
 @click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT", help="Kept up to date while it runs.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), metavar="OUT.png", help="Draws both curves.")
@@ -79,6 +84,7 @@ def context(
     """
     from tqdm import tqdm
 
+    from ttt_docs.checkpoints.adapter import SHIPPED
     from ttt_docs.evaluation import context as evaluation
     from ttt_docs.evaluation.collections import read_collection
     from ttt_docs.memory.files import check_writable
@@ -93,7 +99,7 @@ def context(
     for path in filter(None, (out, picture)):
         check_writable(path)
     books = list(read_collection(files))
-    base = evaluation.Base(model, window, dtype, adapter, control)
+    base = evaluation.Base(model, window, dtype, adapter or SHIPPED, control)
     known = _known(out)
     readings: list[Reading] = []
     with tqdm(total=len(names) * len(books) * lengths[-1], unit="tok", unit_scale=True, disable=quiet or None) as bar:

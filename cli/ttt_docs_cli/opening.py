@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ def reader_of(path: str, memory: Memory, model: str | None, device: str, dtype: 
     A file may come from a stranger: of the model it names only a registry name is used, never a path or address.
     """
     from ttt_docs.checkpoints.registry import REGISTRY
+    from ttt_docs.reader import reader_for
 
     if model is None:
         if memory.model not in REGISTRY:
@@ -78,25 +80,22 @@ def reader_of(path: str, memory: Memory, model: str | None, device: str, dtype: 
             )
         model = memory.model
     try:
-        blocks = len(memory.fast) or None  # how many a retrofit gave fast weights is for the memory to say
-        reader = open_reader(model, device, dtype, suffix_blocks=blocks, sinks=memory.reading.sinks)
+        return reader_for(memory, partial(open_reader, model, device, dtype))
     except UsageError as error:
         if "suffix" not in str(error):
             raise
         raise MemoryMismatchError(f"{path} was read with another model ({memory.model}) than {model}") from error
-    reader.check(memory)
-    return reader
 
 
 def read_documents(
     reader: TTTReader,
     documents: Sequence[Document],
     memory: Memory | None,
-    partial: Path | None,
+    unfinished: Path | None,
     quiet: bool,
     learn: bool = True,
 ) -> Memory:
-    """Reads the documents one after the other, after `memory`. On Ctrl-C what was read is saved to `partial`.
+    """Reads the documents one after the other, after `memory`. On Ctrl-C what was read is saved to `unfinished`.
 
     With `learn=False` only their text is taken.
 
@@ -113,10 +112,10 @@ def read_documents(
             memory = reader.ingest(document, memory=memory, learn=learn, progress=False if quiet else None)
     except KeyboardInterrupt as interruption:
         memory = interruption.memory if isinstance(interruption, ReadingInterrupted) else memory
-        if memory is None or memory is before or partial is None:
+        if memory is None or memory is before or unfinished is None:
             raise
         with Interrupt():  # a second Ctrl-C by an impatient finger shall not cost what was read
-            memory.save(partial)
+            memory.save(unfinished)
         raise ReadingInterrupted(memory) from None
     assert memory is not None
     return memory

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ttt_docs.errors import UsageError
 from ttt_docs.memory.memory import Memory
 from ttt_docs.memory.store import MemoryStore, StoredMemory
-from ttt_docs.reader import TTTReader
+from ttt_docs.reader import TTTReader, reader_for
 
 #: How many a process keeps; a memory of the default model has 132 MB, the model itself 400.
 KEPT_READERS, KEPT_MEMORIES, KEPT_STORES = 2, 4, 8
@@ -87,13 +87,12 @@ def open_reader(choice: ModelChoice, memory: Memory | None = None, **reading: An
 
     Raises CheckpointError, UsageError as `TTTReader.from_pretrained`; MemoryMismatchError for another model's memory.
     """
-    if memory is not None:
-        reading = {"suffix_blocks": len(memory.fast) or None, "sinks": memory.reading.sinks}
-    given = tuple(sorted((name, value) for name, value in reading.items() if value is not None))
-    reader = _reader(choice.model, choice.device, choice.dtype, given)
-    if memory is not None:
-        reader.check(memory)
-    return reader
+
+    def opened(**settings: Any) -> TTTReader:
+        given = tuple(sorted((k, v) for k, v in settings.items() if v is not None or k == "adapter"))
+        return _reader(choice.model, choice.device, choice.dtype, given)
+
+    return opened(**reading) if memory is None else reader_for(memory, opened)
 
 
 def _key(choice: MemoryChoice) -> str:

@@ -13,10 +13,10 @@ from training_files import tiny_recipe, write_books
 
 from ttt_docs import TTTReader
 from ttt_docs.checkpoints import registry
-from ttt_docs.checkpoints.adapter import load_adapter
+from ttt_docs.checkpoints.adapter import adapted, load_adapter, pack_adapter
 from ttt_docs.checkpoints.names import parameter_shapes
 from ttt_docs.checkpoints.source import WeightSource
-from ttt_docs.checkpoints.store import write_checkpoint
+from ttt_docs.checkpoints.store import load_checkpoint, write_checkpoint
 from ttt_docs.errors import CheckpointError, MemoryMismatchError, UsageError
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.training import sequence
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
     [
         (lambda state, header: state["blocks.1.prime_mlp.w1"].add_(1), "do not match their sha256"),
         (lambda state, header: state.update({"blocks.1.prime_mlp.w1": torch.zeros(3)}), "tensors that its model"),
-        (lambda state, header: header.update(format=2), "adapter format 2, newer"),
+        (lambda state, header: header.update(format=3), "adapter format 3, newer"),
         (lambda state, header: header.pop("reading"), "not an adapter of ttt-docs, or is damaged"),
         (lambda state, header: header["config"].update(dim=-1), "not an adapter of ttt-docs, or is damaged"),
     ],
@@ -130,6 +130,78 @@ def test_damaged_adapters_are_refused(trained, tmp_path, edit, message):
     save_file(state, tmp_path / "a.safetensors", {"ttt-docs": json.dumps(header)})
     with pytest.raises(CheckpointError, match=message):
         load_adapter(tmp_path / "a.safetensors")
+
+
+def test_a_packed_adapter_is_the_whole_one_but_for_rounding(trained, tmp_path):
+    folder, path = trained
+    base, whole = load_checkpoint(folder / "plain"), load_adapter(path)
+    room = 80_000  # more than its terms take in 8 bits, beside the header's room
+    small = pack_adapter(whole, base, tmp_path / "small.safetensors", room)
+    again = load_adapter(tmp_path / "small.safetensors")
+    assert (tmp_path / "small.safetensors").stat().st_size <= room
+    assert again.reading == whole.reading and again.provenance == whole.provenance and again.digest == small.digest
+    state, fingerprint = adapted(base, again)
+    exact, other = adapted(base, whole)
+    assert fingerprint != other and state.keys() == exact.keys()
+    for name in exact:
+        if ".prime_mlp." in name:
+            start = base.state["blocks.1.mlp.w13.weight"].split(24)
+            change = exact[name] - {"w1": start[0], "w2": 0, "w3": start[1]}[name[-2:]]
+            assert change.norm() > 0.01 and (state[name] - exact[name]).norm() < 0.02 * change.norm()
+        else:
+            assert torch.equal(state[name], exact[name])
+    reader = TTTReader.from_pretrained(folder / "plain", adapter=tmp_path / "small.safetensors", dtype="float32")
+    assert reader.ingest(text="the ship lay still and the captain").nll.isfinite().all()
+
+
+def test_what_cannot_be_packed_is_refused(trained, tmp_path):
+    folder, path = trained
+    base, whole = load_checkpoint(folder / "plain"), load_adapter(path)
+    small = pack_adapter(whole, base, tmp_path / "small.safetensors", 80_000)
+    with pytest.raises(UsageError, match="no whole prime MLPs to pack again"):
+        pack_adapter(small, base, tmp_path / "smaller.safetensors", 70_000)
+    with pytest.raises(UsageError, match="too few for"):
+        pack_adapter(whole, base, tmp_path / "none.safetensors", 65_000)
+    with pytest.raises(CheckpointError, match="trained for another model"):
+        pack_adapter(
+            whole, load_checkpoint(write_plain(tmp_path / "other", seed=1)), tmp_path / "n.safetensors", 80_000
+        )
+    assert not list(tmp_path.glob("n*.safetensors"))
+
+
+@pytest.mark.parametrize("part", ["left8", "right4", "scale8"])
+def test_a_packed_adapter_with_parts_that_do_not_fit_is_refused(trained, tmp_path, part):
+    folder, path = trained
+    file = tmp_path / "small.safetensors"
+    pack_adapter(load_adapter(path), load_checkpoint(folder / "plain"), file, 80_000)
+    state, name = load_file(file), f"blocks.1.prime_mlp.w2/{part}"
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    longer = torch.cat([state[name], state[name].new_zeros(1, *state[name].shape[1:])])
+    save_file(state | {name: longer}, file, header)
+    with pytest.raises(CheckpointError, match=r"tensors that its model does not have: blocks\.1\.prime_mlp\.w2"):
+        load_adapter(file)
+    del state[name]
+    save_file(state, file, header)
+    with pytest.raises(CheckpointError, match="is not an adapter of ttt-docs, or is damaged"):
+        load_adapter(file)
+
+
+def test_a_run_goes_on_from_an_adapter_and_its_rates(trained, tmp_path):
+    folder, path = trained
+    more = ["learned_inner_lr=matrix", "model.suffix_blocks=null", f"model.adapter={path}", f"output={tmp_path}"]
+    recipe = adapter_recipe(
+        folder, *more, "steps=1", "optimizer.lr=1e-9", "optimizer.rates_lr=0.1", "optimizer.warmup=0"
+    )
+    before, after = load_adapter(path), load_adapter(train(recipe, progress=False).exported)
+    assert before.state.keys() == after.state.keys()
+    assert all(torch.allclose(after.state[n], before.state[n], atol=1e-7) for n in before.state)
+    moved = torch.tensor(after.reading.inner_lr_factors) - before.reading.inner_lr_factors[0]
+    assert torch.allclose(moved.abs(), torch.full((3,), 0.1), atol=1e-3)  # AdamW's first step
+    with pytest.raises(UsageError, match=r"1 suffix blocks: leave model\.suffix_blocks out"):
+        train(adapter_recipe(folder, f"model.adapter={path}", "model.suffix_blocks=2"), progress=False)
+    with pytest.raises(UsageError, match=r"model\.adapter is for model.pretrained as it is"):
+        tiny_recipe(folder, f"model.adapter={path}")
 
 
 @pytest.mark.parametrize("mode", ["meta", "naive"])

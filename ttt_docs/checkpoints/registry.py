@@ -44,6 +44,7 @@ class Entry:
     credit: str
     parameters: int
     wheel: Wheel | None = None
+    adapter: str | None = None  # a trained initialization that ships with the package: file in `adapters`
 
 
 REGISTRY: dict[str, Entry] = {

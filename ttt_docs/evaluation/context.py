@@ -17,6 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from ttt_docs.checkpoints.adapter import SHIPPED
+from ttt_docs.checkpoints.registry import REGISTRY
 from ttt_docs.errors import UsageError
 from ttt_docs.evaluation.collections import Text
 from ttt_docs.feed import segments
@@ -37,7 +39,7 @@ class Base:
     model: str = "smollm2-135m"
     window: int = 2048
     dtype: str | None = None
-    adapter: str | Path | None = None
+    adapter: str | Path = SHIPPED
     control: str | Path | None = None
 
     def open(self, **settings: Any) -> TTTReader:
@@ -59,7 +61,8 @@ def _full(base: Base) -> TTTReader:
 
 def _trained(base: Base, name: Literal["adapter", "control"], **settings: Any) -> TTTReader:
     file = base.adapter if name == "adapter" else base.control
-    if file is None:
+    entry = REGISTRY.get(base.model)
+    if file is None or (file == SHIPPED and (entry is None or entry.adapter is None)):
         raise UsageError(f"there is no {name} to read with: say with --{name} where that file is")
     return base.open(adapter=file, **settings)
 

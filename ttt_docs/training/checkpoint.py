@@ -47,9 +47,10 @@ def optimizer_of(recipe: Recipe, weights: Weights) -> torch.optim.AdamW:
     rates = [m for name, m in weights.masters.items() if name == INNER_LR]
     others = [m for name, m in weights.masters.items() if name != INNER_LR]
     matrices, vectors = [m for m in others if m.dim() > 1], [m for m in others if m.dim() <= 1]
+    faster = (chosen.rates_lr or chosen.lr) / chosen.lr
     groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((matrices, chosen.weight_decay), (vectors, 0.0), (rates, 0.0))
+        {"params": params, "weight_decay": decay, "factor": factor}
+        for params, decay, factor in ((matrices, chosen.weight_decay, 1), (vectors, 0.0, 1), (rates, 0.0, faster))
         if params
     ]
     optimizer = torch.optim.AdamW(groups, lr=chosen.lr, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)

@@ -34,6 +34,9 @@ class ModelRecipe(BaseModel):
     pretrained: str | None = Field(
         None, description="what `TTTReader.from_pretrained` takes; its weights are the start"
     )
+    adapter: str | None = Field(
+        None, description="file that an earlier run left for `pretrained`: this run goes on from it, learned rates too"
+    )
     changes: dict[str, Any] = Field(default_factory=dict, description="fields of ModelConfig that differ from it")
     suffix_blocks: int | Literal["quarter"] | None = Field(
         None, description="blocks with a prime MLP; how many a plain pretrained model gets (retrofit; none: 8)"
@@ -46,6 +49,8 @@ class ModelRecipe(BaseModel):
             raise UsageError("give model.config (random weights) or model.pretrained (weights to start from)")
         if self.config is not None and self.config not in CONFIGS and self.config != "custom":
             raise UsageError(f"model.config {self.config!r} is none of {', '.join(CONFIGS)}, custom")
+        if self.adapter is not None and (self.pretrained is None or self.changes):
+            raise UsageError("model.adapter is for model.pretrained as it is: give that one, and no changes")
         return self
 
 
@@ -78,6 +83,9 @@ class OptimizerRecipe(BaseModel):
 
     lr: float = Field(gt=0)
     final_lr: float = Field(1e-5, ge=0)
+    rates_lr: float | None = Field(
+        None, gt=0, description="as `lr`, for learned inner rates: these are near 1, weights are not (none: lr)"
+    )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps over which lr rises from 0")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from ttt_docs.checkpoints import fetch
+from ttt_docs.checkpoints.adapter import adapted, load_adapter
 from ttt_docs.checkpoints.registry import cache_folder, resolve
 from ttt_docs.checkpoints.retrofit import retrofit
 from ttt_docs.checkpoints.source import State, check_state
@@ -30,6 +31,7 @@ class Start:
     config: ModelConfig
     state: State
     base: Checkpoint | None
+    inner_lr_factors: tuple[float, ...] = ()  # learned before
 
 
 def start_of(recipe: Recipe) -> Start:
@@ -40,6 +42,8 @@ def start_of(recipe: Recipe) -> Start:
         UsageError: weights of another architecture than the recipe's.
     """
     chosen = recipe.model
+    if chosen.adapter is not None:
+        return _trained(recipe)
     if chosen.pretrained is None:
         config = recipe.architecture()
         model = Decoder(config).initialize(torch.Generator().manual_seed(recipe.seed))
@@ -64,6 +68,21 @@ def start_of(recipe: Recipe) -> Start:
     elif isinstance(chosen.suffix_blocks, int) and chosen.suffix_blocks not in (0, config.suffix_blocks):
         raise UsageError(f"{chosen.pretrained} has {config.suffix_blocks} suffix blocks, not {chosen.suffix_blocks}")
     return Start(config, state, base)
+
+
+def _trained(recipe: Recipe) -> Start:
+    """A pretrained model with an adapter: what the run before left."""
+    assert recipe.model.pretrained is not None and recipe.model.adapter is not None
+    base, adapter = load_checkpoint(resolve(recipe.model.pretrained)), load_adapter(recipe.model.adapter)
+    state, _ = adapted(base, adapter)
+    config, wanted = adapter.config, recipe.model.suffix_blocks
+    if (recipe.mode != "none") != bool(config.suffix_blocks) or wanted not in (None, config.suffix_blocks):
+        raise UsageError(
+            f"{adapter.path} has {config.suffix_blocks} suffix blocks: leave model.suffix_blocks out, and choose a "
+            "mode for that"
+        )
+    config = config.model_copy(update={"max_positions": max(recipe.sequence, config.max_positions)})
+    return Start(config, state, base, adapter.reading.inner_lr_factors)
 
 
 def config_of(recipe: Recipe) -> ModelConfig:

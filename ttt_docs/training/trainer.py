@@ -149,7 +149,7 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
         done = found[-1].step if found else 0
         tokens, epochs = steps * recipe.tokens_per_step, steps * recipe.batch / len(data.train)
         announce(Plan(steps, tokens, len(data.train), data.shards.documents, data.shards.left_out, epochs, done))
-    weights = prepare(recipe, start.config, start.state, _dtype(recipe, here), here)
+    weights = prepare(recipe, start.config, start.state, _dtype(recipe, here), here, start.inner_lr_factors)
     optimizer = checkpoint.optimizer_of(recipe, weights)
     if found:
         checkpoint.load(found[-1], weights, optimizer)
@@ -249,7 +249,7 @@ def _step(
             if master.grad is not None:
                 master.grad.mul_((chosen.clip / norm.clamp_min(chosen.clip)).item())
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["factor"]
     optimizer.step()
     weights.clear_gradients()
     weights.publish()

@@ -129,8 +129,15 @@ def trained_names(recipe: Recipe, config: ModelConfig, names: Iterable[str]) -> 
     return [name for name in chosen if recipe.model.attention or ".attention." not in name]
 
 
-def prepare(recipe: Recipe, config: ModelConfig, state: State, dtype: torch.dtype, processes: Processes) -> Weights:
-    """The model on its device, ready to train."""
+def prepare(
+    recipe: Recipe,
+    config: ModelConfig,
+    state: State,
+    dtype: torch.dtype,
+    processes: Processes,
+    inner_lr_factors: tuple[float, ...] = (),
+) -> Weights:
+    """The model on its device, ready to train; `inner_lr_factors` are the learned inner rates to start from, if any."""
     sharded = recipe.compute.parallel == "sharded" and processes.count > 1
     model = build_decoder(config, state, processes.device, torch.float32 if sharded else dtype)
     model.attends = recipe.model.attention
@@ -154,7 +161,12 @@ def prepare(recipe: Recipe, config: ModelConfig, state: State, dtype: torch.dtyp
             masters[name], copies[name] = state[name].detach().to(processes.device, torch.float32, copy=True), parameter
     if recipe.learned_inner_lr:
         shape = (config.suffix_blocks, 3) if recipe.learned_inner_lr == "matrix" else (config.suffix_blocks,)
-        masters[INNER_LR] = torch.ones(shape, device=processes.device, requires_grad=True)
+        rates = torch.ones(shape, device=processes.device)
+        if inner_lr_factors:
+            # Those of a block [blocks, 1] begin each of its matrices' own; those of matrices are kept.
+            earlier = torch.tensor(inner_lr_factors, device=processes.device).view(config.suffix_blocks, -1)
+            rates *= earlier if rates.dim() == 2 else earlier.mean(dim=1)
+        masters[INNER_LR] = rates.requires_grad_()
     return Weights(objective, masters, copies, sharded)
 
 
