@@ -105,6 +105,34 @@ def import_orbax(
         say(f"{written} is ready")
 
 
+@models.command(
+    "pack-adapter",
+    epilog="\b\nExample:\n  ttt-docs models pack-adapter runs/mine/adapter.safetensors -o mine.safetensors",
+)
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("-m", "--model", help="The base model.  [default: the one that FILE names]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="File to write.")
+@click.option("--max-mb", type=click.FloatRange(min=0.1), default=19.5, show_default=True, help="Its size at most.")
+@json_option
+def pack_adapter(file: Path, model: str | None, output: Path, max_mb: float, as_json: bool) -> None:
+    """Make a trained adapter smaller, by rounding what it changed in its base model.
+
+    FILE is an adapter that `ttt-docs train` left. Readers take the result as they take FILE; it is another model to
+    memories.
+    """
+    from ttt_docs.checkpoints import adapter
+    from ttt_docs.checkpoints.registry import resolve
+    from ttt_docs.checkpoints.store import load_checkpoint
+
+    base = load_checkpoint(resolve(model or adapter.base_of(file)))
+    adapter.pack_adapter(adapter.load_adapter(file), base, output, int(max_mb * 1e6))
+    facts = {"file": str(output), "bytes": output.stat().st_size, "bytes_before": file.stat().st_size}
+    if as_json:
+        say_json(facts)
+    else:
+        say(f"{output}: {size(facts['bytes'])} instead of {size(facts['bytes_before'])}")
+
+
 @models.command("rm", epilog="\b\nExample:\n  ttt-docs models rm smollm2-135m")
 @model_argument
 @json_option

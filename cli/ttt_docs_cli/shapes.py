@@ -111,6 +111,11 @@ MODEL = {
 }
 MODELS_LIST = {"models": "list of objects as `models info` prints", "cache": "folder of the cache"}
 MODELS_PULL = {"name": "as given", "folder": "where the converted weights are"}
+MODELS_PACK_ADAPTER = {
+    "file": "the packed adapter",
+    "bytes": "its size",
+    "bytes_before": "the size of the one it was made from",
+}
 MODELS_IMPORT_ORBAX = {"folder": "that was written"}
 MODELS_RM = {"name": "as given", "removed": "false: there was nothing to remove"}
 TRAIN = {
@@ -161,6 +166,7 @@ SHAPES = {
     "models pull": MODELS_PULL,
     "models info": MODEL,
     "models import-orbax": MODELS_IMPORT_ORBAX,
+    "models pack-adapter": MODELS_PACK_ADAPTER,
     "models rm": MODELS_RM,
     "train": TRAIN,
     "eval context": EVAL_CONTEXT,

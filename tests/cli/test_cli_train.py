@@ -21,6 +21,10 @@ def test_the_default_model_is_adapted_and_reads_with_its_adapter(run, run_json, 
     assert read["model"] == "run/adapter.safetensors"
     shown = run_json("inspect", "book.ttt")
     assert shown["reading"]["chunk"] == 16 and shown["reading"]["inner_rule"] == "normalized"
+    packed = run_json("models", "pack-adapter", "run/adapter.safetensors", "-o", "small.safetensors")
+    assert packed["bytes"] < packed["bytes_before"] and packed["file"] == "small.safetensors"
+    assert "instead of" in run("models", "pack-adapter", "run/adapter.safetensors", "-o", "small.safetensors").stdout
+    assert run_json("ingest", "book.txt", "-m", "small.safetensors", "-o", "small.ttt")["tokens"] == read["tokens"]
     again = run("train", "smollm2-135m-adapt", "data.train=book.txt", *TINY)
     assert "2 steps, 256 tokens" in again.stderr and "0 documents are shorter" in again.stderr
     assert "going on after step 2" in again.stderr and again.stdout.startswith(

@@ -18,6 +18,7 @@ pytestmark = needs_native
 
 RULES = [
     ReadingConfig(inner_rule="normalized", inner_lr=0.1),
+    ReadingConfig(inner_rule="balanced", inner_lr=0.1),
     ReadingConfig(inner_rule="sgd", inner_lr=0.1, inner_clip=1.0),
     ReadingConfig(inner_rule="sgd", inner_lr=0.1, inner_clip=0),
 ]

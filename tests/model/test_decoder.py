@@ -78,7 +78,7 @@ def test_reference_losses(path: Path, kernels: Any) -> None:
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("post_norm", [False, True])
-@pytest.mark.parametrize("rule", ["sgd", "normalized"])
+@pytest.mark.parametrize("rule", ["sgd", "normalized", "balanced"])
 def test_cpu_kernels_read_like_the_definitions(qk_norm: bool, post_norm: bool, rule: Any) -> None:
     model = tiny(qk_norm=qk_norm, post_norm=post_norm)
     reading = READING.model_copy(update={"inner_rule": rule, "inner_lr": 0.3})
@@ -159,6 +159,21 @@ def test_clip_bounds_the_step_and_normalized_gives_each_matrix_its_norm() -> Non
     even = inner_step(fast, grads, ReadingConfig(chunk=1, window=1, inner_lr=0.3, inner_rule="normalized"))
     torch.testing.assert_close(even.fast[0].w3.norm(dim=(1, 2)), torch.full((2,), 0.3))
     assert even.fast[0].w1[0].abs().max() == 0  # no gradient, no step
+
+
+def test_balanced_steps_depend_half_as_much_on_the_sizes_of_rows_and_columns() -> None:
+    rows, columns = torch.rand(2, 4, 1) + 0.5, torch.rand(2, 1, 6) + 0.5
+    signs = torch.randn(2, 4, 6).sign()
+    fast, grad = torch.zeros(2, 4, 6), rows * columns * signs
+    grad[:, 1], grad[:, :, 2] = 0, 0
+    reading = ReadingConfig(chunk=1, window=1, inner_lr=0.3, inner_rule="balanced")
+    step = inner_step([FastWeights(fast, fast, fast)], [FastWeights(grad, 5 * grad, torch.zeros_like(grad))], reading)
+    wanted = grad.abs().sqrt() * -signs
+    wanted *= 0.3 / wanted.norm(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(step.fast[0].w1, wanted)
+    torch.testing.assert_close(step.fast[0].w2, wanted)  # whatever its size
+    assert not step.fast[0].w3.any()
+    torch.testing.assert_close(step.grad_norm, grad.norm(dim=(1, 2)) * 26**0.5)
 
 
 def test_the_guard_undoes_a_step_that_worsens_the_chunk_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,9 +74,10 @@ def several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         READING.model_copy(update={"inner_clip": 0.01}),
         READING.model_copy(update={"inner_clip": 0.0, "inner_lr": 0.05}),
         READING.model_copy(update={"inner_rule": "normalized", "inner_lr": 0.1}),
+        READING.model_copy(update={"inner_rule": "balanced", "inner_lr": 0.1}),
         READING.model_copy(update={"window": 8, "sinks": 0}),
     ],
-    ids=["sgd", "clipped", "no-clip", "normalized", "no-sinks"],
+    ids=["sgd", "clipped", "no-clip", "normalized", "balanced", "no-sinks"],
 )
 def test_meta_gradients_are_those_of_the_unrolled_loop(reading: ReadingConfig, kernels: Any, recompute: Any) -> None:
     model, tokens = tiny(), tokens_of(7 * 8)
@@ -86,7 +87,7 @@ def test_meta_gradients_are_those_of_the_unrolled_loop(reading: ReadingConfig, k
     assert_same(model, expected, actual, rate)
 
 
-@pytest.mark.parametrize("rule", ["sgd", "normalized"])
+@pytest.mark.parametrize("rule", ["sgd", "normalized", "balanced"])
 def test_each_matrix_may_have_a_rate_of_its_own(rule: Any) -> None:
     model, tokens, reading = tiny(), tokens_of(3 * 8), READING.model_copy(update={"inner_rule": rule})
     rate = torch.tensor([[0.7, 0.0, 0.4], [1.1, 0.2, 1.0], [0.9, 0.5, 0.1]], dtype=torch.float64, requires_grad=True)

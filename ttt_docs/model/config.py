@@ -75,14 +75,16 @@ class ModelConfig(BaseModel):
         return self.prime_mlp_dim or self.mlp_dim
 
 
-InnerRule = Literal["sgd", "normalized"]
+InnerRule = Literal["sgd", "normalized", "balanced"]
 
 
 class ReadingConfig(BaseModel):
     """How a document is read: the inner loop of METHOD section 3. Part of a memory's identity.
 
     `sgd` is the paper's rule, W <- W - lr * clip(g); `normalized` gives each matrix a step of norm `lr`,
-    W <- W - lr * g / ||g|| (METHOD section 6: steadier for a model that was not meta-trained).
+    W <- W - lr * g / ||g|| (METHOD section 6: steadier for a model that was not meta-trained); `balanced` divides each
+    entry of g by the root of its row's and its column's root mean square first (the factored second moments of
+    Adafactor, arXiv 1804.04235, of one gradient, at half their power).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

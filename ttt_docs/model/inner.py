@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights
@@ -36,14 +37,15 @@ def chunk_loss(nll: Tensor, targets: Tensor, bos: int | None) -> Tensor:
 def inner_step(
     fast: Sequence[FastWeights], grads: Sequence[FastWeights], reading: ReadingConfig, rates: Tensor | None = None
 ) -> Step:
-    """W <- W - lr * g, with g clipped by its global norm (`sgd`, the paper's) or normalized matrix by matrix.
+    """W <- W - lr * g, with g clipped by its global norm (`sgd`, the paper's) or normalized matrix by matrix
+    (`normalized`, and `balanced` after its rows and columns).
 
     `rates` [suffix blocks] multiplies the learning rate block by block, or [suffix blocks, 3] for w1, w2, w3 of each.
     Differentiable: the outer loop goes through it, clip factor included.
     """
-
-    sizes, norm, clip = _step_sizes(_norms(grads), reading, rates)
-    return Step(_moved(fast, grads, sizes, -1), norm, clip)
+    own = _directions(grads, reading)
+    sizes, _, clip = _step_sizes(_norms(own), reading, rates)
+    return Step(_moved(fast, own, sizes, -1), _global_norm(_norms(grads)), clip)
 
 
 def product_step(
@@ -56,7 +58,12 @@ def product_step(
     """`inner_step` with gradients as `score_and_product_grads` has them, and the weights after it as the products take
     them. Not differentiable."""
     own = fast_gradients([g for pair in grads for g in pair])
-    sizes, norm, clip = _step_sizes([[kernels.gradient_norm(g) for g in block] for block in own], reading, rates)
+    norms = [[kernels.gradient_norm(g) for g in block] for block in own]
+    norm = _global_norm(norms)
+    if reading.inner_rule == "balanced":
+        own = _directions(own, reading)
+        norms = [[kernels.gradient_norm(g) for g in block] for block in own]
+    sizes, _, clip = _step_sizes(norms, reading, rates)
     products = [ProductWeights(*(torch.empty_like(g) for g in pair)) for pair in grads]
     after = [
         FastWeights(*(kernels.weight_step(*matrix) for matrix in zip(*block, strict=True)))
@@ -69,7 +76,29 @@ def undo_inner_step(
     fast: Sequence[FastWeights], grads: Sequence[FastWeights], reading: ReadingConfig, rates: Tensor | None = None
 ) -> list[FastWeights]:
     """The fast weights before `inner_step` made `fast` from them and `grads` (but for rounding)."""
-    return _moved(fast, grads, _step_sizes(_norms(grads), reading, rates)[0], 1)
+    own = _directions(grads, reading)
+    return _moved(fast, own, _step_sizes(_norms(own), reading, rates)[0], 1)
+
+
+def _directions(grads: Sequence[FastWeights], reading: ReadingConfig) -> list[FastWeights]:
+    """The gradients, `balanced`: each entry divided by the root of its row's and its column's root mean square, so
+    that no few rows or columns take the whole step."""
+    if reading.inner_rule != "balanced":
+        return list(grads)
+
+    def balanced(grad: Tensor) -> Tensor:
+        squares = grad.square()
+        for dim in (1, 2):
+            mean = squares.mean(dim=dim, keepdim=True)
+            # As in `_step_sizes`: zeros stay zeros, and 1 can be differentiated.
+            grad = grad * torch.where(mean > 0, mean, 1.0).pow(-0.25)
+        return grad
+
+    return [FastWeights(*(balanced(g.to(wide(g.dtype))) for g in block)) for block in grads]
+
+
+def _global_norm(norms: Sequence[Sequence[Tensor]]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack([n for block in norms for n in block]), dim=0)
 
 
 def _norms(grads: Sequence[FastWeights]) -> list[list[Tensor]]:
@@ -81,7 +110,7 @@ def _step_sizes(
 ) -> tuple[list[list[Tensor]], Tensor, Tensor]:
     """From the norms of the gradients, [batch] per matrix of each block: what each gradient is multiplied by, likewise;
     the global norm and the clip, [batch]."""
-    norm = torch.linalg.vector_norm(torch.stack([n for block in norms for n in block]), dim=0)
+    norm = _global_norm(norms)
     clip = torch.ones_like(norm)
     if reading.inner_rule == "sgd" and reading.inner_clip > 0:
         clip = reading.inner_clip / norm.clamp_min(reading.inner_clip)

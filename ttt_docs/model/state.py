@@ -50,8 +50,9 @@ class ReadingState:
     ) -> None:
         self.model, self.reading = model, reading
         self.kernels = kernels or kernels_for(model.embed.weight.device)
-        # The step on a device has one rate for all blocks.
-        self.on_device = self.kernels.inner_step is not None and not reading.inner_lr_factors
+        # The step on a device has one rate for all blocks, and the rules that need no more than norms.
+        simple = reading.inner_rule != "balanced" and not reading.inner_lr_factors
+        self.on_device = self.kernels.inner_step is not None and simple
         self.piece = piece or (DEVICE_PIECE if self.on_device else PIECE)
         self.position = 0
         self.fast = [FastWeights(*(w.detach() for w in block)) for block in model.initial_fast_weights(batch)]
