@@ -139,7 +139,7 @@ def test_unknown_systems_and_missing_adapters_are_named(opened):
         list(context.measure(BOOKS, ["magic"], Base(), BUCKET))
     for name in ("adapter", "control"):
         with pytest.raises(UsageError, match=f"--{name}"):
-            context._trained(Base(), name)
+            context._trained(Base(model="HuggingFaceTB/SmolLM2-360M"), name)
 
 
 def test_command(opened, tmp_path):

@@ -195,6 +195,8 @@ def test_a_run_goes_on_from_an_adapter_and_its_rates(trained, tmp_path):
     )
     before, after = load_adapter(path), load_adapter(train(recipe, progress=False).exported)
     assert before.state.keys() == after.state.keys()
+    assert after.provenance["after"] == before.provenance and str(tmp_path.parent) not in json.dumps(after.provenance)
+    assert after.provenance["recipe"]["data"]["train"] == ["books.jsonl"]
     assert all(torch.allclose(after.state[n], before.state[n], atol=1e-7) for n in before.state)
     moved = torch.tensor(after.reading.inner_lr_factors) - before.reading.inner_lr_factors[0]
     assert torch.allclose(moved.abs(), torch.full((3,), 0.1), atol=1e-3)  # AdamW's first step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Start:
     state: State
     base: Checkpoint | None
     inner_lr_factors: tuple[float, ...] = ()  # learned before
+    provenance: dict[str, Any] = field(default_factory=dict)  # of the run before
 
 
 def start_of(recipe: Recipe) -> Start:
@@ -82,7 +83,7 @@ def _trained(recipe: Recipe) -> Start:
             "mode for that"
         )
     config = config.model_copy(update={"max_positions": max(recipe.sequence, config.max_positions)})
-    return Start(config, state, base, adapter.reading.inner_lr_factors)
+    return Start(config, state, base, adapter.reading.inner_lr_factors, adapter.provenance)
 
 
 def config_of(recipe: Recipe) -> ModelConfig:

@@ -286,17 +286,29 @@ def _validate(recipe: Recipe, here: Processes, data: Data, weights: Weights) -> 
 
 def _export(recipe: Recipe, here: Processes, start: Start, data: Data, weights: Weights, steps: int) -> Path:
     provenance = {
-        "recipe": recipe.identity(),
+        "recipe": _without_folders(recipe.identity()),
         "data": data.shards.sha256,
         "documents": data.shards.documents,
         "steps": steps,
         "tokens": steps * recipe.tokens_per_step,
         "seed": recipe.seed,
         "commit": _commit(),
-    }
+    } | ({"after": start.provenance} if start.provenance else {})
     reading = reading_of(recipe, weights)
     trained = {name: tensor for name, tensor in weights.state() if here.first}
     return export(recipe, start, reading, trained, data.tokenizer, provenance) if here.first else recipe.folder
+
+
+def _without_folders(identity: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as others may see it: of files on this machine the names alone."""
+
+    def name(value: str) -> str:
+        return Path(value).name if Path(value).expanduser().is_absolute() or Path(value).exists() else value
+
+    data, model = identity["data"], identity["model"]
+    files = {key: [name(value) for value in data[key]] for key in ("train", "valid")}
+    start = {key: model[key] and name(model[key]) for key in ("pretrained", "adapter")}
+    return identity | {"data": data | files, "model": model | start}
 
 
 def _commit() -> str:
