@@ -33,7 +33,7 @@ def _recipe(name: str) -> str:
     inner = f"{r.reading.inner_lr:g}" if r.mode != "none" else ""
     if inner and r.optimizer.inner_warmup:
         inner += f", from {r.optimizer.inner_warmup_from:g} of it over {r.optimizer.inner_warmup:.0%}"
-    mode = f"{r.mode}, adapter" if r.trains == "adapter" else r.mode
+    mode = r.mode if r.trains == "all" else f"{r.mode}, {r.trains}"
     return f"| `{name}` | {mode} | {r.sequence:,} | {r.batch} | {steps} | {r.optimizer.lr:g} | {inner} |"
 
 

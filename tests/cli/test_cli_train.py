@@ -20,7 +20,7 @@ def test_the_default_model_is_adapted_and_reads_with_its_adapter(run, run_json, 
     read = run_json("ingest", "book.txt", "-m", "run/adapter.safetensors", "-o", "book.ttt", "--dtype", "float32")
     assert read["model"] == "run/adapter.safetensors"
     shown = run_json("inspect", "book.ttt")
-    assert shown["reading"]["chunk"] == 16 and shown["reading"]["inner_rule"] == "normalized"
+    assert shown["reading"]["chunk"] == 16 and shown["reading"]["inner_rule"] == "balanced"
     packed = run_json("models", "pack-adapter", "run/adapter.safetensors", "-o", "small.safetensors")
     assert packed["bytes"] < packed["bytes_before"] and packed["file"] == "small.safetensors"
     assert "instead of" in run("models", "pack-adapter", "run/adapter.safetensors", "-o", "small.safetensors").stdout
