@@ -50,7 +50,7 @@ def decoder_of(options: argparse.Namespace) -> Decoder:
     dtype = getattr(torch, options.dtype)
     if options.model != SMALL.name:
         settings = {"dtype": options.dtype, "window": options.window, "chunk": options.chunk}
-        return TTTReader.from_pretrained(options.model, **settings).model
+        return TTTReader.from_pretrained(options.model, adapter=None, **settings).model
     model = Decoder(SMALL).initialize(torch.Generator().manual_seed(0))
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.float() if ".prime_mlp." in name else parameter.data.to(dtype)

@@ -74,7 +74,9 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     title, text = book_of(options)
-    reader = TTTReader.from_pretrained(options.model, dtype=options.dtype, window=options.window, chunk=options.chunk)
+    reader = TTTReader.from_pretrained(
+        options.model, adapter=None, dtype=options.dtype, window=options.window, chunk=options.chunk
+    )
     model, reading = reader.model, reader.reading
     parameters = train_primes_and_norms(model)
     length = options.chunk * options.chunks

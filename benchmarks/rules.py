@@ -35,7 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def measure(name: str, options: argparse.Namespace, text: str) -> dict[str, Any]:
     settings = {"dtype": options.dtype, "window": options.window} | ROWS[name]
-    reader = TTTReader.from_pretrained(options.model, **settings)
+    reader = TTTReader.from_pretrained(options.model, adapter=None, **settings)
     tokens = tokens_of(reader, text, options.tokens)
     state = ReadingState(reader.model, reader.reading)
     began = time.perf_counter()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from training_files import tiny_recipe, write_books
 
 from ttt_docs import TTTReader
+from ttt_docs.checkpoints import adapter as adapter_module
 from ttt_docs.checkpoints import registry
-from ttt_docs.checkpoints.adapter import adapted, load_adapter, pack_adapter
+from ttt_docs.checkpoints.adapter import SHIPPED, adapted, chosen_adapter, load_adapter, pack_adapter
 from ttt_docs.checkpoints.names import parameter_shapes
 from ttt_docs.checkpoints.source import WeightSource
 from ttt_docs.checkpoints.store import load_checkpoint, write_checkpoint
 from ttt_docs.errors import CheckpointError, MemoryMismatchError, UsageError
-from ttt_docs.model.config import ModelConfig
+from ttt_docs.model.config import CONFIGS, ModelConfig
+from ttt_docs.reader import reader_for
 from ttt_docs.training import sequence
 from ttt_docs.training.budget import flops_per_token
 from ttt_docs.training.start import write_byte_tokenizer
@@ -242,3 +246,61 @@ def test_a_pretrained_model_of_another_architecture_is_refused(trained):
     folder, _ = trained
     with pytest.raises(CheckpointError, match=r"the recipe wants 125m\) do not fit their config"):
         train(adapter_recipe(folder, "model.config=125m"), progress=False)
+
+
+@pytest.fixture
+def shipped(trained, monkeypatch):
+    """The trained adapter as one that comes with the package, for a model that goes by the plain one's path."""
+    folder, path = trained
+    name = str(folder / "plain")
+    entry = replace(registry.REGISTRY["smollm2-135m"], name=name, adapter=str(path))
+    monkeypatch.setitem(registry.REGISTRY, name, entry)
+    monkeypatch.setattr(registry, "pull", lambda name: Path(name))
+    return name, path
+
+
+def test_the_adapter_of_the_package_is_the_default(shipped):
+    name, path = shipped
+    reader = TTTReader.from_pretrained(name, dtype="float32")
+    assert reader.fingerprint == TTTReader.from_pretrained(name, adapter=path).fingerprint
+    assert reader.reading.inner_lr_factors and reader.reading.chunk == 8
+    without = TTTReader.from_pretrained(name, adapter=None, suffix_blocks=1, dtype="float32")
+    assert without.fingerprint != reader.fingerprint and without.reading.chunk == 1024
+    assert TTTReader.from_pretrained(name, suffix_blocks=1, sinks=2).fingerprint == reader.fingerprint
+    for other in ({"suffix_blocks": 2}, {"sinks": 1}):  # another retrofit is asked for: not what was trained
+        retrofitted = TTTReader.from_pretrained(name, **other)
+        assert retrofitted.fingerprint == TTTReader.from_pretrained(name, adapter=None, **other).fingerprint
+
+
+def test_other_precisions_of_the_named_model_take_its_adapter_and_other_models_do_not(shipped, trained, tmp_path):
+    name, _ = shipped
+    other = str(write_plain(tmp_path / "other", seed=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.REGISTRY, other, replace(registry.REGISTRY[name], name=other))
+        assert TTTReader.from_pretrained(other).reading.chunk == 8
+        shipped_for = load_checkpoint(other)
+        wider = replace(shipped_for, config=shipped_for.config.model_copy(update={"mlp_dim": 48}))
+        assert chosen_adapter(SHIPPED, other, wider) is None
+    assert chosen_adapter(SHIPPED, other, shipped_for) is None  # no registry name
+
+
+def test_a_memory_finds_the_reader_it_was_read_with(shipped):
+    name, _ = shipped
+    opened = partial(TTTReader.from_pretrained, name, dtype="float32")
+    for settings in ({}, {"adapter": None, "suffix_blocks": 1, "chunk": 8, "window": 16}, {"suffix_blocks": 2}):
+        reader = opened(**settings)
+        memory = reader.ingest(text="the ship lay still and the captain")
+        assert reader_for(memory, opened).fingerprint == reader.fingerprint == memory.fingerprint
+    with pytest.raises(MemoryMismatchError):
+        reader_for(replace(memory, fingerprint="0" * 64), opened)
+
+
+def test_the_shipped_file_is_small_and_says_where_it_comes_from():
+    file = Path(adapter_module.__file__).parent / "adapters" / registry.REGISTRY["smollm2-135m"].adapter
+    assert file.stat().st_size <= 20_000_000
+    adapter = load_adapter(file)
+    known = CONFIGS["smollm2-135m"].model_dump(include=adapter_module._ARCHITECTURE)
+    assert adapter.config.model_dump(include=adapter_module._ARCHITECTURE) == known
+    assert adapter.provenance["recipe"]["mode"] == "meta" and adapter.provenance["after"]["recipe"]["mode"] == "naive"
+    for data in (adapter.provenance["recipe"]["data"], adapter.provenance["after"]["recipe"]["data"]):
+        assert all(Path(name).name == name for name in data["train"])
