@@ -126,11 +126,11 @@ def pack_adapter(file: Path, model: str | None, output: Path, max_mb: float, as_
 
     base = load_checkpoint(resolve(model or adapter.base_of(file)))
     adapter.pack_adapter(adapter.load_adapter(file), base, output, int(max_mb * 1e6))
-    facts = {"file": str(output), "bytes": output.stat().st_size, "bytes_before": file.stat().st_size}
+    after, before = output.stat().st_size, file.stat().st_size
     if as_json:
-        say_json(facts)
+        say_json({"file": str(output), "bytes": after, "bytes_before": before})
     else:
-        say(f"{output}: {size(facts['bytes'])} instead of {size(facts['bytes_before'])}")
+        say(f"{output}: {size(after)} instead of {size(before)}")
 
 
 @models.command("rm", epilog="\b\nExample:\n  ttt-docs models rm smollm2-135m")
