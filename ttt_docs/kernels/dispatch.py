@@ -14,11 +14,11 @@ from torch import Tensor
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_attention_reference
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
-from ttt_docs.kernels.inner_step import gradient_norm_reference, weight_step_reference
+from ttt_docs.kernels.inner_step import Balance, balance_reference, gradient_norm_reference, weight_step_reference
 from ttt_docs.kernels.native.attention import window_attention_native
 from ttt_docs.kernels.native.build import native_library
 from ttt_docs.kernels.native.cross_entropy import linear_cross_entropy_native
-from ttt_docs.kernels.native.inner_step import gradient_norm_native, weight_step_native
+from ttt_docs.kernels.native.inner_step import balance_native, gradient_norm_native, weight_step_native
 from ttt_docs.kernels.native.rms_norm import rms_norm_native
 from ttt_docs.kernels.native.swiglu import swiglu_native
 from ttt_docs.kernels.pair_attention import pair_window_attention
@@ -41,9 +41,11 @@ class Kernels:
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
     #: A residual and the norms around it in one pass; None: one after the other (`residual_norm`).
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
-    #: Norm of a gradient, and the step of a matrix together with its copy for the products.
-    gradient_norm: Callable[[Tensor], Tensor] = gradient_norm_reference
-    weight_step: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = weight_step_reference
+    #: The parts of an inner step for one matrix: what balances its gradient, the norm of that, and the step together
+    #: with its copy for the products.
+    balance: Callable[[Tensor], Balance] = balance_reference
+    gradient_norm: Callable[..., Tensor] = gradient_norm_reference
+    weight_step: Callable[..., Tensor] = weight_step_reference
     #: The inner step over all fast weights, and what takes it back, without a word to the host; None: `model.inner`.
     inner_step: tuple[Callable[..., Any], Callable[..., None]] | None = None
     #: The same operations on pairs of values and tangents (`kernels/pairs.py`), for kernels that are differentiable
@@ -83,7 +85,7 @@ CPU = Kernels("cpu", _attention_cpu, rms_norm_cpu, swiglu_cpu, linear_cross_entr
 #: The same with C++ compiled for CPUs with AMX, for what is in bfloat16.
 NATIVE = Kernels(
     "native", window_attention_native, rms_norm_native, swiglu_native, linear_cross_entropy_native,
-    gradient_norm=gradient_norm_native, weight_step=weight_step_native,
+    balance=balance_native, gradient_norm=gradient_norm_native, weight_step=weight_step_native,
 )  # fmt: skip
 PAIRS = Kernels("pairs", pair_window_attention, pair_rms_norm, pair_swiglu, pair_linear_cross_entropy, pair_linear)
 #: What training on a CPU uses: differentiable once, cached keys and values that ask for it included, and on pairs.

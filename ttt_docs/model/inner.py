@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
-from ttt_docs.kernels.workspace import wide
+from ttt_docs.kernels.inner_step import Balance, balance_reference
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights
@@ -60,14 +60,19 @@ def product_step(
     own = fast_gradients([g for pair in grads for g in pair])
     norms = [[kernels.gradient_norm(g) for g in block] for block in own]
     norm = _global_norm(norms)
+    balances: list[list[Balance | None]] = [[None] * len(block) for block in own]
     if reading.inner_rule == "balanced":
-        own = _directions(own, reading)
-        norms = [[kernels.gradient_norm(g) for g in block] for block in own]
+        balances = [[kernels.balance(g) for g in block] for block in own]
+        norms = [
+            [kernels.gradient_norm(*matrix) for matrix in zip(*block, strict=True)]
+            for block in zip(own, balances, strict=True)
+        ]
     sizes, _, clip = _step_sizes(norms, reading, rates)
     products = [ProductWeights(*(torch.empty_like(g) for g in pair)) for pair in grads]
+    copies = fast_gradients([p for pair in products for p in pair])
     after = [
         FastWeights(*(kernels.weight_step(*matrix) for matrix in zip(*block, strict=True)))
-        for block in zip(fast, own, sizes, fast_gradients([p for pair in products for p in pair]), strict=True)
+        for block in zip(fast, own, sizes, copies, balances, strict=True)
     ]
     return Step(after, norm, clip), products
 
@@ -81,20 +86,10 @@ def undo_inner_step(
 
 
 def _directions(grads: Sequence[FastWeights], reading: ReadingConfig) -> list[FastWeights]:
-    """The gradients, `balanced`: each entry divided by the root of its row's and its column's root mean square, so
-    that no few rows or columns take the whole step."""
+    """The gradients, balanced if the rule is."""
     if reading.inner_rule != "balanced":
         return list(grads)
-
-    def balanced(grad: Tensor) -> Tensor:
-        squares = grad.square()
-        for dim in (1, 2):
-            mean = squares.mean(dim=dim, keepdim=True)
-            # As in `_step_sizes`: zeros stay zeros, and 1 can be differentiated.
-            grad = grad * torch.where(mean > 0, mean, 1.0).pow(-0.25)
-        return grad
-
-    return [FastWeights(*(balanced(g.to(wide(g.dtype))) for g in block)) for block in grads]
+    return [FastWeights(*(balance_reference(g)(g) for g in block)) for block in grads]
 
 
 def _global_norm(norms: Sequence[Sequence[Tensor]]) -> Tensor:
