@@ -33,7 +33,7 @@ from ttt_docs.kernels.triton import attention as attention_launches
 from ttt_docs.kernels.triton.attention import window_attention_triton
 from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
 from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
-from ttt_docs.kernels.triton.sgd import clip_sgd_triton, undo_step
+from ttt_docs.kernels.triton.sgd import inner_step_triton, undo_step
 from ttt_docs.kernels.triton.swiglu import swiglu_triton
 
 TYPES = {
@@ -196,8 +196,8 @@ def cross_entropy(dim: int, vocab: int, dtype: torch.dtype) -> None:
 def inner_step(dim: int, hidden: int, dtype: torch.dtype) -> None:
     fast = [tuple(torch.empty(1, *shape) for shape in ((hidden, dim), (dim, hidden), (hidden, dim)))]
     grads = [(torch.empty(1, 2 * hidden, dim, dtype=dtype), torch.empty(1, dim, hidden, dtype=dtype))]
-    for rule in ("sgd", "normalized"):
-        undo_step(clip_sgd_triton(fast, grads, dtype, rule), torch.ones(1, dtype=torch.bool))
+    for rule in ("sgd", "normalized", "balanced"):
+        undo_step(inner_step_triton(fast, grads, dtype, rule), torch.ones(1, dtype=torch.bool))
 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

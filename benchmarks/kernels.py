@@ -34,7 +34,7 @@ from ttt_docs.kernels.triton import attention as attention_launches
 from ttt_docs.kernels.triton.attention import Tiles, window_attention_triton
 from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
 from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
-from ttt_docs.kernels.triton.sgd import clip_sgd_triton
+from ttt_docs.kernels.triton.sgd import inner_step_triton
 from ttt_docs.kernels.triton.swiglu import swiglu_triton
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import FastWeights, product_weights
@@ -160,7 +160,7 @@ def step_case(model: str, device: torch.device) -> Case:
 
     def kernel(*inputs: Tensor) -> tuple[Tensor, ...]:
         fast, flat = split(inputs)
-        step = clip_sgd_triton(fast, list(zip(flat[0::2], flat[1::2], strict=True)), torch.bfloat16)
+        step = inner_step_triton(fast, list(zip(flat[0::2], flat[1::2], strict=True)), torch.bfloat16)
         return tuple(w for block in (*step.fast, *step.products) for w in block)
 
     def twin(*inputs: Tensor) -> tuple[Tensor, ...]:

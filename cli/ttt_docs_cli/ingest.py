@@ -24,7 +24,7 @@ reading_options = options(
     click.option(
         "--chunk", type=click.IntRange(min=1), metavar="TOKENS", help="Tokens per update of the fast weights."
     ),
-    click.option("--inner-rule", type=click.Choice(["sgd", "normalized"]), help="How an update is made."),
+    click.option("--inner-rule", type=click.Choice(["sgd", "normalized", "balanced"]), help="How an update is made."),
     click.option("--inner-lr", type=click.FloatRange(0, 1000), metavar="NUMBER", help="Learning rate of the updates."),
     click.option("--no-learn", is_flag=True, help="Read with the window alone, never update."),
 )

@@ -30,6 +30,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if not ON_DEVICE:
         monkeypatch.setattr(sgd, "CHUNK", 256)
         monkeypatch.setattr(sgd, "BLOCK", 64)
+        for name in ("ROWS", "COLUMNS", "LINES"):
+            monkeypatch.setattr(sgd, name, 16)
         monkeypatch.setattr(cross_entropy, "COLUMNS", 32)
         monkeypatch.setattr(cross_entropy, "ROWS", 8)
 
@@ -140,7 +142,7 @@ def test_gradients_that_nobody_asks_for_are_not_made(where: str, monkeypatch: py
 
 
 @both_ways
-@pytest.mark.parametrize("rule", ["sgd", "normalized"])
+@pytest.mark.parametrize("rule", ["sgd", "normalized", "balanced"])
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_inner_step(where: str, rule: str, dtype: torch.dtype) -> None:
     hidden, dim = (700, 300) if ON_DEVICE else (20, 12)
@@ -151,8 +153,11 @@ def test_inner_step(where: str, rule: str, dtype: torch.dtype) -> None:
     grads = [(randn(2, 2 * hidden, dim, dtype=dtype), randn(2, dim, hidden, dtype=dtype)) for _ in range(2)]
     grads[1] = (grads[1][0], grads[1][1] * 0)
     wide = [FastWeights(a[:, :hidden].float(), b.float(), a[:, hidden:].float()) for a, b in grads]
-    expected = inner_step(fast, wide, reading)
-    found = sgd.clip_sgd_triton(fast, grads, dtype, rule, 0.3, 1.5)
+    wide[0].w1[1, 3], wide[0].w2[0, :, 2] = 0, 0  # a row and a column of zeros
+    grads[0][0][1, 3], grads[0][1][0, :, 2] = 0, 0
+    rates = None if dtype == F32 else torch.linspace(0.5, 1.5, 6, device=DEVICE)
+    expected = inner_step(fast, wide, reading, None if rates is None else rates.view(2, 3))
+    found = sgd.inner_step_triton(fast, grads, dtype, rule, 0.3, 1.5, rates)
     torch.testing.assert_close(found.grad_norm, expected.grad_norm)
     torch.testing.assert_close(found.clip, expected.clip)
     for mine, theirs, products in zip(found.fast, expected.fast, found.products, strict=True):
@@ -168,7 +173,7 @@ def test_inner_step_taken_back_for_some_documents(where: str) -> None:
     fast = [FastWeights(*(randn(*s, dtype=F32) for s in shapes))]
     grads = [(randn(3, 40, 12, dtype=F32), randn(3, 12, 20, dtype=F32))]
     grads[0][0][2, 0, 0] = float("nan")
-    step = sgd.clip_sgd_triton(fast, grads, F32, "sgd", 1.0, 1.0)
+    step = sgd.inner_step_triton(fast, grads, F32, "sgd", 1.0, 1.0)
     sgd.undo_step(step, torch.tensor([True, False, True], device=DEVICE))
     for w, before in zip(step.fast[0], fast[0], strict=True):
         assert not torch.equal(w[0], before[0])

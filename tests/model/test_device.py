@@ -18,7 +18,7 @@ from ttt_docs.model.state import ChunkResult, ReadingState
 
 CHUNK = 16
 #: The definitions with the inner step on the device: reading then goes the way it goes on a GPU.
-STEPS = replace(REFERENCE, inner_step=(sgd.clip_sgd_triton, sgd.undo_step))
+STEPS = replace(REFERENCE, inner_step=(sgd.inner_step_triton, sgd.undo_step))
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,10 @@ def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         monkeypatch.setattr(sgd, "CHUNK", 1024)
         monkeypatch.setattr(sgd, "BLOCK", 512)
+
+
+#: Rates for w1, w2, w3 of every suffix block.
+LEARNED = tuple(0.5 + 0.3 * i for i in range(3 * TINY.suffix_blocks))
 
 
 def reading(**changes: object) -> ReadingConfig:
@@ -59,6 +63,8 @@ def assert_same(found: list[ChunkResult], expected: list[ChunkResult]) -> None:
     [
         {},
         {"inner_rule": "sgd", "sinks": 0},
+        {"inner_rule": "balanced", "inner_lr_factors": LEARNED},
+        {"inner_lr_factors": (0.5, 1.5, 0.0)[: TINY.suffix_blocks]},
         {"guard": None},
         {"guard": -100.0},
         {"learn": False},
@@ -142,7 +148,7 @@ def test_a_step_asks_the_device_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert taken.result.accepted.shape == (1,)
 
 
-def _step_without_interpreter(fast, grads, dtype, rule, rate, clip, into, table) -> sgd.Step:  # type: ignore[no-untyped-def]
+def _step_without_interpreter(fast, grads, dtype, rule, rate, clip, rates, into, table) -> sgd.Step:  # type: ignore[no-untyped-def]
     norm = torch.stack([g.square().sum() for block in grads for g in block]).sum().sqrt().view(1)
     products = [(torch.cat([w1, w3], 1).to(dtype), w2.to(dtype)) for w1, w2, w3 in fast]
     return sgd.Step(list(fast), products, norm, torch.ones(1), torch.empty(0), torch.empty(0))
@@ -172,7 +178,7 @@ def triton_kernels(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Ker
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("rule", ["sgd", "normalized"])
+@pytest.mark.parametrize("rule", ["sgd", "normalized", "balanced"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_graphs_give_what_plain_reading_gives(rule: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda")

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("triton")
 
 from ttt_docs.kernels.dispatch import REFERENCE
-from ttt_docs.kernels.triton.sgd import new_buffers
+from ttt_docs.kernels.triton.sgd import TABLE, new_buffers
 from ttt_docs.model import device, graphs
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
@@ -69,13 +69,14 @@ class PlainStep(NamedTuple):
     before: list[FastWeights]
 
 
-def take(fast, grads, dtype, rule, rate, clip, into, table) -> PlainStep:  # type: ignore[no-untyped-def]
+def take(fast, grads, dtype, rule, rate, clip, rates, into, table) -> PlainStep:  # type: ignore[no-untyped-def]
     reading = ReadingConfig(inner_rule=rule, inner_lr=rate, inner_clip=clip)
-    step = inner_step(fast, fast_gradients([g for block in grads for g in block]), reading)
+    own = fast_gradients([g for block in grads for g in block])
+    step = inner_step(fast, own, reading, None if rates is None else rates.view(len(fast), 3))
     after, products = into if into is not None else new_buffers(fast, dtype)
     taken = PlainStep(
         [FastWeights(*w) for w in after], [ProductWeights(*p) for p in products], step.grad_norm, step.clip,
-        torch.zeros(27 * len(fast), dtype=torch.int64), list(fast),
+        torch.zeros(TABLE * len(fast), dtype=torch.int64), list(fast),
     )  # fmt: skip
     _put(step.fast, taken)
     return taken
@@ -121,7 +122,12 @@ PIECE = 4
 
 @pytest.mark.parametrize(
     "changes",
-    [{"inner_rule": "sgd"}, {"window": 33, "guard": -100.0}, {"window": 40, "sinks": 0, "guard": None}],
+    [
+        {"inner_rule": "sgd"},
+        {"inner_rule": "balanced", "inner_lr_factors": (0.5, 1.5, 0.8)},
+        {"window": 33, "guard": -100.0},
+        {"window": 40, "sinks": 0, "guard": None},
+    ],
 )
 def test_what_is_replayed_is_what_plain_reading_gives(changes: dict[str, object], recordings: list[Recording]) -> None:
     model = small_model()

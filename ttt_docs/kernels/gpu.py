@@ -139,7 +139,7 @@ def _with_triton(flash: bool, strict: bool) -> Kernels:
     from ttt_docs.kernels.triton.attention import window_attention_triton
     from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
     from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
-    from ttt_docs.kernels.triton.sgd import clip_sgd_triton, undo_step
+    from ttt_docs.kernels.triton.sgd import inner_step_triton, undo_step
     from ttt_docs.kernels.triton.swiglu import swiglu_triton
 
     def checked(operation: str, problem: Callable[..., str | None], kernel: Any, plain: Any) -> Callable[..., Any]:
@@ -152,7 +152,7 @@ def _with_triton(flash: bool, strict: bool) -> Kernels:
         checked("SwiGLU", _dtype_problem_of_first, swiglu_triton, REFERENCE.swiglu),
         checked("cross-entropy", _dtype_problem_of_first, linear_cross_entropy_triton, REFERENCE.linear_cross_entropy),
         add_rms_norm=checked("RMSNorm", _norm_problem, add_rms_norm_triton, REFERENCE.residual_norm),
-        inner_step=(clip_sgd_triton, undo_step),
+        inner_step=(inner_step_triton, undo_step),
     )
 
 

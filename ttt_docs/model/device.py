@@ -68,13 +68,14 @@ def device_step(
     places: tuple[Place, Place],
     caches: Sequence[LayerCache],
     before: Buffers,
+    rates: Tensor | None = None,
     into: Buffers | None = None,
     table: Tensor | None = None,
 ) -> Taken:
     """One chunk: score, gradient, step, guard. hidden [batch, chunk, dim], targets [batch, chunk].
 
     `places` are the chunk's and its last tokens', which the guard predicts again; `into` takes the weights after the
-    step; `table` as for `clip_sgd_triton`.
+    step; `rates` and `table` as for `inner_step_triton`.
     """
     assert kernels.inner_step is not None
     take, undo = kernels.inner_step
@@ -82,7 +83,15 @@ def device_step(
     nll, grads = score_and_product_grads(model, hidden, targets, chunk_place, caches, before.products, kernels)
     with torch.no_grad():
         step = take(
-            before.fast, grads, model.dtype, reading.inner_rule, reading.inner_lr, reading.inner_clip, into, table
+            before.fast,
+            grads,
+            model.dtype,
+            reading.inner_rule,
+            reading.inner_lr,
+            reading.inner_clip,
+            rates,
+            into,
+            table,
         )
         after = Buffers([FastWeights(*w) for w in step.fast], [ProductWeights(*p) for p in step.products])
         accepted = step.grad_norm.isfinite()
@@ -248,7 +257,9 @@ class _Steps:
             self.entered = True
             return self.graphs.take(state, hidden, targets, places)
         before = Buffers(state.fast, state.products)
-        taken = device_step(state.model, state.reading, state.kernels, hidden, targets, places, state.caches, before)
+        taken = device_step(
+            state.model, state.reading, state.kernels, hidden, targets, places, state.caches, before, state.matrix_rates
+        )
         state.set_fast(taken.after.fast, taken.after.products)
         return taken.result
 

@@ -56,6 +56,7 @@ class SuffixGraphs:
         self.caches: list[LayerCache] = []
         self.weights: list[Buffers] = []
         self.inputs: list[Tensor] = []
+        self.rates: Tensor | None = None
 
     def enter(self, state: ReadingState) -> bool:
         """Takes a state over, if its sinks are all there and either out of sight or at their last distance."""
@@ -76,6 +77,7 @@ class SuffixGraphs:
         from ttt_docs.kernels.triton.sgd import new_buffers
 
         config, reading = state.model.config, state.reading
+        self.rates = state.matrix_rates
         capacity = reading.window - 1 + state.piece * reading.chunk
         self.caches = [LayerCache(reading.window, reading.sinks) for _ in state.caches]
         for i in config.suffix:
@@ -117,11 +119,14 @@ class SuffixGraphs:
         before, into = self.weights[_parity(state)], self.weights[1 - _parity(state)]
         hidden, targets = self.inputs[:2]
         return device_step(
-            state.model, state.reading, state.kernels, hidden, targets, places, self.caches, before, into, table
-        )
+            state.model, state.reading, state.kernels, hidden, targets, places, self.caches, before, self.rates, into,
+            table,
+        )  # fmt: skip
 
     def _capture(self, state: ReadingState, places: tuple[Place, Place], filled: int) -> _Captured:
-        table = torch.empty(27 * len(self.weights[0].fast), dtype=torch.int64, device=self.inputs[0].device)
+        from ttt_docs.kernels.triton.sgd import TABLE
+
+        table = torch.empty(TABLE * len(self.weights[0].fast), dtype=torch.int64, device=self.inputs[0].device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             taken = self._run(state, places, table)

@@ -50,9 +50,7 @@ class ReadingState:
     ) -> None:
         self.model, self.reading = model, reading
         self.kernels = kernels or kernels_for(model.embed.weight.device)
-        # The step on a device has one rate for all blocks, and the rules that need no more than norms.
-        simple = reading.inner_rule != "balanced" and not reading.inner_lr_factors
-        self.on_device = self.kernels.inner_step is not None and simple
+        self.on_device = self.kernels.inner_step is not None
         self.piece = piece or (DEVICE_PIECE if self.on_device else PIECE)
         self.position = 0
         self.fast = [FastWeights(*(w.detach() for w in block)) for block in model.initial_fast_weights(batch)]
@@ -61,6 +59,9 @@ class ReadingState:
         #: with the same prefix may share one such dict: the first fills it, the others run no prefix. Not on a device.
         self.prefix_states: dict[int, Tensor] | None = None
         self._products: list[ProductWeights] | None = None
+        device, factors = model.embed.weight.device, reading.inner_lr_factors
+        #: Learned rates [suffix blocks, 1 or 3]; None: 1 for all.
+        self.rates = torch.tensor(factors, device=device).view(len(self.fast), -1) if factors and self.fast else None
 
     @property
     def batch(self) -> int:
@@ -76,6 +77,11 @@ class ReadingState:
 
     def set_fast(self, fast: list[FastWeights], products: list[ProductWeights] | None = None) -> None:
         self.fast, self._products = fast, products
+
+    @property
+    def matrix_rates(self) -> Tensor | None:
+        """`rates` for every matrix, [3 * suffix blocks]."""
+        return None if self.rates is None else self.rates.expand(-1, 3).reshape(-1)
 
     @property
     def slots_left(self) -> int:
@@ -135,7 +141,7 @@ class ReadingState:
         )
         with torch.no_grad():
             before = self.fast
-            step, products = product_step(before, grads, self.reading, self._rates(), self.kernels)
+            step, products = product_step(before, grads, self.reading, self.rates, self.kernels)
             accepted = step.grad_norm.isfinite()
             self.set_fast(step.fast, products)
             if self.reading.guard is not None and bool(accepted.all()):
@@ -150,10 +156,6 @@ class ReadingState:
                 )
         loss = chunk_loss(nll, targets, bos)
         return ChunkResult(index, nll, loss, step.grad_norm, step.clip, ~accepted, time.perf_counter() - began)
-
-    def _rates(self) -> Tensor | None:
-        factors = self.reading.inner_lr_factors
-        return torch.tensor(factors, device=self.fast[0].w1.device).view(len(self.fast), -1) if factors else None
 
     def _improved(self, hidden: Tensor, targets: Tensor, nll: Tensor) -> Tensor:
         """False [batch] where the chunk's last tokens, predicted again after the update, lost more than the guard."""

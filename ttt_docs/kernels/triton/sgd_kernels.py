@@ -1,15 +1,18 @@
-"""The inner step over all fast weights in two launches, no matter how many matrices.
+"""The inner step over all fast weights in two launches, five for `balanced`, no matter how many matrices.
 
 The matrices come as a table of addresses, int64 [matrices, FIELDS]: the gradient, the weights before and after
-(float32), and their copy in the products' dtype, each
-followed by its distance from one document to the next (in elements), and
-last the matrix's size. A program does CHUNK elements of one matrix of one document: grid (chunks, matrices, documents).
+(float32), and their copy in the products' dtype, each followed by its distance from one document to the next (in
+elements), and last the matrix's rows and columns. Unless it says otherwise, a program does CHUNK elements of one matrix
+of one document: grid (chunks, matrices, documents).
+
+What balances a gradient is float [documents, matrices, 2, lines]: factors of its rows, then of its columns; `lines` is
+the largest number of either.
 """
 
 import triton
 import triton.language as tl
 
-FIELDS = tl.constexpr(9)
+FIELDS = tl.constexpr(10)
 
 
 @triton.jit
@@ -20,20 +23,80 @@ def _address(table, matrix, field: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def _size(table, matrix):
+    return tl.load(table + matrix * FIELDS + 8) * tl.load(table + matrix * FIELDS + 9)
+
+
+@triton.jit
+def _gradient(grad, element, inside, table, matrix, balance, lines, BALANCED: tl.constexpr, ACC: tl.constexpr):
+    g = tl.load(grad + element, mask=inside, other=0.0).to(ACC)
+    if BALANCED:
+        of_rows = balance + (tl.program_id(2) * tl.num_programs(1) + matrix) * 2 * lines
+        columns, at = tl.load(table + matrix * FIELDS + 9).to(tl.int32), element.to(tl.int32)
+        row, column = at // columns, at % columns
+        g *= tl.load(of_rows + row, mask=inside, other=0.0) * tl.load(of_rows + lines + column, mask=inside, other=0.0)
+    return g
+
+
+@triton.jit
 def squares(
-    table, sums, chunks, GRAD: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
+    table, sums, chunks, balance, lines,
+    BALANCED: tl.constexpr, GRAD: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """sums [documents, matrices, chunks]: the sum of the gradient's squares in each chunk."""
+    """sums [documents, matrices, chunks]: the sum of the (balanced) gradient's squares in each chunk."""
     matrix, first = tl.program_id(1), tl.program_id(0).to(tl.int64) * CHUNK
-    size = tl.load(table + matrix * FIELDS + 8)
+    size = _size(table, matrix)
     grad = _address(table, matrix, 0, GRAD)
     total = tl.zeros([BLOCK], dtype=ACC)
     for step in range(0, CHUNK, BLOCK):
         element = first + step + tl.arange(0, BLOCK)
-        g = tl.load(grad + element, mask=element < size, other=0.0).to(ACC)
+        g = _gradient(grad, element, element < size, table, matrix, balance, lines, BALANCED, ACC)
         total += g * g
     place = (tl.program_id(2) * tl.num_programs(1) + matrix) * chunks + tl.program_id(0)
     tl.store(sums + place, tl.sum(total, 0))
+
+
+@triton.jit
+def squares_by_line(
+    table, by_row, by_column, lines,
+    GRAD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Sums of squares: by_row [documents, matrices, 2, lines], of which the first half is written, and by_column
+    [documents, matrices, tiles, lines] over ROWS rows each. Grid (tiles, matrices, documents)."""
+    tile, matrix = tl.program_id(0), tl.program_id(1)
+    here = (tl.program_id(2) * tl.num_programs(1) + matrix).to(tl.int64)
+    rows, columns = tl.load(table + matrix * FIELDS + 8), tl.load(table + matrix * FIELDS + 9)
+    grad = _address(table, matrix, 0, GRAD)
+    row = tile * ROWS + tl.arange(0, ROWS)
+    sums = by_column + (here * tl.num_programs(0) + tile) * lines
+    total = tl.zeros([ROWS], dtype=ACC)
+    for start in range(0, columns, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        inside = (row < rows)[:, None] & (column < columns)[None, :]
+        g = tl.load(grad + row[:, None] * columns + column[None, :], mask=inside, other=0.0).to(ACC)
+        total += tl.sum(g * g, 1)
+        tl.store(sums + column, tl.sum(g * g, 0), mask=column < columns)
+    tl.store(by_row + here * 2 * lines + row, total, mask=row < rows)
+
+
+@triton.jit
+def _factor(mean):
+    return tl.where(mean > 0, 1.0 / tl.sqrt(tl.sqrt(mean)), 1.0)
+
+
+@triton.jit
+def balance_of(table, balance, by_column, tiles, lines, BLOCK: tl.constexpr, ACC: tl.constexpr):
+    """Factors from the sums of `squares_by_line`, rows' in place. Grid (blocks of lines, matrices, documents)."""
+    matrix = tl.program_id(1)
+    here = (tl.program_id(2) * tl.num_programs(1) + matrix).to(tl.int64)
+    rows, columns = tl.load(table + matrix * FIELDS + 8), tl.load(table + matrix * FIELDS + 9)
+    line = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    own = balance + here * 2 * lines + line
+    tl.store(own, _factor(tl.load(own, mask=line < rows, other=0.0) / columns), mask=line < rows)
+    total = tl.zeros([BLOCK], dtype=ACC)
+    for tile in range(0, tiles):
+        total += tl.load(by_column + (here * tiles + tile) * lines + line, mask=line < columns, other=0.0)
+    tl.store(own + lines, _factor(total / rows), mask=line < columns)
 
 
 @triton.jit
@@ -47,19 +110,19 @@ def _sum(sums, count, STEP: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def update(
-    table, sums, norms, factors, chunks, rate, limit,
-    NORMALIZED: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr, PRODUCT: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr,
+    table, sums, own_sums, norms, factors, chunks, balance, lines, rate, rates, limit,
+    NORMALIZED: tl.constexpr, BALANCED: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr,
+    PRODUCT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """after = before - rate * factor * gradient, and its copy; norms and factors [documents] for the reports.
+    """after = before - rate * rates[matrix] * factor * (balanced) gradient, and its copy; norms and factors [documents]
+    for the reports.
 
-    The factor is the global clip, or with NORMALIZED one over the matrix's own norm. Every program adds up the same
-    sums in the same order. A gradient that is not finite changes nothing.
+    The factor is the global clip, or with NORMALIZED one over the matrix's own norm, from own_sums. Every program adds
+    up the same sums in the same order. A gradient that is not finite changes nothing.
     """
     matrix, document = tl.program_id(1), tl.program_id(2)
     matrices = tl.num_programs(1)
-    of_document = sums + document * matrices * chunks
-    norm = tl.sqrt(_sum(of_document, matrices * chunks, STEP, ACC))
+    norm = tl.sqrt(_sum(sums + document * matrices * chunks, matrices * chunks, STEP, ACC))
     finite = norm < float("inf")  # false for NaN too
     factor = tl.where((limit > 0) & (norm > limit), limit / norm, 1.0)
     if (tl.program_id(0) == 0) & (matrix == 0):
@@ -69,9 +132,10 @@ def update(
         else:
             tl.store(factors + document, factor)
     if NORMALIZED:
-        own = tl.sqrt(_sum(of_document + matrix * chunks, chunks, STEP, ACC))
+        own = tl.sqrt(_sum(own_sums + (document * matrices + matrix) * chunks, chunks, STEP, ACC))
         factor = tl.where(own > 0, 1.0 / own, 0.0)
-    size = tl.load(table + matrix * FIELDS + 8)
+    factor *= rate * tl.load(rates + matrix)
+    size = _size(table, matrix)
     grad = _address(table, matrix, 0, GRAD)
     before = _address(table, matrix, 2, WEIGHT)
     after = _address(table, matrix, 4, WEIGHT)
@@ -80,9 +144,9 @@ def update(
     for step in range(0, CHUNK, BLOCK):
         element = first + step + tl.arange(0, BLOCK)
         inside = element < size
-        g = tl.load(grad + element, mask=inside, other=0.0).to(ACC)
+        g = _gradient(grad, element, inside, table, matrix, balance, lines, BALANCED, ACC)
         w = tl.load(before + element, mask=inside, other=0.0)
-        w = tl.where(finite, w - rate * factor * g, w)
+        w = tl.where(finite, w - factor * g, w)
         tl.store(after + element, w, mask=inside)
         tl.store(product + element, w.to(PRODUCT), mask=inside)
 
@@ -94,7 +158,7 @@ def undo(
     """Puts the weights of before in place of those after, for documents whose update was not accepted."""
     if tl.load(accepted + tl.program_id(2)) == 0:
         matrix, first = tl.program_id(1), tl.program_id(0).to(tl.int64) * CHUNK
-        size = tl.load(table + matrix * FIELDS + 8)
+        size = _size(table, matrix)
         before = _address(table, matrix, 2, WEIGHT)
         after = _address(table, matrix, 4, WEIGHT)
         product = _address(table, matrix, 6, PRODUCT)
