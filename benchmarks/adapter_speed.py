@@ -1,4 +1,5 @@
-"""What the trained adapter costs: reading and decoding with it and without, in turns, medians and their ratio.
+"""What the trained adapter costs: reading and decoding with it and without, in turns: medians, and the median of
+the rounds' ratios.
 
 python benchmarks/adapter_speed.py --json benchmarks/results/adapter-speed.json
 """
@@ -33,9 +34,9 @@ def decoding_seconds(reader: TTTReader, count: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser)
-    parser.add_argument("--tokens", type=int, default=8192, help="read in each round (default 8192)")
+    parser.add_argument("--tokens", type=int, default=4096, help="read in each round (default 4096)")
     parser.add_argument("--decoded", type=int, default=100, help="written in each round (default 100)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = {"dtype": options.dtype, "window": options.window}
@@ -47,19 +48,19 @@ def main() -> None:
     tokens = tokens_of(readers["adapter"], text, options.tokens)
     times: dict[str, dict[str, list[float]]] = {name: {"reading": [], "decoding": []} for name in readers}
     for round_ in range(options.rounds + 1):  # the first warms up
-        for name, reader in readers.items():
+        for name, reader in list(readers.items())[:: -1 if round_ % 2 else 1]:
             measured = reading_seconds(reader, tokens), decoding_seconds(reader, options.decoded)
             if round_:
                 for kind, seconds in zip(("reading", "decoding"), measured, strict=True):
                     times[name][kind].append(seconds)
-    medians = {name: {kind: statistics.median(own) for kind, own in kinds.items()} for name, kinds in times.items()}
+    found: dict[str, dict[str, float]] = {}
     for kind, count in (("reading", options.tokens), ("decoding", options.decoded)):
-        speeds = {name: count / medians[name][kind] for name in readers}
-        ratio = speeds["adapter"] / speeds["retrofit"]
-        print(f"{kind}: " + ", ".join(f"{n} {s:,.1f} tokens/s" for n, s in speeds.items()) + f", ratio {ratio:.3f}")
+        own, other = (times[name][kind] for name in readers)
+        found[kind] = {name: count / statistics.median(times[name][kind]) for name in readers}
+        found[kind]["ratio"] = statistics.median(b / a for a, b in zip(own, other, strict=True))
+        print(f"{kind}, tokens/s: " + ", ".join(f"{name} {value:,.3f}" for name, value in found[kind].items()))
     if options.json:
-        found = {"seconds": times, "medians": medians}
-        options.json.write_text(json.dumps(facts(options, title) | found, indent=1) + "\n")
+        options.json.write_text(json.dumps(facts(options, title) | {"seconds": times} | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -276,7 +276,7 @@ def plot(readings: Sequence[Reading], lengths: Sequence[int], path: Path) -> Non
     for panel in (left, right):
         panel.grid(alpha=0.3)
         panel.set_xscale("log", base=2)
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     FigureCanvasAgg(figure).print_png(path)
 
 
