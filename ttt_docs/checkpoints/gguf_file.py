@@ -60,7 +60,7 @@ def open_gguf(path: Path, name: str | None = None) -> WeightSource:
     def read(key: str, target: torch.dtype) -> torch.Tensor:
         try:
             values = dequantize(tensors[key].data, tensors[key].tensor_type)
-        except (NotImplementedError, ValueError) as error:
+        except (NotImplementedError, ValueError) as error:  # gguf: a quantization it does not know, broken data
             kind = tensors[key].tensor_type.name
             raise CheckpointError(f"{path}: tensor {key} ({kind}) cannot be dequantized: {error}") from error
         rows = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(shapes[key]).to(target)

@@ -43,7 +43,7 @@ class _Archive:
                 return b"".join(pieces)
         except KeyError:
             raise DocumentError(f"{self.name}: the EPUB lacks its file {path!r}. Get an intact copy.") from None
-        except NotImplementedError as error:  # a RuntimeError, so it comes before that one
+        except NotImplementedError as error:  # zipfile: an unknown compression; a RuntimeError, so it comes first
             raise DocumentError(f"{self.name}: the EPUB is packed in an unknown way ({error}).") from None
         except RuntimeError:  # zipfile's word for a member with a password
             raise DocumentError(f"{self.name}: the EPUB is encrypted. Unpack it with its password first.") from None
@@ -69,7 +69,7 @@ def read_epub(data: bytes, name: str, max_bytes: int) -> Document:
     `max_bytes` limits the unpacked bytes. Nothing outside the file is read. Raises DocumentError when the zip or the
     book inside it is damaged, encrypted, too large or without text.
     """
-    try:
+    try:  # NotImplementedError: zipfile's, for a version of the format it does not know
         archive = _Archive(name, zipfile.ZipFile(io.BytesIO(data)), max_bytes)
     except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
         raise DocumentError(f"{name}: the zip that an EPUB is cannot be read ({error}). Get an intact copy.") from None

@@ -120,7 +120,7 @@ def _format(content: bytes, by_suffix: str | None, name: str) -> str:
 def _is_epub(content: bytes) -> bool:
     if _EPUB_TYPE in content[:100]:
         return True
-    try:
+    try:  # NotImplementedError: zipfile's, for a version of the format it does not know
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return "META-INF/container.xml" in archive.namelist()
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError):

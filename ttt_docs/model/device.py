@@ -82,17 +82,8 @@ def device_step(
     chunk_place, guard_place = places
     nll, grads = score_and_product_grads(model, hidden, targets, chunk_place, caches, before.products, kernels)
     with torch.no_grad():
-        step = take(
-            before.fast,
-            grads,
-            model.dtype,
-            reading.inner_rule,
-            reading.inner_lr,
-            reading.inner_clip,
-            rates,
-            into,
-            table,
-        )
+        rule = reading.inner_rule, reading.inner_lr, reading.inner_clip
+        step = take(before.fast, grads, model.dtype, *rule, rates, into, table)
         after = Buffers([FastWeights(*w) for w in step.fast], [ProductWeights(*p) for p in step.products])
         accepted = step.grad_norm.isfinite()
         if reading.guard is not None:

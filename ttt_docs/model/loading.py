@@ -39,7 +39,7 @@ def device_of(device: str | torch.device) -> torch.device:
     try:
         where = torch.device(device)
         torch.zeros(1, device=where).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError):
         here = "cpu or cuda" if torch.cuda.is_available() else "cpu"
         raise UsageError(f"device={str(device)!r} cannot be used on this machine: use {here}") from None
     return where
