@@ -35,7 +35,7 @@ class Mortal(TTTReader):
         once = self.log / "killed"
         if self.deadly in names and not once.exists():
             if self.log.exists():
-                once.touch()
+                once.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
         for name in names if self.log.exists() else ():
             (self.log / f"{name}-{os.getpid()}").touch()
