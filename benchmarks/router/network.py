@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttt_docs.lookup import question_network
-from ttt_docs.lookup.question_network import BEGIN, EMPTY, END, LENGTH, RUNS, UNKNOWN, Words
+from ttt_docs.lookup.question_network import BEGIN, EMPTY, END, LENGTH, RUNS, UNKNOWN, Words, words_of
 
-WIDTH, CHANNELS = 48, 64
-EPOCHS, BATCH, RATE, DECAY = 10, 128, 3e-3, 0.02
-DROPOUT = 0.4
+WIDTH, CHANNELS = 64, 128
+EPOCHS, BATCH, RATE, DECAY = 8, 256, 3e-3, 0.02
+DROPOUT = 0.2
 FORGET = 0.1  # share of words that lose their row in a step: so the vectors and classes learn to stand in for it
 
 Array = np.ndarray
-words_of = lru_cache(None)(question_network.words_of)
 
 
 class Network(nn.Module):
@@ -44,37 +41,41 @@ class Network(nn.Module):
         return self.out(self.dropout(torch.cat(peaks, 1)))[:, 0]
 
 
-def vocabulary(templates: dict[str, list[str]], least: int = 2) -> list[str]:
-    """Stems that at least `least` templates have; `templates`: the texts of each."""
-    seen = Counter()
-    for texts in templates.values():
-        seen.update({stem for text in texts for stem in words_of(text).stems})
+def vocabulary(questions: list[str], least: int) -> list[str]:
+    """Stems that at least `least` questions have."""
+    seen: Counter[str] = Counter()
+    for question in questions:
+        seen.update(set(words_of(question).stems))
     return sorted({stem for stem, count in seen.items() if count >= least} | {BEGIN, END})
 
 
 def tensors(questions: list[str], words: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows int64 [questions, LENGTH], vectors float16 and classes bool [questions, LENGTH, ...]."""
     rows = {word: i + UNKNOWN + 1 for i, word in enumerate(words)}
-    read: list[Words] = [words_of(question) for question in questions]
-    ids = np.full((len(read), LENGTH), EMPTY)
-    for i, one in enumerate(read):
+    ids = np.full((len(questions), LENGTH), EMPTY)
+    vectors, classes = [], []
+    for i, question in enumerate(questions):
+        one: Words = words_of(question)
         ids[i, : len(one.stems)] = [rows.get(stem, UNKNOWN) for stem in one.stems]
-    vectors, classes = (np.stack([getattr(one, name) for one in read]) for name in ("vectors", "classes"))
-    return torch.from_numpy(ids), torch.from_numpy(vectors), torch.from_numpy(classes)
+        vectors.append(one.vectors.astype(np.float16))
+        classes.append(one.classes > 0)
+    return torch.from_numpy(ids), torch.from_numpy(np.stack(vectors)), torch.from_numpy(np.stack(classes))
 
 
 def train(questions: list[str], y: Array, weight: Array, words: list[str], seed: int = 0) -> Network:
+    """`y` [questions]: the probability of lookup that the network is to give."""
     torch.manual_seed(seed)
     ids, vectors, classes = tensors(questions, words)
     targets, sizes = torch.from_numpy(y).float(), torch.from_numpy(weight).float()
     network = Network(len(words) + UNKNOWN + 1, vectors.shape[2], classes.shape[2])
     descent = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
     steps = EPOCHS * math.ceil(len(questions) / BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(descent, RATE, total_steps=steps, pct_start=0.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(descent, RATE, total_steps=steps, pct_start=0.1)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(questions)).split(BATCH):
             own = ids[rows]
             own = torch.where((torch.rand(own.shape) < FORGET) & (own != EMPTY), UNKNOWN, own)
-            odds = network(own, vectors[rows], classes[rows])
+            odds = network(own, vectors[rows].float(), classes[rows].float())
             errors = F.binary_cross_entropy_with_logits(odds, targets[rows], sizes[rows], reduction="sum")
             descent.zero_grad()
             (errors / sizes[rows].sum()).backward()
@@ -85,7 +86,8 @@ def train(questions: list[str], y: Array, weight: Array, words: list[str], seed:
 
 @torch.no_grad()
 def scores(network: Network, questions: list[str], words: list[str]) -> Array:
-    return network(*tensors(questions, words)).double().numpy()
+    ids, vectors, classes = tensors(questions, words)
+    return network(ids, vectors.float(), classes.float()).double().numpy()
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
 """Fits the router's weights on the training half of questions.jsonl, and measures them.
 
-    python benchmarks/router/train.py                  fits, cross-validates inside the training half, writes weights
+    python benchmarks/router/train.py --judged build/router/judged.jsonl       fits, and writes the package's weights
     python benchmarks/router/train.py --measure FILE   measures the weights of the package; changes nothing
                                        [--half test] [--json OUT] [--misses]
 
-A regression over features and a network over words are trained apart, on the training half and on the questions made of
-frames (frames.py); their scores are added. Calibration and threshold are chosen by cross-validation inside the training
-half, where each question is predicted by weights that never saw its template.
+A regression over features learns from three quarters of the training half's templates, from questions made of frames
+(frames.py) and from plain ones (plain.jsonl). Networks over words learn from the same, and from what a teacher says of
+invented questions (teacher.py). Their scores are added; the regression's share, calibration and threshold are chosen on
+the last quarter, which neither they nor the teacher saw.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
@@ -44,12 +45,17 @@ MEANING = 1.5
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE.parents[1] / "ttt_docs" / "lookup" / "router.json"
 NETWORK = WEIGHTS.with_name("router_network.npz")
-NETWORKS = 3
+NETWORKS = 2
 FRAME_WEIGHT = 0.3
-LEAST = 0.01  # weights below are left out of the file
+#: The teacher's log odds are divided by this. Of a labelled question's target the label is so much; what it weighs.
+SOFTENED, OWN_LABEL, OWN_WEIGHT = 2.0, 0.7, 2.0
+MIN_QUESTIONS = 6  # a word has a row in the networks once this many questions have it
+LEAST = 0.003  # weights below are left out of the file
 PENALTY = 0.8  # of 0.1 to 1.6 the best or nearly so, by template and by kind, whenever tried during development
-FOLDS = 4
+PARTS = 4
 MIN_TEMPLATES = 2  # a word counts once this many templates of the training half have it
+#: What the regression's score may be multiplied by before the networks' is added.
+SHARES = (0.1, 0.2, 0.3, 0.5, 1.0)
 #: Probability from which on a question is looked up: never above one half, so that doubt goes to the lookup.
 THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 
@@ -154,7 +160,10 @@ def sigmoid(score: Array) -> Array:
 def template_weights(rows: list[dict[str, Any]]) -> Array:
     """Every template weighs the same, however many questions it makes; a question made of a frame, `FRAME_WEIGHT`."""
     count = Counter(row["template"] for row in rows)
-    return np.array([FRAME_WEIGHT if "bare" in row else 1 / count[row["template"]] for row in rows])
+    framed = (row["template"].startswith("frame") for row in rows)
+    return np.array(
+        [FRAME_WEIGHT if one else 1 / count[row["template"]] for row, one in zip(rows, framed, strict=True)]
+    )
 
 
 @dataclass(frozen=True)
@@ -172,26 +181,31 @@ class Model:
         return np.mean([network.scores(one, questions, self.words) for one in self.networks], axis=0)
 
 
-def fitted(rows: list[dict[str, Any]], networks: int) -> Model:
+def fitted(rows: list[dict[str, Any]], judged: dict[str, float]) -> Model:
+    """`judged`: the teacher's log odds, for the rows' questions too."""
     y, weight, names = labels(rows), template_weights(rows), vocabulary(rows)
     w = fit(matrix(rows, names), y, weight, PENALTY, prior(names))
-    words = network.vocabulary(bare_texts(rows))
-    questions = [row["question"] for row in rows]
-    return Model(names, w, words, [network.train(questions, y, weight, words, seed) for seed in range(networks)])
+    own = [row["question"] for row in rows]
+    invented = [question for question in judged if question not in set(own)]
+    said = sigmoid(np.array([judged[question] for question in own + invented]) / SOFTENED)
+    said[: len(own)] = OWN_LABEL * y + (1 - OWN_LABEL) * said[: len(own)]
+    sizes = np.concatenate([np.full(len(own), OWN_WEIGHT), np.ones(len(invented))])
+    words = network.vocabulary(own + invented, MIN_QUESTIONS)
+    return Model(names, w, words, [network.train(own + invented, said, sizes, words, seed) for seed in range(NETWORKS)])
 
 
-def out_of_fold(rows: list[dict[str, Any]], extra: list[dict[str, Any]]) -> tuple[Array, Array]:
-    """Regression's and network's scores of all rows, each from a model fitted without its template, on one network."""
+def learned_from(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows to learn from, and those by whose templates, a quarter, choices are made."""
     ids = sorted({row["template"] for row in rows})
     order = np.random.default_rng(0).permutation(len(ids))
-    fold_of = {name: order[i] % FOLDS for i, name in enumerate(ids)}
-    scores = np.zeros((2, len(rows)))
-    for fold in range(FOLDS):
-        held = np.array([fold_of[row["template"]] == fold for row in rows])
-        model = fitted([row for row, out in zip(rows, held, strict=True) if not out] + extra, networks=1)
-        asked = [row for row, out in zip(rows, held, strict=True) if out]
-        scores[:, held] = model.regression(asked), model.network(asked)
-    return scores[0], scores[1]
+    chosen = {name for i, name in enumerate(ids) if order[i] % PARTS == PARTS - 1}
+    return [row for row in rows if row["template"] not in chosen], [row for row in rows if row["template"] in chosen]
+
+
+def plain_questions() -> list[dict[str, Any]]:
+    """Questions written one by one, each with a phrasing of its own, for training only."""
+    rows = load(HERE / "plain.jsonl", None)
+    return [row | {"template": f"plain-{i:04}", "bare": row["question"]} for i, row in enumerate(rows)]
 
 
 def labels(rows: list[dict[str, Any]]) -> Array:
@@ -223,23 +237,23 @@ def calibration_error(p: Array, y: Array, bins: int = 10) -> tuple[float, list[d
     return error, table
 
 
-def train() -> None:
-    rows, extra = load(HERE / "questions.jsonl", "train"), frame_questions()
-    y, weight = labels(rows), template_weights(rows)
-    regression, net = out_of_fold(rows, extra)
-    for name, score in (("regression", regression), ("network", net), ("both", regression + net)):
-        print(f"{name} right in cross-validation: {((score >= 0) == (y > 0)).mean():.4f}")
-    scale, offset = calibrate(regression + net, y, weight)
-    p = sigmoid(scale * (regression + net) + offset)
+def train(path: Path) -> None:
+    kept, last = learned_from(load(HERE / "questions.jsonl", "train"))
+    judged = {row["question"]: row["score"] for row in load(path, None)}
+    model = fitted([*kept, *frame_questions(), *plain_questions()], judged)
+    y, weight = labels(last), template_weights(last)
+    regression, net = model.regression(last), model.network(last)
+    right = {share: float(((share * regression + net >= 0) == (y > 0)).mean()) for share in SHARES}
+    share = max(right, key=lambda one: right[one])
+    print(f"right of the last quarter: {right} by the regression's share; the regression alone", end=" ")
+    print(f"{((regression >= 0) == (y > 0)).mean():.4f}")
+    scale, offset = calibrate(share * regression + net, y, weight)
+    p = sigmoid(scale * (share * regression + net) + offset)
     right = {t: float(((p >= t) == (y > 0)).mean()) for t in THRESHOLDS}
-    threshold = min(t for t, share in right.items() if share >= max(right.values()) - 0.002)
+    threshold = min(t for t, part in right.items() if part >= max(right.values()) - 0.002)
     print(f"scale {scale:.3f}, offset {offset:.3f}, threshold {threshold}, right {right}")
-    for row, probability in zip(rows, p, strict=True):
-        if (probability >= threshold) != (row["label"] == "lookup"):
-            print(f"  {probability:.2f} {row['label']} {row['kind']}: {row['question']}")
-    model = fitted(rows + extra, NETWORKS)
     network.save(model.networks, model.words, NETWORK)
-    write_weights(model, scale, offset, threshold)
+    write_weights(replace(model, weights=share * model.weights), scale, offset, threshold)
 
 
 def write_weights(model: Model, scale: float, offset: float, threshold: float) -> None:
@@ -305,6 +319,7 @@ def measure(path: Path, half: str | None, out: Path | None, misses: bool) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judged", type=Path, metavar="FILE", help="what teacher.py wrote")
     parser.add_argument("--measure", type=Path, metavar="FILE", help="JSON lines with question and label")
     parser.add_argument("--half", choices=["train", "test"])
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -312,8 +327,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         measure(options.measure, options.half, options.json, options.misses)
+    elif options.judged:
+        train(options.judged)
     else:
-        train()
+        parser.error("give --judged FILE to train or --measure FILE to measure")
 
 
 if __name__ == "__main__":

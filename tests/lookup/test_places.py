@@ -57,8 +57,11 @@ def test_no_form(question):
 def test_hills(gaps, data):
     middles = np.cumsum(gaps).astype(float)
     held = np.array(sorted(data.draw(st.lists(st.integers(0, len(gaps) - 1), max_size=8))), dtype=np.int32)
-    expected = [sum(max(0.0, 1 - abs(m - middles[j]) / 150) for j in held) for m in middles]
-    np.testing.assert_allclose(_hill(middles, held, 150), expected, atol=1e-9)
+    counts = np.array([data.draw(st.sampled_from([0.25, 1.0])) for _ in held])
+    expected = [
+        sum(n * max(0.0, 1 - abs(m - middles[j]) / 150) for j, n in zip(held, counts, strict=True)) for m in middles
+    ]
+    np.testing.assert_allclose(_hill(middles, held, counts, 150), expected, atol=1e-9)
 
 
 def test_terms_near_one_another_and_the_form_of_the_answer():

@@ -75,6 +75,30 @@ def test_frames_say_what_no_template_says(router_scripts):
     assert not any("{" in row["question"] for row in rows)
 
 
+def test_choices_are_made_by_templates_that_nothing_learns_from(router_scripts):
+    train = router_scripts("train")
+    kept, last = train.learned_from(train.load(LABELLED / "questions.jsonl", "train"))
+    assert not {row["template"] for row in kept} & {row["template"] for row in last}
+    assert 0.2 < len(last) / (len(kept) + len(last)) < 0.3
+
+
+def test_plain_questions_are_not_held_out_ones(router_scripts):
+    plain = router_scripts("invent").plain
+    held = {plain(row["question"]) for row in labelled("questions.jsonl") if row["half"] == "test"}
+    own = [row["question"] for row in labelled("plain.jsonl")]
+    assert len(own) > 1500 and len(set(own)) == len(own) and not held & set(map(plain, own))
+
+
+def test_invented_questions(router_scripts):
+    invent = router_scripts("invent")
+    sources = ["What is the tone of the last chapter?", "When was the bridge in Leith built?", "Who signed the lease"]
+    forbidden = ["When was the tone of the last chapter?"]
+    found = invent.Inventor([(1.0, sources)], forbidden).questions(200)
+    assert found == invent.Inventor([(1.0, sources)], forbidden).questions(200)
+    assert len({invent.plain(one) for one in found}) == 200
+    assert not {invent.plain(one) for one in found} & {invent.plain(one) for one in forbidden}
+
+
 @pytest.fixture
 def router_scripts(monkeypatch):
     monkeypatch.syspath_prepend(LABELLED)
@@ -149,7 +173,7 @@ def test_network_reads_words_in_order():
 def test_package_computes_what_was_trained(router_scripts, tmp_path):
     network = router_scripts("network")
     questions = ["When was it signed?", "What are the themes?", "page 12", "Why?"]
-    words = network.vocabulary({question: [question] for question in questions}, least=1)
+    words = network.vocabulary(questions, least=1)
     trained = [network.train(questions, np.array([1.0, 0, 1, 0]), np.ones(4), words, seed) for seed in range(2)]
     network.save(trained, words, tmp_path / "networks.npz")
     networks = read_networks(tmp_path / "networks.npz")

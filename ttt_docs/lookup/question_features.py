@@ -250,6 +250,11 @@ def vector_row(word: str) -> int | None:
     return rows.get(word, rows.get(word.removesuffix("s")))
 
 
+def word_rows() -> dict[str, int]:
+    """The words that have vectors, each with its row."""
+    return _vectors()[0]
+
+
 def vectors() -> np.ndarray:
     """Unit vectors of common words, float32 [words, dim] (benchmarks/router/make_vectors.py)."""
     return _vectors()[1]

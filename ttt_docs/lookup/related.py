@@ -17,7 +17,7 @@ from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.model.decoder import Decoder
 
 #: Cosine from which on words are related, and at most how many are for one word.
-LEAST, MOST = 0.5, 12
+LEAST, MOST = 0.33, 40
 
 
 @dataclass(frozen=True)
