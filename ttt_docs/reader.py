@@ -343,7 +343,7 @@ class TTTReader:
         """Answers a question from a memory, or from several; the question does not change them.
 
         `route="memory"` answers from the fast weights. `route="lookup"` finds the `top_k` (5) best passages of the
-        text, reads at most `max_context` (1,536) tokens of them with full attention, and copies the answer from them;
+        text, reads at most `max_context` (2,048) tokens of them with full attention, and copies the answer from them;
         its `evidence` are exact quotes. `route="auto"` decides by the question; several memories are always looked up
         in. Sampling applies to the memory route alone.
 

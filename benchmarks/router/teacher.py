@@ -95,7 +95,7 @@ def taught(questions: list[str], y: np.ndarray, weight: np.ndarray, epochs: floa
         with torch.no_grad():
             torch._foreach_copy_(low, exact)
         if step % 10 == 9:
-            print(f"step {step + 1} of {steps}: {float(errors):.3f}, {time.perf_counter() - began:.0f} s", flush=True)
+            print(f"step {step + 1} of {steps}: {errors.item():.3f}, {time.perf_counter() - began:.0f} s", flush=True)
     return teacher.eval()
 
 

@@ -186,7 +186,8 @@ def fitted(rows: list[dict[str, Any]], judged: dict[str, float]) -> Model:
     y, weight, names = labels(rows), template_weights(rows), vocabulary(rows)
     w = fit(matrix(rows, names), y, weight, PENALTY, prior(names))
     own = [row["question"] for row in rows]
-    invented = [question for question in judged if question not in set(own)]
+    known = set(own)
+    invented = [question for question in judged if question not in known]
     said = sigmoid(np.array([judged[question] for question in own + invented]) / SOFTENED)
     said[: len(own)] = OWN_LABEL * y + (1 - OWN_LABEL) * said[: len(own)]
     sizes = np.concatenate([np.full(len(own), OWN_WEIGHT), np.ones(len(invented))])

@@ -75,7 +75,7 @@ Example:
     help="memory: from the fast weights; lookup: from the passages found; auto: as the question asks.",
 )
 @click.option("--top-k", type=click.IntRange(min=1), metavar="N", help="Passages to look at and to show.  [5]")
-@click.option("--max-context", type=click.IntRange(min=1), metavar="TOKENS", help="Text to read of them.  [1536]")
+@click.option("--max-context", type=click.IntRange(min=1), metavar="TOKENS", help="Text to read of them.  [2048]")
 @source_options
 def ask(
     source: str,

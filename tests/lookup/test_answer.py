@@ -72,6 +72,16 @@ def test_what_is_read_is_copied(tiny_reader, memory, question):
         assert answer.text.startswith("The document does not")
 
 
+def test_paragraphs_show_nothing_twice(tiny_reader):
+    told = "On that day the keeper counted gulls and ships, and wrote the count of both into his book. "
+    text = "\n\n".join(told * 4 + f"It was day {i}." for i in range(30))
+    memory = tiny_reader.ingest(text=text, learn=False)
+    answer = tiny_reader.ask(memory, "Where was the keeper standing when he counted gulls?", route="lookup", top_k=3)
+    spans = sorted((found.start, found.end) for found in answer.evidence)
+    assert len(spans) == 3 and all(end - start > 400 for start, end in spans)
+    assert all(spans[i][1] - spans[i + 1][0] <= 120 for i in range(2))
+
+
 def test_mentions(tiny_reader, memory):
     yes = tiny_reader.ask(memory, "Does the report mention Leith?", route="lookup")
     assert yes.text == "Yes." and "Leith" in yes.evidence[0].quote

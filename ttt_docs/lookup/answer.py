@@ -26,13 +26,15 @@ from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
 
 #: Passages that are read and shown, and tokens of text that are read, unless the caller says otherwise.
-TOP_K, MAX_CONTEXT = 5, 1536
+TOP_K, MAX_CONTEXT = 5, 2048
 #: Below this share of the question's weight in the best sentence, the text does not speak of what was asked.
 LEAST = 0.2
 #: Places that are read, characters of what is read of each, and of how far they are apart at least.
-PLACES, READ, APART = 12, 500, 700
+PLACES, READ, APART = 16, 500, 700
 #: Characters of the evidence for an answer that was read (about a paragraph), and of the sentences quoted as an answer.
 SHOWN, QUOTED = 1200, 300
+#: How much of a paragraph the ones before may have shown already.
+AGAIN = 0.1
 #: Nats that a place's score is worth beside how well the question follows it.
 LEXICAL = 4.0
 #: Nats per token from which on the words the model copied are the answer; below, the sentences they stand in are.
@@ -198,7 +200,7 @@ def _read(
     read = read_passages(model, tokenizer, best.index.text, spans, question)
     fits = [LEXICAL * place.score + fit for place, fit in zip(found, read.fits, strict=False)]
     order = sorted(range(len(fits)), key=lambda row: -fits[row])
-    shown = [_paragraph(best, found[row]) for row in order]
+    shown = _apart([_paragraph(best, found[row]) for row in order])
     evidence = _filled(shown[:1], [*shown[1:], *_passage_quotes(looked, top_k)], top_k)
     start, end = _surroundings(best, found[order[0]].sentence, QUOTED)
     allowed, beginnings = _candidates(best, start, end), _new_words(best, start, end)
@@ -235,6 +237,16 @@ def _paragraph(one: Looked, place: Place) -> Evidence:
     """The text around a place, with what is quoted of it: SHOWN has room for that beside the longest sentence."""
     start, end = _surroundings(one, place.sentence, SHOWN)
     return quote(one.memory, start, end, place.score, one.which, one.index.sentences[place.sentence][0])
+
+
+def _apart(found: Sequence[Evidence]) -> list[Evidence]:
+    """Without those that show again more than `AGAIN` of themselves, in their order."""
+    kept: list[Evidence] = []
+    for new in found:
+        again = max((min(e.end, new.end) - max(e.start, new.start) for e in kept), default=0)
+        if again <= AGAIN * (new.end - new.start):
+            kept.append(new)
+    return kept
 
 
 def _candidates(one: Looked, start: int, end: int) -> list[Span]:
