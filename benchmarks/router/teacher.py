@@ -135,7 +135,8 @@ def main() -> None:
     rows = [*kept, *frames, *more]
     questions = [row["question"] for row in rows]
     teacher = taught(questions, labels(rows), template_weights(rows), options.epochs)
-    right = (judged(teacher, [row["question"] for row in last]) > 0) == (labels(last) > 0)
+    unseen = [row["question"] for row in last]
+    right = (judged(teacher, unseen) > 0) == (labels(last) > 0)
     print(f"right of the {len(last)} questions it has not seen: {right.mean():.4f}")
     about_books = [row["question"] for row in load(HERE.parent / "questions" / "training.jsonl", None)]
     sources = [[row["question"] for row in part] for part in (kept, more, frames)] + [about_books]
@@ -143,7 +144,8 @@ def main() -> None:
     invented = Inventor(list(zip(SHARES, sources, strict=True)), forbidden).questions(options.invented)
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "judged.jsonl").open("w", encoding="utf-8") as file:
-        for question, score in zip(questions + invented, judged(teacher, questions + invented), strict=True):
+        every = questions + unseen + invented
+        for question, score in zip(every, judged(teacher, every), strict=True):
             file.write(json.dumps({"question": question, "score": round(float(score), 3)}, ensure_ascii=False) + "\n")
 
 

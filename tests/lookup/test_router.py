@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_model import tiny_decoder
 from ttt_docs_cli.main import cli
 
 from ttt_docs import UsageError
@@ -56,7 +58,7 @@ def test_clear_questions(question, expected):
 def test_half_that_no_weight_was_fitted_on():
     rows = [row for row in labelled("questions.jsonl") if row["half"] == "test"]
     right = sum(route(row["question"]).route == row["label"] for row in rows)
-    assert len(rows) >= 300 and right / len(rows) >= 0.93  # docs/router.md has the figure itself
+    assert len(rows) >= 300 and right / len(rows) >= 0.95  # docs/router.md has the figure itself
 
 
 def test_halves_share_no_template():
@@ -97,6 +99,20 @@ def test_invented_questions(router_scripts):
     assert found == invent.Inventor([(1.0, sources)], forbidden).questions(200)
     assert len({invent.plain(one) for one in found}) == 200
     assert not {invent.plain(one) for one in found} & {invent.plain(one) for one in forbidden}
+
+
+def test_a_teacher_learns(router_scripts, monkeypatch, tiny_tokenizer):
+    teacher = router_scripts("teacher")
+    base = SimpleNamespace(model=tiny_decoder(), tokenizer=tiny_tokenizer)
+    monkeypatch.setattr(teacher, "TTTReader", SimpleNamespace(from_pretrained=lambda *_, **__: base))
+    monkeypatch.setattr(teacher, "RATE", 3e-3)
+    monkeypatch.setattr(teacher, "WARM", 2)
+    questions = ["When was it built?", "What is its tone?", "Where?", "Why is the whole book so very sad?"]
+    one = teacher.taught(questions, np.array([1.0, 0, 1, 0]), np.ones(4), epochs=600)
+    scores = teacher.judged(one, questions)
+    assert ((scores > 0) == [True, False, True, False]).all()
+    alone = [float(teacher.judged(one, [question])[0]) for question in questions]
+    assert scores == pytest.approx(alone, abs=1e-3), "what is read beside a question changes nothing"
 
 
 @pytest.fixture
