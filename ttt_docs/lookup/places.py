@@ -168,7 +168,7 @@ def _hill(middles: np.ndarray, sentences: np.ndarray, counts: np.ndarray, reach:
     here, right = (np.searchsorted(at, middles + ahead, "right") for ahead in (0, reach))
     before = (sizes[here] - sizes[left]) * (1 - middles / reach) + (sums[here] - sums[left]) / reach
     after = (sizes[right] - sizes[here]) * (1 + middles / reach) - (sums[right] - sums[here]) / reach
-    return np.maximum(before + after, 0)
+    return np.where(right > left, np.maximum(before + after, 0), 0)  # rounding reaches no farther than the hills
 
 
 def _levelled(hill: np.ndarray) -> np.ndarray:
