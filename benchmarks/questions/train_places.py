@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,13 +117,14 @@ def shares(ranks: list[float]) -> str:
     return ", ".join(f"{count}: {np.mean([rank <= count for rank in ranks]):.3f}" for count in FIRST)
 
 
-def cross_validated(data: list[Example], ranked: Callable[[Example, Tensor], float]) -> list[float]:
+def cross_validated(data: list[Example]) -> list[float]:
+    """The rank of each, by weights that never saw its book."""
     names = np.random.default_rng(0).permutation(sorted({one.book for one in data}))
     fold = {name: place % FOLDS for place, name in enumerate(names)}
     ranks = []
     for held in range(FOLDS):
         weights = fit([one for one in data if fold[one.book] != held])
-        ranks += [ranked(one, weights) for one in data if fold[one.book] == held]
+        ranks += [rank(one, weights) for one in data if fold[one.book] == held]
     return ranks
 
 
@@ -139,7 +139,7 @@ def main() -> None:
         raise SystemExit(f"Error: {len(missing)} books of {QUESTIONS.name} are in none of these files")
     data = examples(TTTReader.from_pretrained("smollm2-135m"), rows, texts)
     print(f"{len(data)} questions; share with the answer in the first places")
-    print(f"  other books: {shares(cross_validated(data, rank))}")
+    print(f"  other books: {shares(cross_validated(data))}")
     weights = fit(data)
     kept = {name: round(float(weight), 4) for name, weight in zip(places.FEATURES, weights, strict=True)}
     WEIGHTS.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")

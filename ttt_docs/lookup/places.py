@@ -92,7 +92,8 @@ def features(index: PassageIndex, query: Query, related: Related) -> np.ndarray:
     named = {term for name in query.names for term in terms(name, index.language)}
     for term, factor in query.weights.items():
         rarity = factor * index.weight(term)
-        held, counts = index.held_by(term), np.ones(index.held_by(term).size)
+        held = index.held_by(term)
+        counts = np.ones(len(held))
         own = {reach: _levelled(_hill(middles, held, counts, reach)) for reach in REACHES}
         for reach, hill in own.items():
             found[f"{'name' if term in named else 'word'} {reach}"] += rarity * hill
