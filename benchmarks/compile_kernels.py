@@ -29,9 +29,11 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from ttt_docs.kernels.attention import Sinks
+from ttt_docs.kernels.heads import HeadsPlan
 from ttt_docs.kernels.triton import attention as attention_launches
 from ttt_docs.kernels.triton.attention import window_attention_triton
 from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
+from ttt_docs.kernels.triton.heads import heads_triton
 from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
 from ttt_docs.kernels.triton.sgd import inner_step_triton, undo_step
 from ttt_docs.kernels.triton.swiglu import swiglu_triton
@@ -172,9 +174,17 @@ def rms_norm(dim: int, dtype: torch.dtype) -> None:
     rms_norm_triton(x.detach(), weight.detach().requires_grad_(False), 1e-6)
 
 
-def head_norm(heads: int, head_dim: int, dtype: torch.dtype) -> None:
-    x, weight = _leaf(1, 1024, 3 * heads, head_dim, dtype=dtype), _leaf(head_dim, dtype=dtype)
-    _twice(rms_norm_triton(x[:, :, :heads], weight, 1e-6), [x, weight])
+def heads(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, norm: bool = True, sinks: bool = False) -> None:
+    qkv = _leaf(1, 1024, heads + 2 * kv_heads, head_dim, dtype=dtype)
+    norms = [_leaf(head_dim, dtype=dtype) for _ in range(2)] if norm else []
+    turn = torch.empty(1024, head_dim, dtype=dtype), torch.empty(1024, head_dim, dtype=dtype)
+    slots = torch.empty(2, 1, kv_heads, 4096, head_dim, dtype=dtype)[:, :, :, 1024:2048]
+    for sink_turn in (None, turn) if sinks else (None,):
+        plan = HeadsPlan(kv_heads, turn, sinks, sink_turn, None, 1e-6)
+        made = heads_triton(qkv, *(norms or (None, None)), plan)
+        _twice(sum(x.square().sum() for x in made if x is not None), [qkv, *norms])
+        with torch.no_grad():
+            heads_triton(qkv, *(norms or (None, None)), plan._replace(slots=(slots[0], slots[1])))
 
 
 def swiglu(dim: int, hidden: int, dtype: torch.dtype) -> None:
@@ -220,7 +230,10 @@ CASES: dict[str, Callable[[], None]] = {
     "RMSNorm, dim 8192": lambda: rms_norm(8192, BF16),
     "RMSNorm, dim 2560, fp32": lambda: rms_norm(2560, FP32),
     "RMSNorm, dim 8192, fp32": lambda: rms_norm(8192, FP32),
-    "RMSNorm of heads, head_dim 80 (3b)": lambda: head_norm(32, 80, BF16),
+    "RoPE and QK norm, head_dim 80 (3b)": lambda: heads(32, 32, 80, BF16),
+    "RoPE and QK norm, head_dim 96 (760m)": lambda: heads(16, 16, 96, BF16),
+    "RoPE and QK norm, head_dim 256, fp32": lambda: heads(8, 4, 256, FP32, sinks=True),
+    "RoPE and sinks, head_dim 64 (smollm2-135m)": lambda: heads(9, 3, 64, BF16, norm=False, sinks=True),
     "SwiGLU (760m)": lambda: swiglu(1536, 3328, BF16),
     "SwiGLU, fp32": lambda: swiglu(1536, 3328, FP32),
     "cross-entropy (vocabulary 128,256)": lambda: cross_entropy(64, 128_256, BF16),

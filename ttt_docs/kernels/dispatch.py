@@ -14,6 +14,7 @@ from torch import Tensor
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_attention_reference
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
+from ttt_docs.kernels.heads import Heads
 from ttt_docs.kernels.inner_step import Balance, balance_reference, gradient_norm_reference, weight_step_reference
 from ttt_docs.kernels.native.attention import window_attention_native
 from ttt_docs.kernels.native.build import native_library
@@ -39,6 +40,8 @@ class Kernels:
     swiglu: Callable[[Tensor, Tensor, Tensor], Tensor]
     linear_cross_entropy: Callable[..., Tensor]
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
+    #: QK norm, RoPE and the way into the cache in one pass (`kernels.heads`); None: one after the other.
+    heads: Callable[..., Heads] | None = None
     #: A residual and the norms around it in one pass; None: one after the other (`residual_norm`).
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
     #: The parts of an inner step for one matrix: what balances its gradient, the norm of that, and the step together

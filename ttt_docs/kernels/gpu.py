@@ -21,6 +21,7 @@ from torch import Tensor
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention import Sinks
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.kernels.heads import heads_reference
 
 #: The oldest compute capability with bfloat16 matrix units (A100); what the kernels are compiled and checked for.
 CAPABILITY = (8, 0)
@@ -107,6 +108,12 @@ def _is_small(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) in SMALL
 
 
+def _heads_problem(qkv: Tensor, *rest: Any) -> str | None:
+    if qkv.shape[-1] > MAX_HEAD_DIM:
+        return f"head dimension {qkv.shape[-1]} (at most {MAX_HEAD_DIM})"
+    return _dtype_problem(qkv)
+
+
 def _norm_problem(x: Tensor, *rest: Any) -> str | None:
     if x.shape[-1] > MAX_NORM_DIM:
         return f"rows of {x.shape[-1]} (at most {MAX_NORM_DIM})"
@@ -138,6 +145,7 @@ def _checked(
 def _with_triton(flash: bool, strict: bool) -> Kernels:
     from ttt_docs.kernels.triton.attention import window_attention_triton
     from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
+    from ttt_docs.kernels.triton.heads import heads_triton
     from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
     from ttt_docs.kernels.triton.sgd import inner_step_triton, undo_step
     from ttt_docs.kernels.triton.swiglu import swiglu_triton
@@ -151,6 +159,7 @@ def _with_triton(flash: bool, strict: bool) -> Kernels:
         checked("RMSNorm", _norm_problem, rms_norm_triton, REFERENCE.rms_norm),
         checked("SwiGLU", _dtype_problem_of_first, swiglu_triton, REFERENCE.swiglu),
         checked("cross-entropy", _dtype_problem_of_first, linear_cross_entropy_triton, REFERENCE.linear_cross_entropy),
+        heads=checked("RoPE", _heads_problem, heads_triton, heads_reference),
         add_rms_norm=checked("RMSNorm", _norm_problem, add_rms_norm_triton, REFERENCE.residual_norm),
         inner_step=(inner_step_triton, undo_step),
     )

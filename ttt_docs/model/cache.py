@@ -29,9 +29,9 @@ class LayerCache:
 
         With `commit=False` the new tokens are seen once and then forgotten.
         """
-        if self.sinks and commit and (self.sink_k is None or self.sink_k.shape[2] < self.sinks):
-            self._keep_sinks(k, v)
         if self.differentiable:
+            if commit:
+                self._keep_sinks(k, v)
             if self._k is not None and self._v is not None:
                 k, v = torch.cat([self._k, k], 2), torch.cat([self._v, v], 2)
             if commit:
@@ -39,17 +39,32 @@ class LayerCache:
                 self._k, self._v, self._end = k[:, :, k.shape[2] - keep :], v[:, :, v.shape[2] - keep :], keep
             return k, v
         new = k.shape[2]
-        self._reserve(k, new)
+        for slot, x in zip(self.room(k, k.shape[1], new), (k, v), strict=True):
+            slot.copy_(x.detach())
+        return self.grow(new, commit)
+
+    def room(self, like: Tensor, kv_heads: int, new: int) -> tuple[Tensor, Tensor]:
+        """Where keys and values of `new` tokens belong, [batch, kv_heads, new, head_dim]; `like` [batch, .., head_dim].
+        Not for differentiable caches. `grow` follows when they are there."""
+        self._reserve(like, kv_heads, new)
+        assert self._k is not None and self._v is not None
+        slots = slice(self._end, self._end + new)
+        return self._k[:, :, slots], self._v[:, :, slots]
+
+    def grow(self, new: int, commit: bool = True) -> tuple[Tensor, Tensor]:
+        """As `extend`, for keys and values that were written into `room`."""
         assert self._k is not None and self._v is not None
         end = self._end + new
-        self._k[:, :, self._end : end] = k.detach()
-        self._v[:, :, self._end : end] = v.detach()
+        if commit:
+            self._keep_sinks(self._k[:, :, self._end : end], self._v[:, :, self._end : end])
         start = 0 if self.window is None else max(0, self._end - self.window + 1)
         if commit:
             self._end = end
         return self._k[:, :, start:end], self._v[:, :, start:end]
 
     def _keep_sinks(self, k: Tensor, v: Tensor) -> None:
+        if not self.sinks or (self.sink_k is not None and self.sink_k.shape[2] == self.sinks):
+            return
         if self.sink_k is None or self.sink_v is None:
             self.sink_k, self.sink_v = k[:, :, : self.sinks], v[:, :, : self.sinks]
         else:
@@ -58,7 +73,7 @@ class LayerCache:
         if not self.differentiable:
             self.sink_k, self.sink_v = self.sink_k.detach().clone(), self.sink_v.detach().clone()
 
-    def _reserve(self, like: Tensor, new: int) -> None:
+    def _reserve(self, like: Tensor, kv_heads: int, new: int) -> None:
         """Makes room for `new` tokens after the last one kept."""
         if self._k is not None and self._end + new <= self._k.shape[2]:
             return
@@ -70,7 +85,7 @@ class LayerCache:
             for buffer, tail in ((self._k, kept[0]), (self._v, kept[1])):
                 buffer[:, :, :held] = tail.clone()
         else:
-            shape = (like.shape[0], like.shape[1], capacity, like.shape[3])
+            shape = (like.shape[0], kv_heads, capacity, like.shape[-1])
             k, v = like.new_empty(shape), like.new_empty(shape)
             if kept is not None:
                 k[:, :, :held], v[:, :, :held] = kept

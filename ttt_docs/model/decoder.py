@@ -10,7 +10,7 @@ document. The prime MLPs' own parameters are the fast weights' *initial* value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from ttt_docs.kernels.attention import Sinks
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.kernels.heads import Rotation, rotate
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.model.fused import run_fused
-from ttt_docs.model.rope import Rotation, frequencies, rotate, rotation
+from ttt_docs.model.fused import fused_ranges, run_fused
+from ttt_docs.model.rope import frequencies, rotation
 
 
 class FastWeights(NamedTuple):
@@ -120,6 +121,19 @@ class Place:
     turn: Rotation
     chunks: tuple[tuple[int, int], ...]  # in order; tokens outside all ranges are padding
     sinks: tuple[SinkPlace | None, ...]  # one per range
+
+
+#: What `Kernels.window_attention` takes: q, k, v, window, sinks, the newest tokens' keys and values.
+AttentionCall = tuple[Tensor, Tensor, Tensor, "int | None", "Sinks | None", tuple[Tensor, Tensor]]
+
+
+def sinks_of(cache: LayerCache, place: SinkPlace, q: Tensor) -> Sinks:
+    """The cache's sinks, for queries q [batch, heads, tokens, head_dim] that are turned for them."""
+    k, v = cache.sink_k, cache.sink_v
+    assert k is not None and v is not None
+    if place.key_turn is not None:
+        k = rotate(k.transpose(1, 2), place.key_turn).transpose(1, 2)
+    return Sinks(q, k, v, place.hidden)
 
 
 class Decoder(nn.Module):
@@ -276,39 +290,17 @@ class Decoder(nn.Module):
         qkv = kernels.linear(x, attention.wqkv.weight, attention.wqkv.bias).view(
             batch, tokens, c.heads + 2 * c.kv_heads, c.head_dim
         )
-        straight, v = qkv.split([c.heads + c.kv_heads, c.kv_heads], dim=2)
-        v = v.transpose(1, 2)
-        if c.qk_norm:
-            q = kernels.rms_norm(straight[:, :, : c.heads], attention.q_norm.weight, c.norm_eps)
-            k = kernels.rms_norm(straight[:, :, c.heads :], attention.k_norm.weight, c.norm_eps)
-            straight = torch.cat([q, k], dim=2)
-        turned = rotate(straight, place.turn).transpose(1, 2)
-        q, k = turned.split([c.heads, c.kv_heads], dim=1)
-        outs = []
-        for (first, last), sink_place in zip(place.chunks, place.sinks, strict=True):
-            newest = k[:, :, first:last], v[:, :, first:last]
-            all_k, all_v = cache.extend(*newest, commit=commit)
-            sinks = None
-            if sink_place is not None:
-                sinks = self._sinks(straight[:, first:last, : c.heads], cache, sink_place)
-            out = kernels.window_attention(q[:, :, first:last], all_k, all_v, cache.window, sinks, newest)
-            outs.append(out.transpose(1, 2))
+        ranges = _ranges if kernels.heads is None else fused_ranges
+        outs = [
+            kernels.window_attention(*arguments).transpose(1, 2)
+            for arguments in ranges(c, attention, qkv, place, cache, kernels, commit)
+        ]
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         out = out.reshape(batch, out.shape[1], -1)
         if out.shape[1] < tokens:  # padding keeps a product's shape, and so its bits, the same whatever is real in it
             before = place.chunks[0][0]
             out = F.pad(out, (0, 0, before, tokens - before - out.shape[1]))
         return kernels.linear(out, attention.wo.weight, None)
-
-    @staticmethod
-    def _sinks(straight_q: Tensor, cache: LayerCache, place: SinkPlace) -> Sinks:
-        k, v = cache.sink_k, cache.sink_v
-        assert k is not None and v is not None
-        if place.query_turn is not None:
-            return Sinks(rotate(straight_q, place.query_turn).transpose(1, 2), k, v, place.hidden)
-        assert place.key_turn is not None
-        turned = rotate(k.transpose(1, 2), place.key_turn).transpose(1, 2)
-        return Sinks(straight_q.transpose(1, 2), turned, v, None)
 
     def token_nll(self, x: Tensor, targets: Tensor, kernels: Kernels = REFERENCE) -> Tensor:
         """Losses of `targets` [batch, tokens] after hidden states x [batch, tokens, dim]: nats, float32; 0 for BOS."""
@@ -320,3 +312,34 @@ class Decoder(nn.Module):
     def logits(self, x: Tensor, kernels: Kernels = REFERENCE) -> Tensor:
         """[batch, tokens, vocab]"""
         return F.linear(kernels.rms_norm(x, self.final_norm.weight, self.config.norm_eps), self.head_weight)
+
+
+def _ranges(
+    config: ModelConfig,
+    attention: Attention,
+    qkv: Tensor,
+    place: Place,
+    cache: LayerCache,
+    kernels: Kernels,
+    commit: bool,
+) -> Iterator[AttentionCall]:
+    """For each range of `place`, in order, what its window attention takes; qkv [batch, tokens, heads, head_dim]."""
+    heads, kv_heads = config.heads, config.kv_heads
+    straight, v = qkv.split([heads + kv_heads, kv_heads], dim=2)
+    v = v.transpose(1, 2)
+    if config.qk_norm:
+        q = kernels.rms_norm(straight[:, :, :heads], attention.q_norm.weight, config.norm_eps)
+        k = kernels.rms_norm(straight[:, :, heads:], attention.k_norm.weight, config.norm_eps)
+        straight = torch.cat([q, k], dim=2)
+    turned = rotate(straight, place.turn).transpose(1, 2)
+    q, k = turned.split([heads, kv_heads], dim=1)
+    for (first, last), sink_place in zip(place.chunks, place.sinks, strict=True):
+        newest = k[:, :, first:last], v[:, :, first:last]
+        all_k, all_v = cache.extend(*newest, commit=commit)
+        sinks = None
+        if sink_place is not None:
+            for_sinks = straight[:, first:last, :heads]
+            if sink_place.query_turn is not None:
+                for_sinks = rotate(for_sinks, sink_place.query_turn)
+            sinks = sinks_of(cache, sink_place, for_sinks.transpose(1, 2))
+        yield q[:, :, first:last], all_k, all_v, cache.window, sinks, newest
