@@ -45,7 +45,8 @@ for step in $STEPS; do
         # Without the tests' conftest.py, which imports what only a full installation has.
         checks)
             run checks -m pytest -m gpu --noconftest -p no:cacheprovider --disable-warnings ${SMOKE:+--collect-only} \
-                tests/kernels/test_triton.py tests/kernels/test_triton_attention.py tests/model/test_device.py
+                tests/kernels/test_triton.py tests/kernels/test_triton_attention.py \
+                tests/kernels/test_triton_heads.py tests/model/test_device.py
             ;;
         kernels | gpu_train) run "$step" "benchmarks/$step.py" $SMOKE --json "$OUT/$step.json" ;;
         gpu_prefill) run gpu_prefill benchmarks/gpu_prefill.py --fp8 $SMOKE --json "$OUT/gpu_prefill.json" ;;

@@ -1,12 +1,13 @@
 """What reading does on a GPU besides products and attention: every pass over memory, counted. Needs no GPU.
 
     python benchmarks/gpu_passes.py                          # 760m and 3b: launches and bytes by operation
-    python benchmarks/gpu_passes.py --models 125m --top 30
+    python benchmarks/gpu_passes.py --models smollm2-135m --top 30
 
 Runs a group of prefix chunks and one suffix step, after a full window, on tensors without memory (`meta`) and records
-what would be launched: PyTorch's operations and our kernels, whose launches are not run. Bytes are those of an
-operation's tensors, each read or written once; the time is bytes over the rate of a large copy, or LAUNCH seconds where
-that is more. Inner steps hide their matrices in a table: their bytes are `gpu_floors.update_bytes`.
+what would be launched: PyTorch's operations and our kernels, which do not run. Bytes are those of an operation's
+tensors, each read or written once; the time is bytes over the rate of a large copy, or LAUNCH seconds where that is
+more (what stays in the L2 cache takes less). The inner step hides its matrices in a table: its bytes are those of
+`gpu_floors.update_bytes`, the only ones that the floor of `gpu_floors.py` counts too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpu_floors import update_bytes
+from gpu_floors import prefill_seconds, update_bytes
 from gpu_shared import config_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -83,12 +84,13 @@ class _Recorder(TorchDispatchMode):
 
 @contextmanager
 def counted(passes: Passes) -> Iterator[None]:
+    """Whatever would be launched inside the `with` is added to `passes`; our kernels do not run."""
     genuine, genuine_product = JITFunction.run, cross_entropy._product
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         passes.add(self.__name__, [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)])
 
-    JITFunction.run, cross_entropy._product = record, mixed_product
+    JITFunction.run, cross_entropy._product = record, _mixed_product
     try:
         with _Recorder(passes):
             yield
@@ -96,7 +98,7 @@ def counted(passes: Passes) -> Iterator[None]:
         JITFunction.run, cross_entropy._product = genuine, genuine_product
 
 
-def mixed_product(a: Tensor, b: Tensor) -> Tensor:
+def _mixed_product(a: Tensor, b: Tensor) -> Tensor:
     """What a CUDA device does in one operation."""
     return torch.mm(a, b).new_empty(a.shape[0], b.shape[1], dtype=torch.float32)
 
@@ -107,64 +109,95 @@ def model_of(config: ModelConfig) -> Decoder:
     return build_decoder(config, dict(shapes), torch.device("meta"), torch.bfloat16)
 
 
-def after_a_window(model: Decoder, reading: ReadingConfig) -> ReadingState:
+def after_a_window(config: ModelConfig, reading: ReadingConfig) -> ReadingState:
+    """A state that has filled its window, at the beginning of a group of prefix chunks."""
+    model = model_of(config)
     state = ReadingState(model, reading, kernels=_with_triton(flash=False, strict=True))
-    state.position = -(-(reading.window + reading.sinks) // (AHEAD * reading.chunk)) * AHEAD * reading.chunk
-    config, like = model.config, model.embed.weight
+    group = AHEAD * reading.chunk
+    state.position = -(-(reading.window + reading.sinks) // group) * group
     for cache in state.caches:
-        cache.allocate((1, config.kv_heads, reading.window - 1 + 2 * AHEAD * reading.chunk, config.head_dim), like)
+        capacity = reading.window - 1 + 2 * group
+        cache.allocate((1, config.kv_heads, capacity, config.head_dim), model.embed.weight)
         cache.filled = reading.window - 1
         if reading.sinks:
-            sinks = like.new_empty(1, config.kv_heads, reading.sinks, config.head_dim)
-            cache.sink_k, cache.sink_v = sinks, sinks
+            shape = 1, config.kv_heads, reading.sinks, config.head_dim
+            cache.sink_k, cache.sink_v = (model.embed.weight.new_empty(shape) for _ in range(2))
     return state
 
 
 def passes_of(config: ModelConfig, reading: ReadingConfig) -> Passes:
-    state, passes = after_a_window(model_of(config), reading), Passes()
+    """Of one group of prefix chunks and one suffix step."""
+    state, passes = after_a_window(config, reading), Passes()
     tokens = torch.empty(1, AHEAD * reading.chunk, dtype=torch.int64, device="meta")
-    group = state.position // reading.chunk // AHEAD
-    _ = state.products
+    before = Buffers(state.fast, state.products)
     with counted(passes):
         passes.phase = "prefix"
         with torch.no_grad():
-            hidden = prefix_of_group(state, tokens, group * AHEAD, group)
+            first = state.position // reading.chunk
+            hidden = prefix_of_group(state, tokens, first, first // AHEAD)
         passes.phase = "suffix"
-        before = Buffers(state.fast, state.products)
-        places = _places(state, state.position)
-        chunk = slice(0, reading.chunk)
-        device_step(model_ := state.model, reading, state.kernels, hidden[:, chunk], tokens[:, chunk], places, state.caches, before)
+        hidden, targets = hidden[:, : reading.chunk], tokens[:, : reading.chunk]
+        (places,) = _places(state, 1)
+        device_step(state.model, reading, state.kernels, hidden, targets, places, state.caches, before)
     return passes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation in one phase, for a chunk."""
+
+    phase: str
+    operation: str
+    launches: float
+    bytes: float
+
+    def seconds(self, copies: float) -> float:
+        return max(self.bytes / copies, self.launches * LAUNCH)
+
+
+def rows_of(config: ModelConfig, reading: ReadingConfig) -> list[Row]:
+    passes, rows = passes_of(config, reading), []
+    for (phase, operation), launches in passes.launches.items():
+        if operation in PRODUCTS | ATTENTION:
+            continue
+        size: float = passes.bytes[phase, operation]
+        if operation in STEPS:
+            size = update_bytes(config, reading) * reading.chunk if operation == "update" else 0
+        share = AHEAD if phase == "prefix" else 1
+        rows.append(Row(phase, operation, launches / share, size / share))
+    return rows
+
+
+def table(rows: list[Row], copies: float, top: int) -> list[str]:
+    lines = ["| phase | operation | launches | MiB | microseconds |", "|---|---|---|---|---|"]
+
+    def line(phase: str, operation: str, some: list[Row]) -> str:
+        launches, size = sum(r.launches for r in some), sum(r.bytes for r in some) / 2**20
+        seconds = sum(r.seconds(copies) for r in some)
+        return f"| {phase} | {operation} | {launches:,.1f} | {size:,.1f} | {1e6 * seconds:,.1f} |"
+
+    for phase in dict.fromkeys(r.phase for r in rows):
+        own = sorted((r for r in rows if r.phase == phase), key=lambda r: -r.seconds(copies))
+        lines += [line(phase, r.operation, [r]) for r in own[:top]]
+        if own[top:]:
+            lines.append(line(phase, f"{len(own) - top} others", own[top:]))
+        lines.append(line(phase, "all", own))
+    return [*lines, line("", "sum", rows)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="760m,3b")
+    parser.add_argument("--models", default="760m,3b", help="names (default 760m,3b)")
     parser.add_argument("--copies", type=float, default=3.0e12, help="bytes a second, both ways (default 3.0e12)")
-    parser.add_argument("--top", type=int, default=12, help="operations shown for each phase")
+    parser.add_argument("--top", type=int, default=8, help="operations shown for each phase (default 8)")
     options = parser.parse_args()
     for name in options.models.split(","):
         config, reading = config_of(name)
-        passes = passes_of(config, reading)
-        print(f"\n{name}: a chunk of {reading.chunk} tokens\n\n| phase | operation | launches | MiB | microseconds |\n|---|---|---|---|---|")
-        total = 0.0
-        for phase in sorted({p for p, _ in passes.launches}):
-            rows = []
-            for (p, operation), launches in passes.launches.items():
-                if p != phase or operation in PRODUCTS | ATTENTION:
-                    continue
-                size, count = passes.bytes[p, operation], launches
-                if operation in STEPS:
-                    size = update_bytes(config, reading) * reading.chunk if operation == "update" else 0
-                if phase.startswith("prefix"):
-                    size, count = size / AHEAD, count / AHEAD
-                rows.append((max(size / options.copies, count * LAUNCH), operation, count, size))
-            rows.sort(reverse=True)
-            total += sum(r[0] for r in rows)
-            for seconds, operation, count, size in rows[:options.top]:
-                print(f"| {phase} | {operation} | {count:,.1f} | {size / 2**20:,.1f} | {1e6 * seconds:,.1f} |")
-            print(f"| {phase} | all | {sum(r[2] for r in rows):,.1f} | {sum(r[3] for r in rows) / 2**20:,.1f} | {1e6 * sum(r[0] for r in rows):,.1f} |")
-        print(f"| | sum | | | {1e6 * total:,.1f} |")
+        floor = prefill_seconds(
+            config, reading, 1 << 17, "ttt", {"product_flops": 790e12, "copy_bytes": options.copies}
+        )
+        print(f"\n{name}, a chunk of {reading.chunk} tokens (floor at 128K: {1e6 * floor * reading.chunk:,.0f} us)\n")
+        print("\n".join(table(rows_of(config, reading), options.copies, options.top)))
 
 
 if __name__ == "__main__":

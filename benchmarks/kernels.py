@@ -28,11 +28,13 @@ from ttt_docs.kernels.attention import window_attention_reference
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_reference
 from ttt_docs.kernels.dispatch import REFERENCE
 from ttt_docs.kernels.gpu import MAX_HEAD_DIM
+from ttt_docs.kernels.heads import Heads, HeadsPlan, heads_reference
 from ttt_docs.kernels.rms_norm import rms_norm_reference
 from ttt_docs.kernels.swiglu import swiglu_reference
 from ttt_docs.kernels.triton import attention as attention_launches
 from ttt_docs.kernels.triton.attention import Tiles, window_attention_triton
 from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
+from ttt_docs.kernels.triton.heads import heads_triton
 from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
 from ttt_docs.kernels.triton.sgd import inner_step_triton
 from ttt_docs.kernels.triton.swiglu import swiglu_triton
@@ -143,6 +145,33 @@ def residual_case(model: str, device: torch.device) -> Case:
         {"compiled": torch.compile(twin)},
         {"forward": 0.0, "backward": 0.0, "second": 0.0},
         {"forward": 4 * size, "backward": 11 * size, "second": 21 * size},
+    )
+
+
+def heads_case(model: str, device: torch.device) -> Case:
+    """Inputs are qkv and, where the model has QK norm, the weights of both norms."""
+    config, reading = config_of(model)
+    dtype = torch.bfloat16
+    tokens, dim = reading.chunk, config.head_dim
+    qkv = torch.randn(1, tokens, config.heads + 2 * config.kv_heads, dim, device=device, dtype=dtype)
+    angles = torch.rand(tokens, dim // 2, device=device) * 6
+    cos, sin = angles.cos(), angles.sin()
+    turn = torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
+    plan = HeadsPlan(config.kv_heads, turn, eps=1e-6)
+    norms = [torch.ones(dim, device=device, dtype=dtype) for _ in range(2)] if config.qk_norm else []
+
+    def of(function: Callable[..., Heads]) -> Function:
+        return lambda qkv, *norms: tuple(function(qkv, *(norms or (None, None)), plan)[:3])
+
+    size = 2.0 * qkv.numel()
+    return Case(
+        f"{'QK norm and RoPE' if config.qk_norm else 'RoPE'}, {qkv.shape[2]} heads of {dim}",
+        [qkv, *norms],
+        of(heads_triton),
+        of(heads_reference),
+        {"compiled": torch.compile(of(heads_reference))},
+        {"forward": 0.0, "backward": 0.0, "second": 0.0},
+        {"forward": 2 * size, "backward": 5 * size, "second": 10 * size},
     )
 
 
@@ -265,7 +294,7 @@ def _value_and_grads(case: Case, function: Function, inputs: list[Tensor]) -> li
 
 
 def cases(model: str, device: torch.device) -> Iterator[Case]:
-    for make in (attention_case, norm_case, residual_case, swiglu_case, loss_case, step_case):
+    for make in (attention_case, heads_case, norm_case, residual_case, swiglu_case, loss_case, step_case):
         yield make(model, device)
 
 

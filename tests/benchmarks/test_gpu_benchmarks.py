@@ -72,23 +72,58 @@ def launched_kernels() -> set[str]:
     }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes with Linux")
-def test_kernels_compile_ahead_of_time(tmp_path: Path) -> None:
-    """Every one for both targets, each in one shape (`compile_kernels.py` without arguments does all that ship)."""
+def run_with_compiler(cache: Path, name: str, *arguments: str) -> str:
+    """What a benchmark prints where kernels are compiled, not interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
         "PYTHONPATH": f"{BENCHMARKS.parent}{os.pathsep}{environment.get('PYTHONPATH', '')}",
-        "TRITON_CACHE_DIR": str(tmp_path),
+        "TRITON_CACHE_DIR": str(cache),
     }
-    out = tmp_path / "compiled.json"
-    command = [sys.executable, str(BENCHMARKS / "compile_kernels.py"), "--json", str(out)]
-    for case in ("head_dim 16", "dim 576", "SwiGLU (760m)", "128,256", "inner step, bf16"):
-        command += ["--only", case]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 with a stack frame or an error" in done.stdout
+    return done.stdout
+
+
+with_compiler = pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes with Linux")
+
+
+@with_compiler
+def test_kernels_compile_ahead_of_time(tmp_path: Path) -> None:
+    """Every one for both targets, each in one shape (`compile_kernels.py` without arguments does all that ship)."""
+    out = tmp_path / "compiled.json"
+    command = ["compile_kernels", "--json", str(out)]
+    for case in ("head_dim 16", "dim 576", "SwiGLU (760m)", "128,256", "inner step, bf16", "RoPE and sinks"):
+        command += ["--only", case]
+    assert "0 with a stack frame or an error" in run_with_compiler(tmp_path, *command)
     compiled = {(report["kernel"], report["target"]) for report in json.loads(out.read_text())["kernels"]}
     assert compiled == {(name, target) for name in launched_kernels() for target in ("sm_80", "sm_90")}
+
+
+@with_compiler
+def test_tiles_are_judged_by_their_machine_code(tmp_path: Path) -> None:
+    shape = ["--rows", "64", "--keys", "32", "--warps", "4", "--stages", "1,2"]
+    printed = run_with_compiler(tmp_path, "tiles", "forward_rows", "--head-dim", "32", *shape)
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| 64, 32, 4")]
+    assert len(rows) == 2
+    for _, registers, _, issue, special, product, total, _ in rows:
+        # Two products of 64 by 32 by 32 at 2,048 a cycle and multiprocessor, and an exponential for each score.
+        assert float(product) == pytest.approx(1000 * 2 * 32 / 2048, abs=1)
+        assert float(special) == pytest.approx(1000 / 16, rel=0.2)
+        assert 16 < int(registers) <= 255 and float(issue) > float(product)
+        assert float(total) == pytest.approx(float(issue) + float(special) + float(product), abs=2)
+
+
+@with_compiler
+def test_passes_are_counted_on_tensors_without_memory(tmp_path: Path) -> None:
+    printed = run_with_compiler(tmp_path, "gpu_passes", "--models", "125m", "--top", "40")
+    cells = [line.split("|") for line in printed.splitlines() if line.startswith("|")]
+    rows = {(row[1].strip(), row[2].strip()): row[3:5] for row in cells}
+    # 9 prefix blocks in groups of 4 chunks: qkv of 3 * 768 read and written, and the angles.
+    launches, size = (float(cell.replace(",", "")) for cell in rows["prefix", "heads_forward"])
+    assert launches == 9 / 4
+    assert size == pytest.approx(9 * 2 * 3 * 768 * 1024 * 2 / 2**20, rel=0.1)
+    assert float(rows["suffix", "update"][0]) == 1
 
 
 def test_floors_grow_with_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,23 @@ def test_ranges_are_joined_where_sinks_stand_still() -> None:
     assert _joined(tiny_decoder().place(0, 6 * CHUNK, 24, 0, CHUNK)).chunks == ((0, 6 * CHUNK),)
 
 
+def test_chunks_of_a_piece_have_the_places_they_have_alone() -> None:
+    model = tiny_decoder()
+    piece = model.place(0, 6 * CHUNK, 24, 3, CHUNK)
+    for i in range(6):
+        found, expected = piece.within(i * CHUNK, (i + 1) * CHUNK), model.place(i * CHUNK, CHUNK, 24, 3)
+        assert found.chunks == expected.chunks
+        torch.testing.assert_close(found.turn, expected.turn)
+        for mine, theirs in zip(found.sinks, expected.sinks, strict=True):
+            assert (mine is None) == (theirs is None)
+            if mine is not None and theirs is not None:
+                torch.testing.assert_close(vars(mine), vars(theirs))
+    end = piece.within(CHUNK + 10, 2 * CHUNK)
+    (sink,) = end.sinks
+    assert end.chunks == ((0, 6),) and sink is not None and sink.hidden is not None and sink.hidden.shape == (6, 3)
+    torch.testing.assert_close(end.turn, model.place(CHUNK + 10, 6, 24, 3).turn)
+
+
 def test_a_copy_stays_where_it_was() -> None:
     model, tokens = tiny_decoder(), tokens_for(4)
     state = ReadingState(model, reading(), kernels=STEPS)
@@ -138,7 +155,7 @@ def test_a_step_asks_the_device_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
     plain = replace(STEPS, inner_step=(_step_without_interpreter, lambda step, accepted: None))
     hidden, targets = torch.randn(1, CHUNK, TINY.dim), tokens[:, CHUNK + 1 : 2 * CHUNK + 1]
-    places = _places(state, state.position)
+    (places,) = _places(state, 1)
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, waits)
     taken = device_step(

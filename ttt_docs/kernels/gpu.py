@@ -26,7 +26,7 @@ from ttt_docs.kernels.heads import heads_reference
 #: The oldest compute capability with bfloat16 matrix units (A100); what the kernels are compiled and checked for.
 CAPABILITY = (8, 0)
 #: The largest head dimensions (float32's products need their operands in registers) and rows that do not spill.
-MAX_HEAD_DIM, MAX_FLOAT32_HEAD_DIM = 256, 96
+MAX_HEAD_DIM, MAX_FLOAT32_HEAD_DIM = 256, 80
 MAX_NORM_DIM = 8192
 #: The largest head dimension on devices that give a program 99 KiB of shared memory, and what capabilities those have.
 MAX_SMALL_HEAD_DIM, SMALL = 128, ((8, 6), (8, 9), (12, 0), (12, 1))

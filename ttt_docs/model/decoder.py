@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, cast
 
 import torch
@@ -122,6 +123,15 @@ class Place:
     chunks: tuple[tuple[int, int], ...]  # in order; tokens outside all ranges are padding
     sinks: tuple[SinkPlace | None, ...]  # one per range
 
+    def within(self, first: int, last: int) -> Place:
+        """The place of tokens [first, last), which lie in one range, by themselves."""
+        index = next(i for i, (a, b) in enumerate(self.chunks) if a <= first and last <= b)
+        sink = self.sinks[index]
+        if sink is not None and sink.query_turn is not None and sink.hidden is not None:
+            here = slice(first - self.chunks[index][0], last - self.chunks[index][0])
+            sink = SinkPlace((sink.query_turn[0][here], sink.query_turn[1][here]), None, sink.hidden[here])
+        return Place((self.turn[0][first:last], self.turn[1][first:last]), ((0, last - first),), (sink,))
+
 
 #: What `Kernels.window_attention` takes: q, k, v, window, sinks, the newest tokens' keys and values.
 AttentionCall = tuple[Tensor, Tensor, Tensor, "int | None", "Sinks | None", tuple[Tensor, Tensor]]
@@ -213,13 +223,17 @@ class Decoder(nn.Module):
         ranges = [(i, min(i + step, tokens)) for i in range(0, tokens, step)]
         ranges = ranges[slots] if slots is not None else ranges
 
+        @cache
+        def settled(farthest: int) -> SinkPlace:
+            turned = torch.full((sinks,), -farthest, device=device)
+            return SinkPlace(None, rotation(turned, self.inverse_frequencies, self.dtype), None)
+
         def sink_place(first: int, last: int) -> SinkPlace | None:
             if not sinks or window is None or start + last <= window:
                 return None
             farthest = window + sinks - 1
             if start + first >= farthest:
-                turned = torch.full((sinks,), -farthest, device=device)
-                return SinkPlace(None, rotation(turned, self.inverse_frequencies, self.dtype), None)
+                return settled(farthest)
             here = positions[first:last]
             turn = rotation(here.clamp(max=farthest), self.inverse_frequencies, self.dtype)
             return SinkPlace(turn, None, (here - window)[:, None] < torch.arange(sinks, device=device))

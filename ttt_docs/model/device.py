@@ -113,7 +113,7 @@ def read_on_device(state: ReadingState, tokens: Tensor) -> Iterator[Any]:
     with torch.no_grad(), torch.cuda.device_of(tokens), _ONE_PIECE:
         ahead = _Prefix(state, tokens)
         try:
-            steps = _Steps(state)
+            steps = _Steps(state, count)
             for i in range(count):
                 targets = tokens[:, i * chunk + 1 : (i + 1) * chunk + 1]
                 results.append(steps.take(ahead.hidden(i), targets))
@@ -216,12 +216,14 @@ def _sizes(state: ReadingState) -> tuple[int, int, int]:
     return state.reading.chunk, state.reading.window, state.reading.sinks
 
 
-def _places(state: ReadingState, start: int) -> tuple[Place, Place]:
+def _places(state: ReadingState, count: int) -> list[tuple[Place, Place]]:
+    """For each of the next `count` chunks, its place and that of its last tokens, which the guard predicts again."""
     from ttt_docs.model.state import GUARD_TOKENS
 
-    model, (chunk, window, sinks) = state.model, _sizes(state)
-    count = min(GUARD_TOKENS, chunk)
-    return model.place(start, chunk, window, sinks), model.place(start + chunk - count, count, window, sinks)
+    chunk, window, sinks = _sizes(state)
+    piece = state.model.place(state.position, count * chunk, window, sinks, chunk)
+    ends = [(i + 1) * chunk for i in range(count)]
+    return [(piece.within(end - chunk, end), piece.within(end - min(GUARD_TOKENS, chunk), end)) for end in ends]
 
 
 def can_capture(state: ReadingState) -> bool:
@@ -231,19 +233,18 @@ def can_capture(state: ReadingState) -> bool:
 class _Steps:
     """The suffix steps of one piece, through graphs where they apply."""
 
-    def __init__(self, state: ReadingState) -> None:
+    def __init__(self, state: ReadingState, count: int) -> None:
         from ttt_docs.model.graphs import graphs_for
 
-        self.state = state
+        self.state, self.places = state, iter(_places(state, count))
         self.learns = state.reading.learn and bool(state.fast)
         self.graphs = graphs_for(state) if self.learns and can_capture(state) else None
         self.entered = False
 
     def take(self, hidden: Tensor, targets: Tensor) -> StepResult:
-        state = self.state
+        state, places = self.state, next(self.places)
         if not self.learns:
-            return _score_only(state, hidden, targets)
-        places = _places(state, state.position)
+            return _score_only(state, hidden, targets, places[0])
         if self.graphs is not None and (self.entered or self.graphs.enter(state)):
             self.entered = True
             return self.graphs.take(state, hidden, targets, places)
@@ -259,8 +260,7 @@ class _Steps:
             self.graphs.leave(self.state)
 
 
-def _score_only(state: ReadingState, hidden: Tensor, targets: Tensor) -> StepResult:
-    place, _ = _places(state, state.position)
+def _score_only(state: ReadingState, hidden: Tensor, targets: Tensor, place: Place) -> StepResult:
     products = state.products if state.fast else None
     x = state.model.run(hidden, state.model.config.suffix, place, state.caches, products, state.kernels)
     nll = state.model.token_nll(x, targets, state.kernels)

@@ -1,8 +1,8 @@
 """Parts of `Decoder` for kernels that do in one pass over memory what otherwise takes several.
 
-Between two sub-layers stand a post-norm, a residual and the next pre-norm. Here (`run_fused`) a sub-layer's output waits
-(`delta`) until the next one's pre-norm, and the three are one pass instead of seven. Between an attention's first product
-and its scores stand QK norm, RoPE and the cache: one pass (`fused_ranges`) instead of seven, too.
+Between two sub-layers stand a post-norm, a residual and the next pre-norm. Here (`run_fused`) a sub-layer's output
+waits (`delta`) until the next one's pre-norm, and the three are one pass instead of seven. Between an attention's first
+product and its scores stand QK norm, RoPE and the cache: one pass, too (`fused_ranges`).
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class SuffixGraphs:
     def take(self, state: ReadingState, hidden: Tensor, targets: Tensor, places: tuple[Place, Place]) -> StepResult:
         """One chunk. The first time at a place it runs as it is: kernels get compiled and libraries set up, which a
         capture cannot do."""
-        inputs = [hidden, targets, *places[0].turn, *places[1].turn]
+        inputs = [hidden, targets, *places[0].turn]
         if not self.inputs:
             self.inputs = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
         for static, value in zip(self.inputs, inputs, strict=True):
@@ -112,8 +112,12 @@ class SuffixGraphs:
     def _with_inputs(self, places: tuple[Place, Place]) -> tuple[Place, Place]:
         """The same places, with angles from where they never move."""
         chunk, guard = places
-        turns = (self.inputs[2], self.inputs[3]), (self.inputs[4], self.inputs[5])
-        return Place(turns[0], chunk.chunks, chunk.sinks), Place(turns[1], guard.chunks, guard.sinks)
+        cos, sin = self.inputs[2:]
+        count = guard.turn[0].shape[0]
+        return (
+            Place((cos, sin), chunk.chunks, chunk.sinks),
+            Place((cos[-count:], sin[-count:]), guard.chunks, guard.sinks),
+        )
 
     def _run(self, state: ReadingState, places: tuple[Place, Place], table: Tensor | None) -> Taken:
         before, into = self.weights[_parity(state)], self.weights[1 - _parity(state)]

@@ -43,10 +43,10 @@ TILES: dict[str, dict[int, Tiles]] = {
         256: Tiles(64, 32, 8, 2),
     },
     "backward_keys": {96: Tiles(64, 128, 8, 2), 128: Tiles(32, 128, 8, 2), 256: Tiles(32, 32, 8, 1)},
-    "second_rows": {64: Tiles(64, 32, 8, 2), 128: Tiles(64, 16, 8, 2), 256: Tiles(16, 32, 8, 1)},
+    "second_rows": {80: Tiles(128, 32, 8, 2), 128: Tiles(128, 16, 8, 2), 256: Tiles(16, 32, 8, 1)},
     "second_keys": {
-        64: Tiles(32, 64, 8, 2),
-        96: Tiles(16, 64, 8, 2),
+        80: Tiles(32, 128, 8, 2),
+        96: Tiles(16, 128, 8, 2),
         128: Tiles(64, 32, 8, 1),
         256: Tiles(16, 16, 8, 1),
     },
@@ -55,7 +55,7 @@ TILES: dict[str, dict[int, Tiles]] = {
 TILES_8: dict[str, dict[int, Tiles]] = {
     "forward_rows": {96: Tiles(128, 64, 8, 3), 128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
     "backward_rows": {128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
-    "backward_keys": {96: Tiles(32, 128, 8, 2), 128: Tiles(32, 64, 4, 2), 256: Tiles(32, 64, 8, 1)},
+    "backward_keys": {96: Tiles(32, 128, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 64, 8, 1)},
     "second_rows": {
         64: Tiles(32, 32, 4, 2),
         96: Tiles(32, 16, 4, 2),

@@ -38,7 +38,7 @@ def second_rows(
     ROWS: tl.constexpr, KEYS: tl.constexpr, SCALE: tl.constexpr, LOG_TOTAL_GRAD: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One pass over the keys for g and m, one for grad_Q and grad_dO."""
+    """One pass over the keys for g, m and P c, whose row sums with dO are those of P*H; one for the rest."""
     KV_HEADS: tl.constexpr = HEADS // GROUP
     first_row = tl.program_id(0) * ROWS
     batch = (tl.program_id(1) // HEADS).to(tl.int64)
@@ -61,20 +61,24 @@ def second_rows(
 
     g = tl.zeros([ROWS], dtype=ACC)
     m = tl.zeros([ROWS], dtype=ACC)
+    gdo1, gdo2 = zero_tile(ROWS, D1, D2, ACC)
     for start in range(low, high, KEYS):
         j = start + tl.arange(0, KEYS)
         k1, k2 = load_tile(k, j, kr, keys, D1, D2, HEAD, True)
         v1, v2 = load_tile(v, j, vr, keys, D1, D2, HEAD, True)
         b1, b2 = load_tile(b, j, KV_HEADS * HEAD, keys, D1, D2, HEAD, True)
-        c1, c2 = load_tile(c, j, KV_HEADS * HEAD, keys, D1, D2, HEAD, True)
         visible = (j[None, :] <= i[:, None]) & (j[None, :] > i[:, None] - window)
         p, grad_p, big_g = _tile(
             q1, q2, do1, do2, a1, a2, k1, k2, v1, v2, b1, b2, log2_total[:, None], visible,
             D2, SCALE, ACC, PRECISION, ROWS, KEYS,
         )  # fmt: skip
-        big_h = scores(do1, do2, c1, c2, tl.zeros([ROWS, KEYS], dtype=ACC), D2, PRECISION)
         g += tl.sum(p * big_g, 1)
-        m += tl.sum(p * (big_g * grad_p + big_h), 1)
+        m += tl.sum(p * big_g * grad_p, 1)
+        c1, c2 = load_tile(c, j, KV_HEADS * HEAD, keys, D1, D2, HEAD, True)
+        gdo1, gdo2 = accumulate(gdo1, gdo2, p.to(c1.dtype), c1, c2, D2, PRECISION)
+    m += tl.sum(do1.to(ACC) * gdo1, 1)
+    if D2 > 0:
+        m += tl.sum(do2.to(ACC) * gdo2, 1)
     twice = 2 * shift
     if LOG_TOTAL_GRAD:
         twice += tl.load(grad_log_total + vector, mask=rows < new, other=0.0)
@@ -83,7 +87,6 @@ def second_rows(
     tl.store(m_out + vector, m, mask=rows < new)
 
     gq1, gq2 = zero_tile(ROWS, D1, D2, ACC)
-    gdo1, gdo2 = zero_tile(ROWS, D1, D2, ACC)
     for start in range(low, high, KEYS):
         j = start + tl.arange(0, KEYS)
         k1, k2 = load_tile(k, j, kr, keys, D1, D2, HEAD, True)
@@ -96,7 +99,6 @@ def second_rows(
             D2, SCALE, ACC, PRECISION, ROWS, KEYS,
         )  # fmt: skip
         big_h = scores(do1, do2, c1, c2, tl.zeros([ROWS, KEYS], dtype=ACC), D2, PRECISION)
-        gdo1, gdo2 = accumulate(gdo1, gdo2, p.to(c1.dtype), c1, c2, D2, PRECISION)
         e = p * (big_g - g[:, None])
         gdo1, gdo2 = accumulate(gdo1, gdo2, e.to(v1.dtype), v1, v2, D2, PRECISION)
         grad_s = p * (grad_p - shift[:, None])

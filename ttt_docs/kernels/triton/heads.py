@@ -1,7 +1,7 @@
-"""QK norm and RoPE on the device, twice differentiable. Results are defined by `ttt_docs.kernels.heads.heads_reference`.
+"""QK norm and RoPE on the device, twice differentiable. `ttt_docs.kernels.heads.heads_reference` defines the results.
 
-Why this is a pass of its own and not part of the attention's loads: a key would be normed and turned again by every tile
-of queries that sees it (64 of them, for a window of 8,192), while here it is once, on the way into the cache.
+Why this is a pass of its own and not part of the attention's loads: there a key would be normed and turned again by
+every tile of queries that sees it (64 of them, for a window of 8,192), here it is once, on the way into the cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from ttt_docs.kernels.triton.tiles import accumulator, token_major, traced, want
 WARPS = 4
 
 
-def _launch(qkv: Tensor, q_norm: Tensor | None, plan: HeadsPlan) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+def _launch(
+    qkv: Tensor, q_norm: Tensor | None, plan: HeadsPlan
+) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
     """The grid, the sizes and strides of qkv, and what is constant."""
     batch, tokens, all_heads, dim = qkv.shape
     heads = all_heads - 2 * plan.kv_heads
@@ -50,7 +52,7 @@ def _empty(qkv: Tensor, heads: int) -> Tensor:
     return qkv.new_empty(*qkv.shape[:2], heads, qkv.shape[3]).transpose(1, 2)
 
 
-def _forward(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan: HeadsPlan) -> tuple[Tensor | None, ...]:
+def _forward(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan: HeadsPlan) -> Heads:
     grid, sizes, meta = _launch(qkv, q_norm, plan)
     q = _empty(qkv, meta["HEADS"])
     sink_q = _empty(qkv, meta["HEADS"]) if plan.for_sinks else None
@@ -59,7 +61,7 @@ def _forward(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan: He
     heads_forward[grid](
         qkv, q_norm, k_norm, *_angles(plan), q, k, v, sink_q, *sizes, *k.stride()[:3], *v.stride()[:3], **meta
     )
-    return q, k, v, sink_q
+    return Heads(q, k, v, sink_q)
 
 
 class _Heads(torch.autograd.Function):
@@ -69,7 +71,7 @@ class _Heads(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(qkv, q_norm, k_norm)
         ctx.plan = plan._replace(slots=None)
-        return _forward(qkv, q_norm, k_norm, plan)
+        return tuple(_forward(qkv, q_norm, k_norm, plan))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -136,8 +138,7 @@ def heads_triton(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan
     """As `heads_reference`, differentiable twice with respect to qkv and the norms' weights."""
     if not (qkv.stride(3) == 1 and qkv.stride(2) == qkv.shape[3]):
         qkv = qkv.contiguous()
-    inputs = [x for x in (qkv, q_norm, k_norm) if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        qkv, q_norm, k_norm = (None if x is None else traced(x) for x in (qkv, q_norm, k_norm))
-        return Heads(*_Heads.apply(qkv, q_norm, k_norm, plan))
-    return Heads(*_forward(qkv, q_norm, k_norm, plan))
+    inputs = qkv, q_norm, k_norm
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        return Heads(*_Heads.apply(*(None if x is None else traced(x) for x in inputs), plan))
+    return _forward(qkv, q_norm, k_norm, plan)

@@ -5,8 +5,8 @@ two halves, because RoPE turns pairs (i, i + DIM/2) by the token's angle:
 
     n = norm(x) or x;    y = n turned,    queries for sinks z = n turned by other angles (SINKS = 2) or n itself (1)
 
-Backward, the gradients of y and z are turned back and added up: that is the gradient of n, called dy below, and the rest
-is RMSNorm's (see `rms_norm_kernels` for its formulas, and for the second derivative's). Turning is linear.
+Backward, the gradients of y and z are turned back and added up: that is the gradient of n, called dy below, and the
+rest is RMSNorm's (see `rms_norm_kernels` for its formulas, and for the second derivative's). Turning is linear.
 
 qkv [batch, tokens, HEADS + 2 KV_HEADS, DIM] and keys and values [batch, KV_HEADS, tokens, DIM] come with strides; all
 other matrices are token-major and contiguous; angles are tables [tokens, DIM], of which the second half is read.
@@ -82,7 +82,7 @@ def _gradient_of_normed(
     else:
         g1, g2 = _load(grad_k, start, column, inside, HALF, ACC)
     d1, d2 = g1 * c + g2 * s, g2 * c - g1 * s
-    if SINKS > 0:
+    if SINKS > 0:  # noqa: SIM102  (a constant: without sinks the rest is not compiled)
         if kind == 0:
             g1, g2 = _load(grad_z, start, column, inside, HALF, ACC)
             if SINKS == 2:
@@ -182,8 +182,9 @@ def heads_second(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """From cotangents of `heads_backward`'s results, a of grad_qkv (contiguous) and e [2, DIM] of the weights' gradients:
-    the gradients of grad_q, grad_k, grad_v, grad_z, and, with NORM, of qkv and each program's share of the weights'."""
+    """From cotangents of `heads_backward`'s results, a of grad_qkv (contiguous) and e [2, DIM] of the weights'
+    gradients: those of grad_q, grad_k, grad_v, grad_z, and, with NORM, of qkv and each program's share of the weights'.
+    """
     kind, row, document, token, head, first, exists = _rows(tokens, batch, HEADS, KV_HEADS, ROWS)
     column = tl.arange(0, WIDTH)
     inside = exists[:, None] & (column[None, :] < HALF)
