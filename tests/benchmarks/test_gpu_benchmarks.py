@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def run_main(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    monkeypatch.delitem(sys.modules, name, raising=False)  # a folder of the tests may have the same name
     importlib.import_module(name).main()
 
 
@@ -121,7 +122,7 @@ def test_passes_are_counted_on_tensors_without_memory(tmp_path: Path) -> None:
     rows = {(row[1].strip(), row[2].strip()): row[3:5] for row in cells}
     # 9 prefix blocks in groups of 4 chunks: qkv of 3 * 768 read and written, and the angles.
     launches, size = (float(cell.replace(",", "")) for cell in rows["prefix", "heads_forward"])
-    assert launches == 9 / 4
+    assert launches == pytest.approx(9 / 4, abs=0.06)
     assert size == pytest.approx(9 * 2 * 3 * 768 * 1024 * 2 / 2**20, rel=0.1)
     assert float(rows["suffix", "update"][0]) == 1
 
