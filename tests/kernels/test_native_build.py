@@ -11,11 +11,13 @@ import torch
 from ttt_docs.kernels import dispatch
 from ttt_docs.kernels.native import build
 
+AMX, AVX_512 = build.TARGETS
+
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A processor that has everything, an empty cache and no compiler; returns the folder where one would be found."""
-    monkeypatch.setattr(build, "cpu_features", lambda: set(build.FEATURES))
+    monkeypatch.setattr(build, "cpu_features", lambda: set(AMX.features))
     monkeypatch.setenv("TTT_DOCS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("CXX", raising=False)
@@ -38,8 +40,35 @@ def fresh() -> build.Native:
 
 
 def test_another_processor(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "cpu_features", lambda: build.FEATURES - {"amx_bf16"})
-    assert fresh() == (None, "the processor has no amx_bf16")
+    monkeypatch.setattr(build, "cpu_features", lambda: AMX.features - {"avx512_bf16"})
+    assert fresh() == (None, "the processor has no avx512_bf16")
+
+
+def test_flags_are_for_what_the_processor_has(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(machine, 'echo "error: $*" >&2; exit 1')
+    assert "-mamx-bf16" in fresh().reason
+    monkeypatch.setattr(build, "cpu_features", lambda: AMX.features - {"amx_bf16"})
+    assert "-mavx512bf16" in fresh().reason and "amx" not in fresh().reason
+
+
+def test_a_process_that_is_not_given_amx_goes_without(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler(machine, "exit 1")
+    compiled: list[str] = []
+
+    class Library:
+        def __init__(self, path: str) -> None:
+            compiled.append(Path(path).read_text())
+
+        def allow_tiles(self) -> int:
+            return 0 if compiled[-1] == "AVX-512" else -1
+
+    monkeypatch.setattr(build, "compiled_path", lambda compiler, target: tmp_path / target.name)
+    monkeypatch.setattr(build, "compile_library", lambda compiler, target, path: path.write_text(target.name))
+    monkeypatch.setattr(build.ctypes, "CDLL", Library)
+    native = fresh()
+    assert compiled == ["AMX", "AVX-512"] and native.loaded is not None and native.reason.endswith("for AVX-512")
 
 
 def test_no_compiler(machine: Path) -> None:
@@ -77,11 +106,10 @@ def test_what_was_compiled_is_found_again_and_other_flags_are_another_file(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = compiler(machine, "exit 1")
-    path = build.compiled_path(own)
-    assert path == build.compiled_path(own)
-    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
-    assert path != build.compiled_path(own)
-    assert path != build.compiled_path(compiler(machine, "exit 1", name="other"))
+    path = build.compiled_path(own, AMX)
+    assert path == build.compiled_path(own, AMX)
+    assert path != build.compiled_path(own, AVX_512)
+    assert path != build.compiled_path(compiler(machine, "exit 1", name="other"), AMX)
 
 
 def test_reading_takes_the_pytorch_path_instead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ REFERENCE = Kernels(
 )
 #: What reading on a CPU uses: differentiable once; cached keys and values are constants.
 CPU = Kernels("cpu", _attention_cpu, rms_norm_cpu, swiglu_cpu, linear_cross_entropy_cpu)
-#: The same with C++ compiled for CPUs with AMX, for what is in bfloat16.
+#: The same with C++ compiled for CPUs with AMX or AVX-512, for what is in bfloat16.
 NATIVE = Kernels(
     "native", window_attention_native, rms_norm_native, swiglu_native, linear_cross_entropy_native,
     balance=balance_native, gradient_norm=gradient_norm_native, weight_step=weight_step_native,

@@ -1,1 +1,2 @@
-"""Kernels in C++ for CPUs with AMX, compiled where they run; PyTorch's path stands in wherever that is not possible."""
+"""Kernels in C++ for CPUs that multiply bfloat16 (AMX or AVX-512), compiled where they run; elsewhere PyTorch's path
+stands in."""

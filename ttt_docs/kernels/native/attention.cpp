@@ -1,4 +1,4 @@
-// Causal window attention for CPUs with AMX: forward, and the gradient for queries and for the newest keys and values.
+// Causal window attention: forward, and the gradient for queries and for the newest keys and values.
 //
 // What it computes is defined by window_attention_reference in ../attention.py; bfloat16 in and out, float32 inside.
 // A thread takes 32 positions of all query heads that share a key head and goes along the keys they see, 32 at a time:
@@ -43,48 +43,51 @@ constexpr float LOG2_E = 1.44269504088896340736f;
 // Tiles 0 to 3 = a [32, D] times b [D, 32 keys], b packed tile by tile as [2, D / 32, TILE].
 template <int D>
 inline void scores_of(const bf16* a, const bf16* b) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    TILES();
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
     for (int d = 0; d < D / 32; d++) {
-        _tile_loadd(4, a + d * 32, D * 2);
-        _tile_loadd(5, a + 16 * D + d * 32, D * 2);
-        _tile_loadd(6, b + d * TILE, 64);
-        _tile_loadd(7, b + (D / 32 + d) * TILE, 64);
+        TILE_LOAD(4, a + d * 32, D * 2);
+        TILE_LOAD(5, a + 16 * D + d * 32, D * 2);
+        TILE_LOAD(6, b + d * TILE, 64);
+        TILE_LOAD(7, b + (D / 32 + d) * TILE, 64);
         MULTIPLY_2X2();
     }
 }
 
 inline void store_scores(float* to) {
-    _tile_stored(0, to, 128);
-    _tile_stored(1, to + 16, 128);
-    _tile_stored(2, to + 16 * 32, 128);
-    _tile_stored(3, to + 16 * 32 + 16, 128);
+    TILES();
+    TILE_STORE(0, to, 128);
+    TILE_STORE(1, to + 16, 128);
+    TILE_STORE(2, to + 16 * 32, 128);
+    TILE_STORE(3, to + 16 * 32 + 16, 128);
     written();
 }
 
 // sum [32, D] += a [32, 32 * steps] (row stride in bytes) times b, packed as [steps, D / 16, TILE].
 template <int D>
 inline void accumulate(float* sum, const bf16* a, int64_t stride, const bf16* b, int64_t steps) {
+    TILES();
     written();
     for (int d = 0; d < D / 16; d += 2) {
         float* corner = sum + d * 16;
-        _tile_loadd(0, corner, D * 4);
-        _tile_loadd(1, corner + 16, D * 4);
-        _tile_loadd(2, corner + 16 * D, D * 4);
-        _tile_loadd(3, corner + 16 * D + 16, D * 4);
+        TILE_LOAD(0, corner, D * 4);
+        TILE_LOAD(1, corner + 16, D * 4);
+        TILE_LOAD(2, corner + 16 * D, D * 4);
+        TILE_LOAD(3, corner + 16 * D + 16, D * 4);
         for (int64_t step = 0; step < steps; step++) {
-            _tile_loadd(4, a + step * 32, stride);
-            _tile_loadd(5, (const char*)(a + step * 32) + 16 * stride, stride);
-            _tile_loadd(6, b + (step * (D / 16) + d) * TILE, 64);
-            _tile_loadd(7, b + (step * (D / 16) + d + 1) * TILE, 64);
+            TILE_LOAD(4, a + step * 32, stride);
+            TILE_LOAD(5, (const char*)(a + step * 32) + 16 * stride, stride);
+            TILE_LOAD(6, b + (step * (D / 16) + d) * TILE, 64);
+            TILE_LOAD(7, b + (step * (D / 16) + d + 1) * TILE, 64);
             MULTIPLY_2X2();
         }
-        _tile_stored(0, corner, D * 4);
-        _tile_stored(1, corner + 16, D * 4);
-        _tile_stored(2, corner + 16 * D, D * 4);
-        _tile_stored(3, corner + 16 * D + 16, D * 4);
+        TILE_STORE(0, corner, D * 4);
+        TILE_STORE(1, corner + 16, D * 4);
+        TILE_STORE(2, corner + 16 * D, D * 4);
+        TILE_STORE(3, corner + 16 * D + 16, D * 4);
     }
     written();
 }
@@ -381,24 +384,25 @@ void grad_step(BackwardBlock<D>& x, int64_t column, int64_t key, bool newest, co
 template <int D, class Operands>
 void accumulate_keys(float* sum, BackwardBlock<D>* blocks, int64_t count, Operands operands) {
     constexpr int STEP = D / 16 * 256;
+    TILES();
     for (int d = 0; d < D / 16; d += 2) {
         float* corner = sum + d * 256;
-        _tile_loadd(0, corner, 64);
-        _tile_loadd(1, corner + STEP, 64);
-        _tile_loadd(2, corner + 256, 64);
-        _tile_loadd(3, corner + STEP + 256, 64);
+        TILE_LOAD(0, corner, 64);
+        TILE_LOAD(1, corner + STEP, 64);
+        TILE_LOAD(2, corner + 256, 64);
+        TILE_LOAD(3, corner + STEP + 256, 64);
         for (auto* x = blocks; x < blocks + count; x++) {
             auto [left, right] = operands(*x);
-            _tile_loadd(4, left + d * 16 * ROWS, ROWS * 2);
-            _tile_loadd(5, left + (d + 1) * 16 * ROWS, ROWS * 2);
-            _tile_loadd(6, right, 64);
-            _tile_loadd(7, right + TILE, 64);
+            TILE_LOAD(4, left + d * 16 * ROWS, ROWS * 2);
+            TILE_LOAD(5, left + (d + 1) * 16 * ROWS, ROWS * 2);
+            TILE_LOAD(6, right, 64);
+            TILE_LOAD(7, right + TILE, 64);
             MULTIPLY_2X2();
         }
-        _tile_stored(0, corner, 64);
-        _tile_stored(1, corner + STEP, 64);
-        _tile_stored(2, corner + 256, 64);
-        _tile_stored(3, corner + STEP + 256, 64);
+        TILE_STORE(0, corner, 64);
+        TILE_STORE(1, corner + STEP, 64);
+        TILE_STORE(2, corner + 256, 64);
+        TILE_STORE(3, corner + STEP + 256, 64);
     }
 }
 

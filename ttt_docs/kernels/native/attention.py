@@ -1,4 +1,4 @@
-"""Window attention through the compiled kernel in attention.cpp: reading in bfloat16 on CPUs with AMX."""
+"""Window attention through the compiled kernel in attention.cpp: reading in bfloat16 on CPUs with AMX or AVX-512."""
 
 from __future__ import annotations
 

@@ -27,14 +27,29 @@ SOURCES = (
 )  # fmt: skip
 FLAGS = (
     "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
-    "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
+    "-mavx512vl", "-mavx512bf16",
 )  # fmt: skip
 #: What the flags need, as Linux names it.
-FEATURES = {"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}
+FEATURES = frozenset({"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_SECONDS = 120
 
 logger = logging.getLogger(__name__)
+
+
+class Target(NamedTuple):
+    """A kind of processor."""
+
+    name: str
+    flags: tuple[str, ...]
+    features: frozenset[str]
+
+
+#: Best first.
+TARGETS = (
+    Target("AMX", (*FLAGS, "-mamx-tile", "-mamx-bf16"), FEATURES | {"amx_tile", "amx_bf16"}),
+    Target("AVX-512", FLAGS, FEATURES),
+)
 
 
 class Native(NamedTuple):
@@ -57,19 +72,21 @@ def native_library() -> Native:
 
 
 def _load() -> Native:
-    missing = sorted(FEATURES - cpu_features())
-    if missing:
-        return Native(None, f"the processor has no {missing[0]}")
+    features = cpu_features()
+    targets = [target for target in TARGETS if target.features <= features]
+    if not targets:
+        return Native(None, f"the processor has no {min(FEATURES - features)}")
     compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX", ""), *COMPILERS])), None)
     if compiler is None:
         return Native(None, "no C++ compiler (c++, g++ or clang++, or the one that CXX names)")
-    path = compiled_path(compiler)
-    if not path.exists():
-        compile_library(compiler, path)
-    library = ctypes.CDLL(str(path))
-    if library.allow_tiles() != 0:
-        return Native(None, "the operating system does not give this process AMX tiles")
-    return Native(library, f"compiled with {Path(compiler).name}")
+    for target in targets:
+        path = compiled_path(compiler, target)
+        if not path.exists():
+            compile_library(compiler, target, path)
+        library = ctypes.CDLL(str(path))
+        if library.allow_tiles() == 0:  # the operating system may keep AMX from a process
+            break
+    return Native(library, f"compiled with {Path(compiler).name} for {target.name}")
 
 
 def cpu_features() -> set[str]:
@@ -80,23 +97,23 @@ def cpu_features() -> set[str]:
     return set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
 
 
-def compiled_path(compiler: str) -> Path:
+def compiled_path(compiler: str, target: Target) -> Path:
     """Where the library of these sources, flags and this compiler belongs."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
-    digest = hashlib.sha256(repr((version, FLAGS)).encode())
+    digest = hashlib.sha256(repr((version, target.flags)).encode())
     for name in SOURCES:
         digest.update(Path(__file__).with_name(name).read_bytes())
     return cache_folder() / "kernels" / f"native-{digest.hexdigest()[:16]}.so"
 
 
-def compile_library(compiler: str, path: Path) -> None:
+def compile_library(compiler: str, target: Target, path: Path) -> None:
     """Raises OSError or SubprocessError. Processes that do this at the same time all succeed: the last rename stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = [str(Path(__file__).with_name(name)) for name in SOURCES if name.endswith(".cpp")]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         subprocess.run(
-            [compiler, *FLAGS, *sources, "-o", str(made)],
+            [compiler, *target.flags, *sources, "-o", str(made)],
             capture_output=True,
             text=True,
             check=True,

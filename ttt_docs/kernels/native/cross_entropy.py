@@ -1,4 +1,4 @@
-"""Next-token loss through compiled products: reading in bfloat16 on CPUs with AMX."""
+"""Next-token loss through compiled products: reading in bfloat16 on CPUs with AMX or AVX-512."""
 
 from __future__ import annotations
 

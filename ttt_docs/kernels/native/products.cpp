@@ -38,21 +38,22 @@ extern "C" void multiply_few(int64_t rows, int64_t columns, int64_t depth, const
     for (int64_t step = 0; step < steps; step++) across(packed + step * TILE, a + step * 32, depth, rows);
     parallel(up(columns, ITEM) / ITEM, threads, begin_tiles, [=](int64_t item) {
         alignas(64) float sums[2][256];
+        TILES();
         for (int64_t column = item * ITEM; column < std::min((item + 1) * ITEM, columns); column += 32) {
             const bf16* from = b + column * depth;
             written();
-            _tile_zero(0);
-            _tile_zero(1);
+            TILE_ZERO(0);
+            TILE_ZERO(1);
             for (int64_t step = 0; step < steps; step++, from += 32) {
                 for (int64_t ahead = 32; ahead < 64; ahead++) fetch(from + ahead * depth);
-                _tile_loadd(4, from, depth * 2);
-                _tile_loadd(5, from + 16 * depth, depth * 2);
-                _tile_loadd(6, packed + step * TILE, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 5, 6);
+                TILE_LOAD(4, from, depth * 2);
+                TILE_LOAD(5, from + 16 * depth, depth * 2);
+                TILE_LOAD(6, packed + step * TILE, 64);
+                TILE_MULTIPLY(0, 4, 6);
+                TILE_MULTIPLY(1, 5, 6);
             }
-            _tile_stored(0, sums[0], 64);
-            _tile_stored(1, sums[1], 64);
+            TILE_STORE(0, sums[0], 64);
+            TILE_STORE(1, sums[1], 64);
             written();
             for (int half = 0; half < 2; half++) {
                 __m512i x[16];
@@ -116,8 +117,12 @@ extern "C" void swiglu_backward(int64_t rows, int64_t hidden, int64_t dim, const
     });
 }
 
-// Linux hands out tile registers only on request; 0 if this process may use them.
+// Linux hands out tile registers only on request; 0 if this process may use them, or needs none.
 extern "C" int allow_tiles() {
+#ifdef __AMX_BF16__
     constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     return int(syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA));
+#else
+    return 0;
+#endif
 }

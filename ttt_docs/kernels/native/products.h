@@ -66,6 +66,7 @@ void product(int64_t rows, int64_t columns, int64_t depth, Operand a, Operand b,
         bf16* left = (bf16*)kept_memory<10>(tiles * sizeof(bf16));
         bf16* right = (bf16*)kept_memory<11>(wide * tiles * sizeof(bf16));
         float* sums = (float*)kept_memory<12>((2 + (whole ? 0 : high * wide)) * BLOCK * sizeof(float));
+        TILES();
         for (int64_t step = 0; step < steps; step += at_once) {
             const int64_t count = std::min(at_once, steps - step);
             const bool last = step + count == steps;
@@ -81,30 +82,30 @@ void product(int64_t rows, int64_t columns, int64_t depth, Operand a, Operand b,
                 written();
                 for (int64_t column = first_column; column < last_column; column++, sum += BLOCK) {
                     if (step == 0) {
-                        _tile_zero(0);
-                        _tile_zero(1);
-                        _tile_zero(2);
-                        _tile_zero(3);
+                        TILE_ZERO(0);
+                        TILE_ZERO(1);
+                        TILE_ZERO(2);
+                        TILE_ZERO(3);
                     } else {
-                        _tile_loadd(0, sum, 128);
-                        _tile_loadd(1, sum + 16, 128);
-                        _tile_loadd(2, sum + 512, 128);
-                        _tile_loadd(3, sum + 528, 128);
+                        TILE_LOAD(0, sum, 128);
+                        TILE_LOAD(1, sum + 16, 128);
+                        TILE_LOAD(2, sum + 512, 128);
+                        TILE_LOAD(3, sum + 528, 128);
                     }
                     const bf16* y = right + (column - first_column) * tiles;
                     for (int64_t i = 0; i < count; i++, y += 2 * TILE) {
-                        _tile_loadd(4, x + i * next, stride);
-                        _tile_loadd(5, x + i * next + lower, stride);
-                        _tile_loadd(6, y, 64);
-                        _tile_loadd(7, y + TILE, 64);
+                        TILE_LOAD(4, x + i * next, stride);
+                        TILE_LOAD(5, x + i * next + lower, stride);
+                        TILE_LOAD(6, y, 64);
+                        TILE_LOAD(7, y + TILE, 64);
                         MULTIPLY_2X2();
                     }
                     if (last && column > first_column) finish(row * 32, (column - 1) * 32, sums + (column - 1) % 2 * BLOCK);
                     float* to = last ? sums + column % 2 * BLOCK : sum;
-                    _tile_stored(0, to, 128);
-                    _tile_stored(1, to + 16, 128);
-                    _tile_stored(2, to + 512, 128);
-                    _tile_stored(3, to + 528, 128);
+                    TILE_STORE(0, to, 128);
+                    TILE_STORE(1, to + 16, 128);
+                    TILE_STORE(2, to + 512, 128);
+                    TILE_STORE(3, to + 528, 128);
                     written();
                 }
                 if (last) finish(row * 32, (last_column - 1) * 32, sums + (last_column - 1) % 2 * BLOCK);

@@ -1,4 +1,4 @@
-"""RMSNorm in one compiled pass: reading in bfloat16 on CPUs with AMX."""
+"""RMSNorm in one compiled pass: reading in bfloat16 on CPUs with AMX or AVX-512."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SwiGLU with its element-wise work inside the compiled products: reading in bfloat16 on CPUs with AMX."""
+"""SwiGLU with its element-wise work inside the compiled products: reading in bfloat16 on CPUs with AMX or AVX-512."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-// AMX tiles: 16 rows of 32 bfloat16 numbers, or of 16 float32 sums. Left operands are rows as they lie in memory; right
-// ones are packed in pairs: row p holds (x[2p][n], x[2p+1][n]) for every column n.
+// Tiles: 16 rows of 32 bfloat16 numbers, or of 16 float32 sums; registers of AMX, or memory where there is none. Left
+// operands are rows as they lie in memory; right ones are packed in pairs: row p holds (x[2p][n], x[2p+1][n]) for every
+// column n.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +15,9 @@ static inline int64_t down(int64_t x, int64_t to) { return x / to * to; }
 
 // Intrinsics do not tell the compiler all that they read and write in memory.
 static inline void written() { asm volatile("" ::: "memory"); }
+
+// Eight tiles: 0 to 3 hold sums, 4 and 5 left operands, 6 and 7 right ones. A function that uses them says TILES() first.
+#ifdef __AMX_BF16__
 
 struct TileConfig {
     alignas(64) uint8_t bytes[64] = {};
@@ -35,11 +39,103 @@ static void begin_tiles() {
 
 static void end_tiles() { _tile_loadconfig(before.bytes); }
 
-#define MULTIPLY_2X2()     \
-    _tile_dpbf16ps(0, 4, 6); \
-    _tile_dpbf16ps(1, 4, 7); \
-    _tile_dpbf16ps(2, 5, 6); \
-    _tile_dpbf16ps(3, 5, 7)
+#define TILES()
+#define TILE_ZERO(tile) _tile_zero(tile)
+#define TILE_LOAD(tile, from, stride) _tile_loadd(tile, from, stride)
+#define TILE_STORE(tile, to, stride) _tile_stored(tile, to, stride)
+#define TILE_MULTIPLY(sum, left, right) _tile_dpbf16ps(sum, left, right)
+#define MULTIPLY_2X2()       \
+    TILE_MULTIPLY(0, 4, 6); \
+    TILE_MULTIPLY(1, 4, 7); \
+    TILE_MULTIPLY(2, 5, 6); \
+    TILE_MULTIPLY(3, 5, 7)
+
+#else
+
+// The same where there is only AVX-512. Operands are not copied, and products wait until their sums are stored: then
+// those of all steps are made row by row, with a row's sums in registers. Until then operands must stay as they are.
+class Tiles {
+    static constexpr int MOST = 8;  // steps whose right operands stay in the first-level cache
+    alignas(64) float sums[4][16 * 16];
+    const char* operand[8];
+    int64_t stride[8];  // bytes between a left operand's rows; a right one's lie one behind the other
+    const char *left[2][MOST], *right[2][MOST];
+    int waiting = 0;
+
+    // Adds products of ROWS rows, `apart` bytes from one another, by COUNT tiles on the right.
+    template <int ROWS, int COUNT>
+    static void multiply(float* const (&sum)[COUNT], const char* const* x, int64_t apart, const char* const* const (&y)[COUNT],
+                         int64_t offset, int steps) {
+        __m512 s[ROWS][COUNT];
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < COUNT; j++) s[i][j] = _mm512_load_ps(sum[j] + i * 16);
+        for (int step = 0; step < steps; step++) {
+            const char* own = x[step] + offset;
+            for (int pair = 0; pair < 16; pair++, own += 4) {
+                __m512bh beside[COUNT];
+#pragma GCC unroll 2
+                for (int j = 0; j < COUNT; j++) beside[j] = (__m512bh)_mm512_load_si512(y[j][step] + pair * 64);
+#pragma GCC unroll 16
+                for (int i = 0; i < ROWS; i++) {
+                    int both;
+                    memcpy(&both, own + i * apart, 4);
+#pragma GCC unroll 2
+                    for (int j = 0; j < COUNT; j++)
+                        s[i][j] = _mm512_dpbf16_ps(s[i][j], (__m512bh)_mm512_set1_epi32(both), beside[j]);
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < COUNT; j++) _mm512_store_ps(sum[j] + i * 16, s[i][j]);
+    }
+
+    void catch_up() {
+        constexpr int ROWS = 8;
+        for (int half = 0; half < 2; half++)
+            for (int row = 0; row < 16; row += ROWS)
+                multiply<ROWS, 2>({sums[2 * half] + row * 16, sums[2 * half + 1] + row * 16}, left[half], stride[4 + half],
+                                  {right[0], right[1]}, row * stride[4 + half], waiting);
+        waiting = 0;
+    }
+
+  public:
+    void zero(int tile) { memset(sums[tile], 0, sizeof sums[tile]); }
+    void load(int tile, const void* from, int64_t apart) {
+        if (tile < 4)
+            for (int i = 0; i < 16; i++)
+                _mm512_store_ps(sums[tile] + i * 16, _mm512_loadu_ps((const char*)from + i * apart));
+        else
+            operand[tile] = (const char*)from, stride[tile] = apart;
+    }
+    void store(int tile, void* to, int64_t apart) {
+        if (waiting) catch_up();
+        for (int i = 0; i < 16; i++) _mm512_storeu_ps((char*)to + i * apart, _mm512_load_ps(sums[tile] + i * 16));
+    }
+    void multiply(int sum, int x, int y) {
+        multiply<16, 1>({sums[sum]}, operand + x, stride[x], {operand + y}, 0, 1);
+    }
+    void multiply_2x2() {
+        for (int half = 0; half < 2; half++) left[half][waiting] = operand[4 + half], right[half][waiting] = operand[6 + half];
+        if (++waiting == MOST) catch_up();
+    }
+};
+
+static thread_local Tiles threads_tiles;
+static void begin_tiles() {}
+static void end_tiles() {}
+
+#define TILES() Tiles& own_tiles = threads_tiles
+#define TILE_ZERO(tile) own_tiles.zero(tile)
+#define TILE_LOAD(tile, from, stride) own_tiles.load(tile, from, stride)
+#define TILE_STORE(tile, to, stride) own_tiles.store(tile, to, stride)
+#define TILE_MULTIPLY(sum, left, right) own_tiles.multiply(sum, left, right)
+#define MULTIPLY_2X2() own_tiles.multiply_2x2()
+
+#endif
 
 // 16 rows of 16 numbers of 32 bits.
 static inline void transpose16(__m512i x[16]) {
