@@ -75,7 +75,8 @@ def _score(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[T
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(t.split(ROWS) for t in tensors), strict=True)
+    """As the kernels want them: contiguous (the gradient of a sum is one number, expanded)."""
+    return zip(*(t.contiguous().split(ROWS) for t in tensors), strict=True)
 
 
 def _scores(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -111,12 +112,12 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         ctx.save_for_backward(x, head, grad_nll, targets, log_total)
         ctx.set_materialize_grads(False)
-        grad_head = torch.zeros_like(head, dtype=wide(head.dtype)) if for_head else None
-        grads = []
-        for rows in _pieces(x, grad_nll, targets, log_total):
-            own_x, grad, target, total = (t.contiguous() for t in rows)
-            grad_x = torch.zeros_like(own_x, dtype=wide(x.dtype))
-            for first, part in _tiles(head, own_x.shape[0]):
+        grad_head = torch.empty_like(head) if for_head else None
+        pieces = list(_pieces(x, grad_nll, targets, log_total))
+        grads = [torch.zeros_like(own_x, dtype=wide(x.dtype)) for own_x, *_ in pieces]
+        for first, part in _tiles(head, len(pieces[0][0])):
+            of_part = _TileGradient(grad_head, first, part, len(pieces))
+            for (own_x, grad, target, total), grad_x in zip(pieces, grads, strict=True):
                 logits = _product(own_x, part.t())
                 of_logits = torch.empty_like(logits, dtype=x.dtype)
                 logit_gradients[(own_x.shape[0],)](
@@ -124,10 +125,9 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
                 )
                 if for_x:
                     grad_x += _product(of_logits, part)
-                if grad_head is not None:
-                    grad_head[first : first + part.shape[0]] += _product(of_logits.t(), own_x)
-            grads.append(grad_x.to(x.dtype))
-        return torch.cat(grads) if for_x else None, None if grad_head is None else grad_head.to(head.dtype)
+                of_part.add(of_logits, own_x)
+            of_part.write()
+        return torch.cat([g.to(x.dtype) for g in grads]) if for_x else None, grad_head
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -136,38 +136,63 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
         if a is None and b is None:
             return (None,) * 7
         cotangent = torch.zeros_like(x) if a is None else a
-        next_head = torch.zeros_like(head, dtype=wide(head.dtype)) if ctx.needs_input_grad[1] else None
-        next_x, next_grad = [], []
-        for rows in _pieces(x, cotangent, grad_nll, targets, log_total):
-            own_x, own_a, grad, target, total = (t.contiguous() for t in rows)
-            count = own_x.shape[0]
-            mean_z, target_z = (torch.zeros_like(total) for _ in range(2))
+        next_head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
+        pieces = list(_pieces(x, cotangent, grad_nll, targets, log_total))
+        sums = [(torch.zeros_like(total), torch.zeros_like(total)) for *_, total in pieces]
 
-            def z_of(first: int, part: Tensor, x: Tensor = own_x, a: Tensor = own_a) -> Tensor:
-                z = _product(a, part.t())
-                return z if b is None else z.add_(_product(x, b[first : first + part.shape[0]].t()))
+        def z_of(x: Tensor, a: Tensor, first: int, part: Tensor) -> Tensor:
+            z = _product(a, part.t())
+            return z if b is None else z.add_(_product(x, b[first : first + part.shape[0]].t()))
 
-            for first, part in _tiles(head, count):
-                logits, z = _product(own_x, part.t()), z_of(first, part)
-                second_sums[(count,)](logits, z, target, total, mean_z, target_z, first, part.shape[0], **_meta(part))
-            of_x = torch.zeros_like(own_x, dtype=wide(x.dtype))
-            for first, part in _tiles(head, count):
-                here = slice(first, first + part.shape[0])
-                logits, z = _product(own_x, part.t()), z_of(first, part)
-                of_logits, direct = (torch.empty_like(logits, dtype=x.dtype) for _ in range(2))
-                second_gradients[(count,)](
-                    logits, z, target, total, mean_z, grad, of_logits, direct, first, part.shape[0], **_meta(part)
+        for first, part in _tiles(head, len(pieces[0][0])):
+            for (own_x, own_a, _, target, total), (mean_z, target_z) in zip(pieces, sums, strict=True):
+                logits, z = _product(own_x, part.t()), z_of(own_x, own_a, first, part)
+                second_sums[(len(own_x),)](
+                    logits, z, target, total, mean_z, target_z, first, part.shape[0], **_meta(part)
                 )
-                of_x += _product(of_logits, part)
+        next_x = [torch.zeros_like(own_x, dtype=wide(x.dtype)) for own_x, *_ in pieces]
+        beside = [torch.cat([own_x, own_a]) for own_x, own_a, *_ in pieces]
+        for first, part in _tiles(head, len(pieces[0][0])):
+            of_part = _TileGradient(next_head, first, part, len(pieces))
+            for (own_x, own_a, grad, target, total), (mean_z, _), of_x, both in zip(
+                pieces, sums, next_x, beside, strict=True
+            ):
+                logits, z = _product(own_x, part.t()), z_of(own_x, own_a, first, part)
+                ways = logits.new_empty(2, *logits.shape, dtype=x.dtype)  # through the logits, and direct
+                second_gradients[(len(own_x),)](
+                    logits, z, target, total, mean_z, grad, *ways, first, part.shape[0], **_meta(part)
+                )
+                of_x += _product(ways[0], part)
                 if b is not None:
-                    of_x += _product(direct, b[here])
-                if next_head is not None:
-                    next_head[here] += _product(of_logits.t(), own_x)
-                    next_head[here] += _product(direct.t(), own_a)
-            next_x.append(of_x.to(x.dtype))
-            next_grad.append(mean_z - target_z)
-        of_head = None if next_head is None else next_head.to(head.dtype)
-        return torch.cat(next_x), of_head, torch.cat(next_grad).to(grad_nll.dtype), None, None, None, None
+                    of_x += _product(ways[1], b[first : first + part.shape[0]])
+                of_part.add(ways.flatten(0, 1), both)
+            of_part.write()
+        next_grad = torch.cat([mean_z - target_z for mean_z, target_z in sums]).to(grad_nll.dtype)
+        return torch.cat([of_x.to(x.dtype) for of_x in next_x]), next_head, next_grad, None, None, None, None
+
+
+class _TileGradient:
+    """The gradient of a tile of the head, `part` from entry `first` on: the sum of a^T b over pieces of rows. The head
+    is large: with one piece the product itself writes to its place in `grad`, with several only their sum does."""
+
+    def __init__(self, grad: Tensor | None, first: int, part: Tensor, pieces: int) -> None:
+        self.place = None if grad is None else grad[first : first + part.shape[0]]
+        self.pieces = pieces
+        self.total: Tensor | None = None
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        if self.place is None:
+            return
+        if self.pieces == 1:
+            torch.mm(a.t(), b, out=self.place)
+        elif self.total is None:
+            self.total = _product(a.t(), b)
+        else:
+            self.total += _product(a.t(), b)
+
+    def write(self) -> None:
+        if self.place is not None and self.total is not None:
+            self.place.copy_(self.total)
 
 
 def linear_cross_entropy_triton(x: Tensor, head: Tensor, targets: Tensor, ignore: int | None = None) -> Tensor:
