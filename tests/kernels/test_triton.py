@@ -15,7 +15,7 @@ from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_trito
 from ttt_docs.kernels.triton.swiglu import swiglu_triton
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import FastWeights, product_weights
-from ttt_docs.model.inner import inner_step
+from ttt_docs.model.inner import fast_gradients, inner_step
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 dtypes = pytest.mark.parametrize(
@@ -182,3 +182,29 @@ def test_inner_step_taken_back_for_some_documents(where: str) -> None:
     w13, w2 = step.products[0]
     assert torch.equal(w13, torch.cat([step.fast[0][0], step.fast[0][2]], 1)) and torch.equal(w2, step.fast[0][1])
     assert step.grad_norm[2].isnan()
+
+
+@both_ways
+@pytest.mark.parametrize(("rule", "clip"), [("sgd", 0.5), ("sgd", 1e6), ("sgd", 0.0), ("normalized", 1.0)])
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_what_an_inner_step_hands_back(where: str, rule: str, clip: float, dtype: torch.dtype) -> None:
+    if where == "cuda" and dtype == F64:
+        pytest.skip("float64 is for the interpreter")
+    hidden, dim = (700, 300) if ON_DEVICE else (20, 12)
+    reading = ReadingConfig(inner_rule=rule, inner_lr=0.3, inner_clip=clip)
+    shapes = [(2, hidden, dim), (2, dim, hidden), (2, hidden, dim)]
+    fast, asked = ([FastWeights(*(randn(*s, dtype=dtype) for s in shapes)) for _ in range(2)] for _ in range(2))
+    grads = [(randn(2, 2 * hidden, dim, dtype=dtype), randn(2, dim, hidden, dtype=dtype)) for _ in range(2)]
+    grads[1][1].zero_()  # a matrix that has no norm to divide by
+    rates = torch.linspace(0.5, 1.5, 6, dtype=dtype, device=DEVICE)
+    leaves = [g.clone().requires_grad_() for block in grads for g in block]
+    own_rates = rates.clone().requires_grad_()
+    after = inner_step(fast, fast_gradients(leaves), reading, own_rates.view(2, 3)).fast
+    *expected, of_rates = torch.autograd.grad(
+        [w for block in after for w in block], [*leaves, own_rates], [w for block in asked for w in block]
+    )
+    found, found_rates = sgd.step_direction_triton(asked, grads, rule, 0.3, clip, rates)
+    tolerance = 1e-10 if dtype == F64 else 1e-5
+    torch.testing.assert_close(found_rates, of_rates, rtol=tolerance, atol=tolerance)
+    for mine, theirs in zip([v for pair in found for v in pair], expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)

@@ -24,6 +24,19 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     return kernels
 
 
+@pytest.mark.parametrize("rule", ["normalized", "balanced", "sgd"])
+@pytest.mark.parametrize("per_matrix", [False, True])
+def test_steps_hand_back_what_the_definition_does(kernels: Kernels, rule: str, per_matrix: bool) -> None:
+    """Every rule, learned rates for blocks or matrices, a clip that binds."""
+    model, tokens = tiny(blocks=1, suffix_blocks=1), tokens_of(24, batch=2)
+    reading = READING.model_copy(update={"inner_rule": rule, "inner_clip": 0.5})
+    rates = torch.full((1, 3) if per_matrix else (1,), 0.8, dtype=torch.float64, requires_grad=True)
+    expected = outer_loss(model, tokens, reading, inner_lr=rates, recompute="none")
+    recompute = "logarithmic" if per_matrix else "chunks"
+    found = outer_loss(model, tokens, reading, inner_lr=rates, kernels=kernels, recompute=recompute)
+    assert_same(model, expected, found, rates)
+
+
 def test_gradients_through_updates_are_those_of_the_definition(kernels: Kernels) -> None:
     model, tokens = tiny(blocks=2, suffix_blocks=2), tokens_of(24, batch=1)
     expected = outer_loss(model, tokens, READING, recompute="none")

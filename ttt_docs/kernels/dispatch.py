@@ -51,6 +51,8 @@ class Kernels:
     weight_step: Callable[..., Tensor] = weight_step_reference
     #: The inner step over all fast weights, and what takes it back, without a word to the host; None: `model.inner`.
     inner_step: tuple[Callable[..., Any], Callable[..., None]] | None = None
+    #: What such a step hands back to its gradient and rates, for the outer loop; None: `training.scan`.
+    step_direction: Callable[..., tuple[list[tuple[Tensor, Tensor]], Tensor]] | None = None
     #: The same operations on pairs of values and tangents (`kernels/pairs.py`), for kernels that are differentiable
     #: once: the outer loop's second derivatives. None: these are differentiable twice.
     pairs: Kernels | None = None

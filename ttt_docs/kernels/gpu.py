@@ -147,7 +147,7 @@ def _with_triton(flash: bool, strict: bool) -> Kernels:
     from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
     from ttt_docs.kernels.triton.heads import heads_triton
     from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
-    from ttt_docs.kernels.triton.sgd import inner_step_triton, undo_step
+    from ttt_docs.kernels.triton.sgd import inner_step_triton, step_direction_triton, undo_step
     from ttt_docs.kernels.triton.swiglu import swiglu_triton
 
     def checked(operation: str, problem: Callable[..., str | None], kernel: Any, plain: Any) -> Callable[..., Any]:
@@ -162,6 +162,7 @@ def _with_triton(flash: bool, strict: bool) -> Kernels:
         heads=checked("RoPE", _heads_problem, heads_triton, heads_reference),
         add_rms_norm=checked("RMSNorm", _norm_problem, add_rms_norm_triton, REFERENCE.residual_norm),
         inner_step=(inner_step_triton, undo_step),
+        step_direction=step_direction_triton,
     )
 
 

@@ -13,7 +13,8 @@ that are differentiable twice g itself is differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -39,7 +40,17 @@ class Learned(NamedTuple):
 
     nll: Tensor  # [batch, chunk], nats
     loss: Tensor  # [batch]
-    grads: Fast  # its inner gradient, in the products' dtype
+    grads: list[ProductWeights]  # its inner gradient
+
+
+class Weights(NamedTuple):
+    """Fast weights, and as the products take them where the step that made them did that too."""
+
+    fast: Fast
+    products: Sequence[ProductWeights] | None = None
+
+    def for_products(self, dtype: torch.dtype) -> Sequence[ProductWeights]:
+        return self.products or [product_weights(block, dtype) for block in self.fast]
 
 
 class Gradients:
@@ -69,6 +80,8 @@ class Scan:
         """x [batch, tokens, dim] has been through the attention of the first suffix block; targets [batch, tokens];
         rates as `outer_loss` has them. `x_learns`: the gradient for x is wanted."""
         self.model, self.reading, self.kernels = model, reading, kernels
+        #: For passes in which only fast weights learn. A loss whose head is a constant makes its gradient at once.
+        self.reading_kernels = replace(kernels, linear_cross_entropy=_with_constant_head(kernels.linear_cross_entropy))
         self.x, self.targets, self.rates, self.x_learns = x, targets, rates, x_learns
         self.above = range(model.config.prefix_blocks + 1, model.config.blocks)
         self.attending = self.above if model.attends else range(0)
@@ -102,40 +115,47 @@ class Scan:
         loss = chunk_loss(nll, targets, model.config.bos_token_id)
         return nll, loss, [new for i in self.attending for new in caches[i].newest]
 
-    def learn(self, chunk: int, fast: Fast, into: Gradients | None = None, through_past: bool = False) -> Learned:
+    def learn(self, chunk: int, before: Weights, into: Gradients | None = None, through_past: bool = False) -> Learned:
         """Predicts a chunk as reading does and takes its inner gradient; its keys and values go onto the tape.
 
         With `into`, the chunk's loss is differentiated with respect to everything else as well; the keys and values of
         earlier chunks count as constants unless `through_past`.
         """
         here = self.tokens(chunk)
-        weights = _leaves([product_weights(block, self.model.dtype) for block in fast])
+        weights = _leaves(before.for_products(self.model.dtype))
         flat_weights = [w for block in weights for w in block]
         x = self.x[:, here].detach().requires_grad_(into is not None and self.x_learns)
         past = [p.detach().requires_grad_(through_past) for p in self.tape.past(here.start)]
         with torch.enable_grad():
-            nll, loss, new = self.predict(chunk, x, weights, past, self.kernels)
+            nll, loss, new = self.predict(
+                chunk, x, weights, past, self.reading_kernels if into is None else self.kernels
+            )
             inputs = flat_weights if into is None else [*flat_weights, *self._inputs(x, past)]
             grads = torch.autograd.grad(loss.sum(), inputs, allow_unused=into is not None)
         for kept, made in zip(self.tape.chunk(here.start), new, strict=True):
             kept.copy_(made.detach())
-        inner = fast_gradients(grads[: len(flat_weights)])
+        inner = grads[: len(flat_weights)]
         if into is not None:
-            self._collect(chunk, inner, grads[len(flat_weights) :], self.weight, into)
-        return Learned(nll.detach(), loss.detach(), inner)
+            self._collect(chunk, fast_gradients(inner), grads[len(flat_weights) :], self.weight, into)
+        return Learned(nll.detach(), loss.detach(), _paired(inner))
 
-    def learn_through(self, chunk: int, fast: Fast, grads: Fast, into: Gradients) -> None:
+    def learn_through(self, chunk: int, before: Weights, grads: list[ProductWeights], into: Gradients) -> None:
         """The outer gradient of a chunk and of the step made from its inner gradient `grads`, added `into` what the
         later chunks gave."""
         here = self.tokens(chunk)
-        direction = self._direction(fast, grads, into)
+        direction = self._direction(before.fast, grads, into)
         asked = [a.to(self.x.dtype) for a in into.tape.chunk(here.start)]
         x = self.x[:, here].detach().requires_grad_(self.x_learns)
         past = [p.detach().requires_grad_() for p in self.tape.past(here.start)]
         dtype, pairs = self.model.dtype, self.kernels.pairs
         with torch.enable_grad():
             if pairs is not None:
-                weights = _leaves([_pair_weights(w, v, dtype) for w, v in zip(fast, direction, strict=True)])
+                weights = _leaves(
+                    [
+                        ProductWeights(*(torch.cat(pair) for pair in zip(w, v, strict=True)))
+                        for w, v in zip(before.for_products(dtype), direction, strict=True)
+                    ]
+                )
                 seen = [torch.cat([p, torch.zeros_like(p)]) for p in past]
                 _, loss, new = self.predict(chunk, torch.cat([x, torch.zeros_like(x)]), weights, seen, pairs)
                 each = torch.ones_like(loss)
@@ -144,12 +164,12 @@ class Scan:
                 cotangents = [each, *(torch.cat([a, torch.zeros_like(a)]) for a in asked)]
                 flat_weights = [w for block in weights for w in block]
             else:
-                weights = _leaves([product_weights(block, dtype) for block in fast])
+                weights = _leaves(before.for_products(dtype))
                 flat_weights = [w for block in weights for w in block]
                 _, loss, new = self.predict(chunk, x, weights, past, self.kernels)
                 inner = torch.autograd.grad(loss.sum(), flat_weights, create_graph=True)
                 outputs = [loss, *new, *inner]
-                along = [v for block in direction for v in product_weights(block, dtype)]
+                along = [v for block in direction for v in block]
                 cotangents = [torch.full_like(loss, self.weight), *asked, *along]
             parts = torch.autograd.grad(outputs, [*flat_weights, *self._inputs(x, past)], cotangents, allow_unused=True)
         of_weights = [part[: len(self.x)] for part in parts[: len(flat_weights)]]
@@ -179,31 +199,66 @@ class Scan:
             if part_ is not None:
                 total_.add_(part_, alpha=factor)
 
-    def _direction(self, fast: Fast, grads: Fast, into: Gradients) -> list[FastWeights]:
+    def _direction(self, fast: Fast, grads: list[ProductWeights], into: Gradients) -> list[ProductWeights]:
         """The gradient for `grads`, given the one for the fast weights that a step makes of `fast` and them."""
         assert into.fast is not None
+        if self.kernels.step_direction is not None and self.reading.inner_rule != "balanced":
+            made, of_matrices = self.kernels.step_direction(into.fast, grads, *self._rule, self._matrix_rates())
+            of_each = of_matrices.view(len(grads), 3)
+            into.rates += (of_each if self._rates_each == 3 else of_each.sum(1)).view_as(into.rates)
+            return [ProductWeights(*pair) for pair in made]
         with torch.enable_grad():
             leaves = [FastWeights(*(g.detach().requires_grad_() for g in block)) for block in _wide(grads)]
             rates = self.rates.detach().requires_grad_()
-            made = inner_step(fast, leaves, self.reading, rates).fast
-            *flat, of_rates = torch.autograd.grad(_flat(made), [*_flat(leaves), rates], _flat(into.fast))
+            after = inner_step(fast, leaves, self.reading, rates).fast
+            *flat, of_rates = torch.autograd.grad(_flat(after), [*_flat(leaves), rates], _flat(into.fast))
         into.rates += of_rates
-        return _grouped(flat)
+        return [product_weights(block, self.model.dtype) for block in _grouped(flat)]
 
-    def step(self, fast: Fast, grads: Fast) -> tuple[Fast, Tensor]:
+    def step(self, before: Weights, grads: list[ProductWeights]) -> tuple[Weights, Tensor]:
         """The fast weights after a chunk, and the norm [batch] of its gradient."""
-        step = inner_step(fast, _wide(grads), self.reading, self.rates)
-        return step.fast, step.grad_norm
+        if self.kernels.inner_step is not None:
+            return self._step_on_device(before, grads, 1)
+        step = inner_step(before.fast, _wide(grads), self.reading, self.rates)
+        return Weights(step.fast), step.grad_norm
 
-    def learn_back(self, first: int, last: int, fast: Fast, grads: list[Fast], into: Gradients) -> None:
-        """`learn_through` the chunks first..last - 1, last one first; `fast` are the weights after them, `grads` (which
-        gets empty) their inner gradients."""
+    def step_back(self, after: Weights, grads: list[ProductWeights]) -> Weights:
+        """The fast weights before a chunk."""
+        if self.kernels.inner_step is not None:
+            return self._step_on_device(after, grads, -1)[0]
+        return Weights(undo_inner_step(after.fast, _wide(grads), self.reading, self.rates))
+
+    def _step_on_device(self, weights: Weights, grads: list[ProductWeights], sign: int) -> tuple[Weights, Tensor]:
+        assert self.kernels.inner_step is not None
+        rule, rate, clip = self._rule
+        take, _ = self.kernels.inner_step
+        step = take(weights.fast, grads, self.model.dtype, rule, sign * rate, clip, self._matrix_rates())
+        made = Weights([FastWeights(*w) for w in step.fast], [ProductWeights(*p) for p in step.products])
+        return made, step.grad_norm
+
+    @property
+    def _rule(self) -> tuple[str, float, float]:
+        return self.reading.inner_rule, self.reading.inner_lr, self.reading.inner_clip
+
+    @property
+    def _rates_each(self) -> int:
+        """Rates of a block: one, or one for each of its matrices."""
+        return self.rates.numel() // self.model.config.suffix_blocks
+
+    def _matrix_rates(self) -> Tensor:
+        return self.rates.view(-1, self._rates_each).expand(-1, 3).reshape(-1)
+
+    def learn_back(
+        self, first: int, last: int, after: Weights, grads: list[list[ProductWeights]], into: Gradients
+    ) -> None:
+        """`learn_through` the chunks first..last - 1, last one first; `after` are the weights after them, `grads`
+        (which gets empty) their inner gradients."""
         for chunk in reversed(range(first, last)):
             own = grads.pop()
-            fast = undo_inner_step(fast, _wide(own), self.reading, self.rates)
-            self.learn_through(chunk, fast, own, into)
+            after = self.step_back(after, own)
+            self.learn_through(chunk, after, own, into)
 
-    def learn_back_again(self, first: int, last: int, fast: Fast, into: Gradients) -> None:
+    def learn_back_again(self, first: int, last: int, fast: Weights, into: Gradients) -> None:
         """The same from `fast`, the weights before chunk `first`, alone: halves are read again, the later one first."""
         if last - first <= SEGMENT:
             grads = []
@@ -226,7 +281,7 @@ class _ThroughUpdates(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, scan: Scan, second_order: bool, recompute: Recompute, x: Tensor, rates: Tensor, *weights: Tensor
     ) -> tuple[Tensor, ...]:
-        initial: Fast = _grouped([w.detach() for w in weights[: 3 * scan.model.config.suffix_blocks]])
+        initial = Weights(_grouped([w.detach() for w in weights[: 3 * scan.model.config.suffix_blocks]]))
         learns = any(ctx.needs_input_grad)
         into, fast, kept, nlls, losses, norms = Gradients(scan), initial, [], [], [], []
         for chunk in range(scan.chunks):
@@ -287,18 +342,22 @@ def names_above(config: ModelConfig, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(above) and not name.startswith(below)]
 
 
+def _with_constant_head(cross_entropy: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, head, *rest: cross_entropy(x, head.detach(), *rest)
+
+
 def _leaves(weights: Sequence[ProductWeights]) -> list[ProductWeights]:
     return [ProductWeights(*(w.detach().requires_grad_() for w in block)) for block in weights]
 
 
-def _pair_weights(fast: FastWeights, direction: FastWeights, dtype: torch.dtype) -> ProductWeights:
-    """Fast weights above their tangents, as products take them."""
-    w, v = product_weights(fast, dtype), product_weights(direction, dtype)
-    return ProductWeights(torch.cat([w.w13, v.w13]), torch.cat([w.w2, v.w2]))
+def _paired(flat: Sequence[Tensor]) -> list[ProductWeights]:
+    return [ProductWeights(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
 
 
-def _wide(fast: Fast) -> list[FastWeights]:
-    return [FastWeights(*(w.to(wide(w.dtype)) for w in block)) for block in fast]
+def _wide(grads: Sequence[ProductWeights]) -> list[FastWeights]:
+    """Gradients for the products' weights as those for the fast weights."""
+    blocks = fast_gradients([g for pair in grads for g in pair])
+    return [FastWeights(*(g.to(wide(g.dtype)) for g in block)) for block in blocks]
 
 
 def _flat(fast: Fast) -> list[Tensor]:

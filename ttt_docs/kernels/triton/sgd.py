@@ -11,7 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ttt_docs.kernels.triton.sgd_kernels import FIELDS, balance_of, squares, squares_by_line, undo, update
+from ttt_docs.kernels.triton.sgd_kernels import (
+    FIELDS,
+    balance_of,
+    directions,
+    products_along,
+    squares,
+    squares_by_line,
+    undo,
+    update,
+)
 from ttt_docs.kernels.triton.tiles import accumulator, wide
 
 #: Elements per program, and per step of its loop.
@@ -110,8 +119,7 @@ def inner_step_triton(
     def room(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=wide(weight), device=first.device)
 
-    if rates is None:
-        rates = torch.ones(matrices, dtype=torch.float32, device=first.device)
+    rates = torch.ones(matrices, dtype=torch.float32, device=first.device) if rates is None else rates.contiguous()
     balanced = rule == "balanced"
     chunks = triton.cdiv(largest, CHUNK)
     norms, factors = room(batch), room(batch)
@@ -147,6 +155,43 @@ def inner_step_triton(
     return Step(
         [(w1, w2, w3) for w1, w2, w3 in after], [(w13, w2) for w13, w2 in products], norms, factors, table, addresses
     )
+
+
+def step_direction_triton(
+    asked: Sequence[Sequence[Tensor]],
+    grads: Sequence[Sequence[Tensor]],
+    rule: str,
+    rate: float,
+    clip: float,
+    rates: Tensor,
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """The gradient for `grads`, in their shapes and dtype, and for `rates` [3 * blocks], given the one for the weights
+    that `inner_step_triton` makes with them: `asked`, shaped and typed like the weights. Not for `balanced`."""
+    asked = [tuple(w.contiguous() for w in block) for block in asked]
+    grads = [tuple(g.contiguous() for g in block) for block in grads]
+    rates = rates.contiguous()  # one rate for all matrices of one block comes expanded
+    made = [(torch.empty_like(g13), torch.empty_like(g2)) for g13, g2 in grads]
+    first, dtype = asked[0][0], grads[0][0].dtype
+    batch, matrices = first.shape[0], 3 * len(asked)
+    chunks = triton.cdiv(_largest(asked)[0], CHUNK)
+    table = _on_device(_table(asked, grads, asked, made), first.device)
+    sums, dots = (torch.empty(batch, matrices, chunks, dtype=wide(first.dtype), device=first.device) for _ in range(2))
+    of_rates = torch.empty(batch, matrices, dtype=wide(first.dtype), device=first.device)
+    grid = (chunks, matrices, batch)
+    shared: dict[str, Any] = {
+        "GRAD": _POINTED[dtype],
+        "WEIGHT": _POINTED[first.dtype],
+        "CHUNK": CHUNK,
+        "BLOCK": BLOCK,
+        "ACC": accumulator(first.dtype),
+        "num_warps": WARPS,
+    }
+    products_along[grid](table, sums, dots, chunks, **shared)
+    directions[grid](
+        table, sums, dots, of_rates, chunks, float(rate), rates, float(clip) if rule == "sgd" else 0.0,
+        NORMALIZED=rule != "sgd", PRODUCT=_POINTED[dtype], STEP=1024, **shared,
+    )  # fmt: skip
+    return made, of_rates.sum(0)
 
 
 def _largest(fast: Sequence[Sequence[Tensor]]) -> tuple[int, int]:

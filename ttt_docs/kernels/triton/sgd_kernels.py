@@ -152,6 +152,74 @@ def update(
 
 
 @triton.jit
+def products_along(
+    table, sums, dots, chunks,
+    GRAD: tl.constexpr, WEIGHT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """sums as `squares` makes them, and dots [documents, matrices, chunks]: of the gradient g and the matrix L that
+    stands where the weights do."""
+    matrix, first = tl.program_id(1), tl.program_id(0).to(tl.int64) * CHUNK
+    size = _size(table, matrix)
+    grad, along = _address(table, matrix, 0, GRAD), _address(table, matrix, 2, WEIGHT)
+    total = tl.zeros([BLOCK], dtype=ACC)
+    dot = tl.zeros([BLOCK], dtype=ACC)
+    for step in range(0, CHUNK, BLOCK):
+        element = first + step + tl.arange(0, BLOCK)
+        g = tl.load(grad + element, mask=element < size, other=0.0).to(ACC)
+        total += g * g
+        dot += g * tl.load(along + element, mask=element < size, other=0.0)
+    place = (tl.program_id(2) * tl.num_programs(1) + matrix) * chunks + tl.program_id(0)
+    tl.store(sums + place, tl.sum(total, 0))
+    tl.store(dots + place, tl.sum(dot, 0))
+
+
+@triton.jit
+def directions(
+    table, sums, dots, of_rates, chunks, rate, rates, limit,
+    NORMALIZED: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr, PRODUCT: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What `update` hands back to its gradient g and its rates, given the gradient L of the weights after it.
+
+    With r the rate times the matrix's own, d = <L, g>, n a norm and f its factor (1/n, or limit/n where that is below
+    1): v = -r f L + r' g, and -rate f d for the matrix's rate. r' is r d / n^3 of the matrix itself with NORMALIZED,
+    else the sum of all matrices' r d, times limit / n^3, where the clip binds.
+    """
+    matrix, document = tl.program_id(1), tl.program_id(2)
+    matrices = tl.num_programs(1)
+    here = document * matrices * chunks
+    own_rate = rate * tl.load(rates + matrix)
+    dot = _sum(dots + here + matrix * chunks, chunks, STEP, ACC)
+    norm = tl.sqrt(_sum(sums + here, matrices * chunks, STEP, ACC))
+    finite = norm < float("inf")
+    if NORMALIZED:
+        own = tl.sqrt(_sum(sums + here + matrix * chunks, chunks, STEP, ACC))
+        factor = tl.where(own > 0, 1.0 / own, 1.0)
+        back = tl.where(own > 0, own_rate * dot / (own * own * own), 0.0)
+    else:
+        clipped = (limit > 0) & (norm > limit)
+        factor = tl.where(clipped, limit / norm, 1.0)
+        back = 0.0 * norm
+        if clipped:
+            for other in range(0, matrices):
+                theirs = _sum(dots + here + other * chunks, chunks, STEP, ACC)
+                back += rate * tl.load(rates + other) * theirs
+            back *= limit / (norm * norm * norm)
+    if tl.program_id(0) == 0:
+        tl.store(of_rates + document * matrices + matrix, tl.where(finite, -rate * factor * dot, 0.0))
+    size = _size(table, matrix)
+    grad, along = _address(table, matrix, 0, GRAD), _address(table, matrix, 2, WEIGHT)
+    product = _address(table, matrix, 6, PRODUCT)
+    first = tl.program_id(0).to(tl.int64) * CHUNK
+    for step in range(0, CHUNK, BLOCK):
+        element = first + step + tl.arange(0, BLOCK)
+        inside = element < size
+        g = tl.load(grad + element, mask=inside, other=0.0).to(ACC)
+        v = back * g - own_rate * factor * tl.load(along + element, mask=inside, other=0.0)
+        tl.store(product + element, tl.where(finite, v, 0.0).to(PRODUCT), mask=inside)
+
+
+@triton.jit
 def undo(
     table, accepted, WEIGHT: tl.constexpr, PRODUCT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
