@@ -1,13 +1,15 @@
 """Linear head and cross-entropy on the device, twice differentiable, with the logits of one tile at a time.
 
 The products go to cuBLAS, tile by tile of the vocabulary, small enough for a tile to stay in the L2 cache; the softmax
-between them is one pass. Where the head is frozen (reading), the gradient for the hidden states is made in the forward
-pass, while a tile's exponentials are at hand: two products in all, none again in the backward pass.
+between them is one pass. The losses' gradient for the hidden states is made in the forward pass, while a tile's
+exponentials are at hand: two products, and none again for them in the backward pass.
 
 Twice: with Dl = (P - Y) * g (Y the targets' one-hot rows, g the losses' gradients) the gradients are Dl head and
 Dl^T x; given their cotangents a and B, Z = a head^T + x B^T and T = g P (Z - rowsum(P Z)):
 
     for x: T head + Dl B      for head: T^T x + Dl^T a      for g: rowsum(P Z) - Z at the target
+
+Without B, rowsum(P Z) = a (P head)^T, and P head - Y head is what the forward pass made: no pass over the vocabulary.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def _meta(part: Tensor) -> dict[str, Any]:
 
 
 def _score(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-sum-exps [rows], losses [rows] and, if asked for, the losses' gradients for x [rows, dim]."""
+    """Log-sum-exps [rows], losses [rows] and, if asked for, the losses' gradients for x [rows, dim], in float32."""
     rows, dtype = x.shape[0], wide(x.dtype)
     top = x.new_full((rows,), float("-inf"), dtype=dtype)
     total, score, shrink = (x.new_zeros(rows, dtype=dtype) for _ in range(3))
@@ -70,7 +72,7 @@ def _score(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[T
             torch.addcmul(_product(e, part), mean, shrink.unsqueeze(1), out=mean)
     log_total = top + total.log()
     if mean is not None:
-        mean = mean.div_(total.unsqueeze(1)).sub_(head[targets]).to(x.dtype)
+        mean = mean.div_(total.unsqueeze(1)).sub_(head[targets])
     return log_total, log_total - score, mean
 
 
@@ -89,73 +91,81 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, ignore: int | None) -> Tensor:  # type: ignore[override]
         counted = None if ignore is None else targets != ignore
-        log_total, nll, grad = _scores(x, head, targets, with_grad=not ctx.needs_input_grad[1])
-        ctx.save_for_backward(x, head, targets, counted, log_total, grad)
+        log_total, nll, slope = _scores(x, head, targets, with_grad=ctx.needs_input_grad[0])
+        ctx.save_for_backward(x, head, targets, counted, log_total, slope)
         return nll if counted is None else nll * counted
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, head, targets, counted, log_total, grad = ctx.saved_tensors
+        x, head, targets, counted, log_total, slope = ctx.saved_tensors
         if counted is not None:
             grad_nll = grad_nll * counted
-        if grad is not None and not torch.is_grad_enabled():
-            return grad * grad_nll.to(grad.dtype).unsqueeze(1), None, None, None
-        grads = _LinearCrossEntropyBackward.apply(x, head, grad_nll, targets, log_total, wanted(ctx, 0), wanted(ctx, 1))
+        asked = wanted(ctx, 0), wanted(ctx, 1)
+        grads = _LinearCrossEntropyBackward.apply(x, head, grad_nll, targets, log_total, slope, *asked)
         return (*grads, None, None)
 
 
 class _LinearCrossEntropyBackward(torch.autograd.Function):
+    """Gradients for x and head, those that are asked for; `slope`, the losses' gradient for x, is a constant here."""
+
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, head: Tensor, grad_nll: Tensor, targets: Tensor, log_total: Tensor,
+        ctx: Any, x: Tensor, head: Tensor, grad_nll: Tensor, targets: Tensor, log_total: Tensor, slope: Tensor | None,
         for_x: bool, for_head: bool,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-        ctx.save_for_backward(x, head, grad_nll, targets, log_total)
+        ctx.save_for_backward(x, head, grad_nll, targets, log_total, slope)
         ctx.set_materialize_grads(False)
-        grad_head = torch.empty_like(head) if for_head else None
+        grad_x = (slope * grad_nll.unsqueeze(1)).to(x.dtype) if for_x and slope is not None else None
+        if not for_head:
+            return grad_x, None
+        grad_head = torch.empty_like(head)
         pieces = list(_pieces(x, grad_nll, targets, log_total))
-        grads = [torch.zeros_like(own_x, dtype=wide(x.dtype)) for own_x, *_ in pieces]
         for first, part in _tiles(head, len(pieces[0][0])):
             of_part = _TileGradient(grad_head, first, part, len(pieces))
-            for (own_x, grad, target, total), grad_x in zip(pieces, grads, strict=True):
+            for own_x, grad, target, total in pieces:
                 logits = _product(own_x, part.t())
                 of_logits = torch.empty_like(logits, dtype=x.dtype)
                 logit_gradients[(own_x.shape[0],)](
                     logits, target, total, grad, of_logits, first, part.shape[0], **_meta(part)
                 )
-                if for_x:
-                    grad_x += _product(of_logits, part)
                 of_part.add(of_logits, own_x)
             of_part.write()
-        return torch.cat([g.to(x.dtype) for g in grads]) if for_x else None, grad_head
+        return grad_x, grad_head
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
-        x, head, grad_nll, targets, log_total = ctx.saved_tensors
+        x, head, grad_nll, targets, log_total, slope = ctx.saved_tensors
         if a is None and b is None:
-            return (None,) * 7
+            return (None,) * 8
         cotangent = torch.zeros_like(x) if a is None else a
         next_head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
         pieces = list(_pieces(x, cotangent, grad_nll, targets, log_total))
-        sums = [(torch.zeros_like(total), torch.zeros_like(total)) for *_, total in pieces]
 
         def z_of(x: Tensor, a: Tensor, first: int, part: Tensor) -> Tensor:
             z = _product(a, part.t())
             return z if b is None else z.add_(_product(x, b[first : first + part.shape[0]].t()))
 
-        for first, part in _tiles(head, len(pieces[0][0])):
-            for (own_x, own_a, _, target, total), (mean_z, target_z) in zip(pieces, sums, strict=True):
-                logits, z = _product(own_x, part.t()), z_of(own_x, own_a, first, part)
-                second_sums[(len(own_x),)](
-                    logits, z, target, total, mean_z, target_z, first, part.shape[0], **_meta(part)
-                )
+        if b is None and slope is not None:
+            wide_a = cotangent.to(slope.dtype)
+            next_grad = (wide_a * slope).sum(1)
+            means = (next_grad + (wide_a * head[targets]).sum(1)).split(ROWS)
+        else:
+            sums = [(torch.zeros_like(total), torch.zeros_like(total)) for *_, total in pieces]
+            for first, part in _tiles(head, len(pieces[0][0])):
+                for (own_x, own_a, _, target, total), (mean_z, target_z) in zip(pieces, sums, strict=True):
+                    logits, z = _product(own_x, part.t()), z_of(own_x, own_a, first, part)
+                    second_sums[(len(own_x),)](
+                        logits, z, target, total, mean_z, target_z, first, part.shape[0], **_meta(part)
+                    )
+            means = [mean_z for mean_z, _ in sums]
+            next_grad = torch.cat([mean_z - target_z for mean_z, target_z in sums])
         next_x = [torch.zeros_like(own_x, dtype=wide(x.dtype)) for own_x, *_ in pieces]
         beside = [torch.cat([own_x, own_a]) for own_x, own_a, *_ in pieces]
         for first, part in _tiles(head, len(pieces[0][0])):
             of_part = _TileGradient(next_head, first, part, len(pieces))
-            for (own_x, own_a, grad, target, total), (mean_z, _), of_x, both in zip(
-                pieces, sums, next_x, beside, strict=True
+            for (own_x, own_a, grad, target, total), mean_z, of_x, both in zip(
+                pieces, means, next_x, beside, strict=True
             ):
                 logits, z = _product(own_x, part.t()), z_of(own_x, own_a, first, part)
                 ways = logits.new_empty(2, *logits.shape, dtype=x.dtype)  # through the logits, and direct
@@ -167,8 +177,8 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
                     of_x += _product(ways[1], b[first : first + part.shape[0]])
                 of_part.add(ways.flatten(0, 1), both)
             of_part.write()
-        next_grad = torch.cat([mean_z - target_z for mean_z, target_z in sums]).to(grad_nll.dtype)
-        return torch.cat([of_x.to(x.dtype) for of_x in next_x]), next_head, next_grad, None, None, None, None
+        of_x = torch.cat([part.to(x.dtype) for part in next_x])
+        return of_x, next_head, next_grad.to(grad_nll.dtype), None, None, None, None, None
 
 
 class _TileGradient:
