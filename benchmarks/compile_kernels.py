@@ -35,7 +35,7 @@ from ttt_docs.kernels.triton.attention import window_attention_triton
 from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
 from ttt_docs.kernels.triton.heads import heads_triton
 from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
-from ttt_docs.kernels.triton.sgd import inner_step_triton, undo_step
+from ttt_docs.kernels.triton.sgd import inner_step_triton, step_direction_triton, undo_step
 from ttt_docs.kernels.triton.swiglu import swiglu_triton
 
 #: NVIDIA's tools, as they come with Triton.
@@ -213,6 +213,8 @@ def inner_step(dim: int, hidden: int, dtype: torch.dtype) -> None:
     grads = [(torch.empty(1, 2 * hidden, dim, dtype=dtype), torch.empty(1, dim, hidden, dtype=dtype))]
     for rule in ("sgd", "normalized", "balanced"):
         undo_step(inner_step_triton(fast, grads, dtype, rule), torch.ones(1, dtype=torch.bool))
+        if rule != "balanced":
+            step_direction_triton(fast, grads, rule, 1.0, 1.0, torch.ones(3))
 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

@@ -1,13 +1,14 @@
-"""What reading does on a GPU besides products and attention: every pass over memory, counted. Needs no GPU.
+"""What reading or training does on a GPU besides attention: products and passes over memory, counted. Needs no GPU.
 
-    python benchmarks/gpu_passes.py                          # 760m and 3b: launches and bytes by operation
-    python benchmarks/gpu_passes.py --models smollm2-135m --top 30
+    python benchmarks/gpu_passes.py                          # reading with 760m and 3b: by operation
+    python benchmarks/gpu_passes.py --training 8192 --models 760m --top 30
 
-Runs a group of prefix chunks and one suffix step, after a full window, on tensors without memory (`meta`) and records
-what would be launched: PyTorch's operations and our kernels, which do not run. Bytes are those of an operation's
-tensors, each read or written once; the time is bytes over the rate of a large copy, or LAUNCH seconds where that is
-more (what stays in the L2 cache takes less). The inner step hides its matrices in a table: its bytes are those of
-`gpu_floors.update_bytes`, the only ones that the floor of `gpu_floors.py` counts too.
+Runs a group of prefix chunks and one suffix step, after a full window, or the gradient of the outer loss of a sequence,
+on tensors without memory (`meta`), and records what would be launched: PyTorch's operations and our kernels, which do
+not run. Bytes are those of an operation's tensors, each read or written once; the time is bytes over the rate of a
+large copy, or LAUNCH seconds where that is more (what stays in the L2 cache takes less). Products are operations over
+the rate of a large one. All figures are for a chunk. `gpu_floors.py` counts what no program can do without: products,
+attention and, of the passes, the inner step's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpu_floors import prefill_seconds, update_bytes
+from gpu_floors import block_weights, prefill_seconds, training_operations
 from gpu_shared import config_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,27 +35,41 @@ from ttt_docs.model.decoder import Decoder
 from ttt_docs.model.device import AHEAD, Buffers, _places, device_step, prefix_of_group
 from ttt_docs.model.loading import build_decoder
 from ttt_docs.model.state import ReadingState
+from ttt_docs.training.outer import Recompute, outer_loss
 
 #: The shortest that a kernel of a captured graph takes, seconds.
 LAUNCH = 2e-6
-PRODUCTS = {"mm", "bmm", "addmm", "addbmm", "baddbmm"}
-ATTENTION = {"forward_rows", "backward_rows", "backward_keys"}
-STEPS = {"squares", "squares_by_line", "balance_of", "update", "undo"}
+ATTENTION = {"forward_rows", "backward_rows", "backward_keys", "second_rows", "second_keys"}
+#: Bytes per fast weight of kernels that hide their matrices in a table.
+HIDDEN = {
+    "squares": 2, "squares_by_line": 2, "balance_of": 0, "update": 12, "undo": 0, "products_along": 6, "directions": 8,
+}  # fmt: skip
 
 
 @dataclass
 class Passes:
-    """Launches and bytes by (phase, operation)."""
+    """Launches and bytes by (phase, operation), and the operations of products by phase."""
 
+    fast: int  # weights
+    products: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     launches: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     bytes: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     phase: str = ""
 
     def add(self, name: str, tensors: list[Tensor]) -> None:
-        backward = torch._C._current_autograd_node() is not None
-        key = self.phase + (", backward" if backward else ""), name
+        if name in ATTENTION:
+            return
+        key = self.here(), name
         self.launches[key] += 1
         self.bytes[key] += sum(_extent(t) for t in {id(t): t for t in tensors}.values())
+        self.bytes[key] += HIDDEN.get(name, 0) * self.fast
+
+    def here(self) -> str:
+        backward = torch._C._current_autograd_node() is not None
+        return self.phase + (", backward" if backward else "")
+
+    def product(self, rows: int, depth: int, columns: int, count: int = 1) -> None:
+        self.products[self.here()] += 2.0 * rows * depth * columns * count
 
 
 def _extent(x: Tensor) -> int:
@@ -73,6 +88,10 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
+        if name in ("mm", "bmm", "addmm"):
+            left, right = args[-2:]
+            self.passes.product(left.shape[-2], left.shape[-1], right.shape[-1], left.shape[:-2].numel())
+            return result
         if not (function.is_view or name.startswith(("empty", "new_empty", "_unsafe_view", "detach"))):
             outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
             inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
@@ -90,17 +109,17 @@ def counted(passes: Passes) -> Iterator[None]:
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         passes.add(self.__name__, [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)])
 
-    JITFunction.run, cross_entropy._product = record, _mixed_product
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        """What a CUDA device does in one operation."""
+        passes.product(*a.shape, b.shape[1])
+        return a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32)
+
+    JITFunction.run, cross_entropy._product = record, product
     try:
         with _Recorder(passes):
             yield
     finally:
         JITFunction.run, cross_entropy._product = genuine, genuine_product
-
-
-def _mixed_product(a: Tensor, b: Tensor) -> Tensor:
-    """What a CUDA device does in one operation."""
-    return torch.mm(a, b).new_empty(a.shape[0], b.shape[1], dtype=torch.float32)
 
 
 def model_of(config: ModelConfig) -> Decoder:
@@ -125,9 +144,13 @@ def after_a_window(config: ModelConfig, reading: ReadingConfig) -> ReadingState:
     return state
 
 
-def passes_of(config: ModelConfig, reading: ReadingConfig) -> Passes:
+def fast_weights(config: ModelConfig) -> int:
+    return config.suffix_blocks * block_weights(config)["prime"]
+
+
+def reading_passes(config: ModelConfig, reading: ReadingConfig) -> Passes:
     """Of one group of prefix chunks and one suffix step."""
-    state, passes = after_a_window(config, reading), Passes()
+    state, passes = after_a_window(config, reading), Passes(fast_weights(config))
     tokens = torch.empty(1, AHEAD * reading.chunk, dtype=torch.int64, device="meta")
     before = Buffers(state.fast, state.products)
     with counted(passes):
@@ -139,6 +162,18 @@ def passes_of(config: ModelConfig, reading: ReadingConfig) -> Passes:
         hidden, targets = hidden[:, : reading.chunk], tokens[:, : reading.chunk]
         (places,) = _places(state, 1)
         device_step(state.model, reading, state.kernels, hidden, targets, places, state.caches, before)
+    return passes
+
+
+def training_passes(config: ModelConfig, reading: ReadingConfig, length: int, recompute: Recompute) -> Passes:
+    """Of the outer loss of one sequence and its gradient for all parameters."""
+    passes = Passes(fast_weights(config))
+    model = model_of(config).requires_grad_(True)
+    kernels = _with_triton(flash=False, strict=True)
+    tokens = torch.empty(1, length + 1, dtype=torch.int64, device="meta")
+    with counted(passes):
+        passes.phase = "step"
+        outer_loss(model, tokens, reading, mode="meta", kernels=kernels, recompute=recompute).loss.backward()
     return passes
 
 
@@ -155,17 +190,12 @@ class Row:
         return max(self.bytes / copies, self.launches * LAUNCH)
 
 
-def rows_of(config: ModelConfig, reading: ReadingConfig) -> list[Row]:
-    passes, rows = passes_of(config, reading), []
-    for (phase, operation), launches in passes.launches.items():
-        if operation in PRODUCTS | ATTENTION:
-            continue
-        size: float = passes.bytes[phase, operation]
-        if operation in STEPS:
-            size = update_bytes(config, reading) * reading.chunk if operation == "update" else 0
-        share = AHEAD if phase == "prefix" else 1
-        rows.append(Row(phase, operation, launches / share, size / share))
-    return rows
+def rows_of(passes: Passes, chunks: dict[str, int]) -> list[Row]:
+    """`chunks`: how many a phase was for."""
+    return [
+        Row(phase, operation, launches / chunks[phase], passes.bytes[phase, operation] / chunks[phase])
+        for (phase, operation), launches in passes.launches.items()
+    ]
 
 
 def table(rows: list[Row], copies: float, top: int) -> list[str]:
@@ -190,14 +220,25 @@ def main() -> None:
     parser.add_argument("--models", default="760m,3b", help="names (default 760m,3b)")
     parser.add_argument("--copies", type=float, default=3.0e12, help="bytes a second, both ways (default 3.0e12)")
     parser.add_argument("--top", type=int, default=8, help="operations shown for each phase (default 8)")
+    parser.add_argument("--products", type=float, default=790e12, help="operations a second (default 790e12)")
+    parser.add_argument("--training", type=int, metavar="TOKENS", help="the gradient of a sequence instead of reading")
+    parser.add_argument("--recompute", choices=("chunks", "suffix", "logarithmic"), default="suffix")
     options = parser.parse_args()
+    rates = {"product_flops": options.products, "copy_bytes": options.copies}
     for name in options.models.split(","):
         config, reading = config_of(name)
-        floor = prefill_seconds(
-            config, reading, 1 << 17, "ttt", {"product_flops": 790e12, "copy_bytes": options.copies}
-        )
-        print(f"\n{name}, a chunk of {reading.chunk} tokens (floor at 128K: {1e6 * floor * reading.chunk:,.0f} us)\n")
-        print("\n".join(table(rows_of(config, reading), options.copies, options.top)))
+        if options.training:
+            passes = training_passes(config, reading, options.training, options.recompute)
+            count = options.training // reading.chunk
+            chunks = {"step": count, "step, backward": count}
+            floor = training_operations(config, reading.window, options.training) / options.products
+        else:
+            passes, chunks = reading_passes(config, reading), {"prefix": AHEAD, "suffix": 1, "suffix, backward": 1}
+            floor = prefill_seconds(config, reading, 1 << 17, "ttt", rates)
+        products = sum(n / chunks[phase] for phase, n in passes.products.items()) / options.products
+        print(f"\n{name}, a chunk of {reading.chunk} tokens: floor {1e6 * floor * reading.chunk:,.0f} us, ", end="")
+        print(f"products without attention {1e6 * products:,.0f} us\n")
+        print("\n".join(table(rows_of(passes, chunks), options.copies, options.top)))
 
 
 if __name__ == "__main__":

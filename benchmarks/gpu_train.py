@@ -5,11 +5,11 @@
 
 Both steps are forward and backward of the same tokens, several sequences at once where those are short, with gradient
 for every parameter (optimizers cost both the same and are left out). `meta` is the outer loss of the published TTT
-model: gradients of gradients, every chunk computed again in the backward pass. `full` is the plain transformer of the
-same number of parameters (a wider MLP, no prime), full attention by the fastest backend with its backward pass; its
-blocks are computed again only where its activations do not fit the memory otherwise. The systems take turns; figures
-are medians. The floor is the ratio of the operations of both (`gpu_floors.py`). Lengths that do not fit the memory are
-left out and said so.
+model: gradients of gradients, every chunk's suffix computed again in the backward pass. `full` is the plain transformer
+of the same number of parameters (a wider MLP, no prime), full attention by the fastest backend with its backward pass.
+The prefix of the one and the blocks of the other are computed again only where their activations do not fit the memory
+otherwise. The systems take turns; figures are medians. The floor is the ratio of the operations of both
+(`gpu_floors.py`). Lengths that do not fit the memory are left out and said so.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from torch.utils.checkpoint import checkpoint
 from ttt_docs.kernels.dispatch import Kernels
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.training.outer import Recompute, outer_loss
 
 
 def full_step(model: Decoder, tokens: Tensor, kernels: Kernels, recompute: bool) -> Tensor:
@@ -60,10 +61,8 @@ def full_step(model: Decoder, tokens: Tensor, kernels: Kernels, recompute: bool)
     return loss.detach()
 
 
-def meta_step(model: Decoder, tokens: Tensor, reading: ReadingConfig, kernels: Kernels) -> Tensor:
-    from ttt_docs.training.outer import outer_loss
-
-    loss = outer_loss(model, tokens, reading, mode="meta", kernels=kernels).loss
+def meta_step(model: Decoder, tokens: Tensor, reading: ReadingConfig, kernels: Kernels, recompute: Recompute) -> Tensor:
+    loss = outer_loss(model, tokens, reading, mode="meta", kernels=kernels, recompute=recompute).loss
     loss.backward()
     return loss.detach()
 
@@ -86,9 +85,12 @@ def measure(name: str, length: int, options: argparse.Namespace) -> dict[str, An
         model.zero_grad(set_to_none=True)
         return model
 
+    again: Recompute = "suffix"
+    if not fits(lambda: meta_step(fresh(meta), tokens, reading, kernels, "suffix")):
+        again = "chunks"
     recompute = not fits(lambda: full_step(fresh(plain), tokens, full, recompute=False))
     systems = {
-        "meta": lambda: meta_step(fresh(meta), tokens, reading, kernels),
+        "meta": lambda: meta_step(fresh(meta), tokens, reading, kernels, again),
         "full": lambda: full_step(fresh(plain), tokens, full, recompute),
     }
     seconds = take_turns(systems, options.rounds, device)
@@ -96,7 +98,7 @@ def measure(name: str, length: int, options: argparse.Namespace) -> dict[str, An
     operations = training_operations(config, reading.window, length), training_operations(plain.config, None, length)
     return {
         "model": name, "length": length, "batch": batch, "full_attention_by": backend,
-        "full_recomputes_blocks": recompute, "seconds": seconds, "meta_over_full": ratio,
+        "meta_recomputes": again, "full_recomputes_blocks": recompute, "seconds": seconds, "meta_over_full": ratio,
         "floor": operations[0] / operations[1],
     }  # fmt: skip
 

@@ -65,7 +65,7 @@ def several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "COLUMNS", 20)
 
 
-@pytest.mark.parametrize("recompute", ["chunks", "logarithmic"])
+@pytest.mark.parametrize("recompute", ["chunks", "suffix", "logarithmic"])
 @pytest.mark.parametrize("kernels", [TRAINING, REFERENCE], ids=lambda k: k.name)
 @pytest.mark.parametrize(
     "reading",

@@ -6,7 +6,8 @@ each 2 x its matrices' parameters + 4 x heads x head_dim x (keys seen on average
     plain or naive       3 (P + S)         forward 1, backward 2
     first-order          3 P + 5 S         the inner gradient is one more backward (2) through the suffix
     meta                 3 P + 9 S         and its own backward costs twice its forward (4)
-    recompute            + everything that is forward once more: P + S, or P + 3 S where there is an inner gradient
+    recompute            + everything that is forward once more: P + S, or P + 3 S where there is an inner gradient;
+                         `suffix` only the S of these, nothing where there is no inner gradient
     trains: suffix       P forward only, and never once more
 
 Memory of one process, in bytes; b = bytes of the compute dtype, N parameters in all, T trained, n processes:
@@ -17,8 +18,9 @@ Memory of one process, in bytes; b = bytes of the compute dtype, N parameters in
     fast weights         4 F x micro_batch x states; F fast weights, states = chunks kept: all (+ 1 gradient each for
                          meta) unless recomputed logarithmically
     keys and values      2 b kv_dim x blocks x micro_batch x sequence
-    activations          of one chunk with recompute, of all without: per token and block b (8 dim + 3 qkv + 6 mlp),
-                         four times that in the suffix for meta; and float32 logits of 2,048 tokens, twice
+    activations          of one chunk with recompute, of all without (with `suffix` of all in the prefix): per token and
+                         block b (8 dim + 3 qkv + 6 mlp), four times that in the suffix for meta; and float32 logits of
+                         2,048 tokens, twice
 """
 
 from __future__ import annotations
@@ -99,8 +101,11 @@ def flops_per_token(recipe: Recipe, config: ModelConfig) -> float:
     prefix, suffix = prefix + attention * config.prefix_blocks, suffix + attention * config.suffix_blocks
     updates = recipe.mode in ("meta", "first-order")
     below = 1 if recipe.trains == "suffix" else 3  # times the prefix runs, a backward pass counted as two
-    kept = recipe.compute.recompute in ("none", "compiled")
-    again = 0.0 if kept else prefix * (below > 1) + suffix * (3 if updates else 1)
+    again = 0.0
+    if recipe.compute.recompute in ("chunks", "logarithmic"):
+        again = prefix * (below > 1) + suffix * (3 if updates else 1)
+    elif recipe.compute.recompute == "suffix" and updates:
+        again = suffix * 3
     return below * prefix + {"meta": 9, "first-order": 5}.get(recipe.mode, 3) * suffix + again
 
 
@@ -114,14 +119,16 @@ def _memory(
     states = 0 if not updates else (ceil(log2(chunks)) + 1 if recipe.compute.recompute == "logarithmic" else chunks)
     kv = config.kv_heads * config.head_dim
     row = size * (8 * config.dim + 3 * (config.heads * config.head_dim + 2 * kv) + 6 * config.mlp_dim)
-    rows = batch * (recipe.sequence if recipe.compute.recompute in ("none", "compiled") else recipe.reading.chunk)
-    depth = config.prefix_blocks + config.suffix_blocks * (4 if meta else 1)
-    logits = 2 * 4 * min(rows, _LOGIT_ROWS) * config.vocab_size
+    whole, chunk, kept = batch * recipe.sequence, batch * recipe.reading.chunk, recipe.compute.recompute
+    prefix_rows = whole if kept in ("none", "compiled", "suffix") else chunk
+    suffix_rows = whole if kept in ("none", "compiled") or (kept == "suffix" and not updates) else chunk
+    activations = prefix_rows * config.prefix_blocks + suffix_rows * config.suffix_blocks * (4 if meta else 1)
+    logits = 2 * 4 * min(suffix_rows, _LOGIT_ROWS) * config.vocab_size
     return Memory(
         weights=size * (parameters - fast) + 4 * fast,
         optimizer=12 * trained // parts,
         gradients=4 * trained // parts + size * trained,
         fast_weights=4 * fast * batch * states * (2 if meta else 1),
         keys_and_values=2 * size * kv * config.blocks * batch * recipe.sequence,
-        activations=row * rows * depth + logits,
+        activations=row * activations + logits,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from ttt_docs.training.sequence import run_sequence
 #: inner updates, which happen at test time only. `none`: no prime MLPs at all, a plain (window) transformer.
 Mode = Literal["meta", "first-order", "naive", "none"]
 #: What is kept for the backward pass. `none`: everything, the loop below as it stands, by plain autograd. `chunks`: one
-#: inner gradient for each chunk, the rest is computed again. `logarithmic`: log-many fast weights, those too.
+#: inner gradient for each chunk, the rest is computed again. `suffix`: the same, but what no update can reach keeps
+#: everything, for sequences that fit. `logarithmic`: log-many fast weights, inner gradients are computed again too.
 #: `compiled`: everything, by the same loop with a compiled step: for tiny models, whose time Python takes.
-Recompute = Literal["none", "compiled", "chunks", "logarithmic"]
+Recompute = Literal["none", "compiled", "chunks", "suffix", "logarithmic"]
 
 
 class OuterLoss(NamedTuple):
@@ -62,8 +63,8 @@ def outer_loss(
     rates = _rates(model, lr_scale, inner_lr)
     if recompute == "none":
         return _unrolled(model, tokens, reading, mode, rates, kernels or REFERENCE)
-    keep = recompute == "compiled"
-    kernels = kernels or (REFERENCE if keep else training_kernels_for(tokens.device))
+    keep = recompute in ("compiled", "suffix")
+    kernels = kernels or (REFERENCE if recompute == "compiled" else training_kernels_for(tokens.device))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     x, config = model.hidden(inputs), model.config
     if mode == "none" or mode == "naive":
@@ -78,7 +79,7 @@ def outer_loss(
     if recompute == "compiled":
         return OuterLoss(*through_compiled_updates(model, x, targets, fast, reading, mode == "meta", rates, kernels))
     scan = Scan(model, reading, kernels, x.detach(), targets, rates.detach(), x.requires_grad)
-    return OuterLoss(*through_updates(scan, x, rates, fast, mode == "meta", recompute))
+    return OuterLoss(*through_updates(scan, x, rates, fast, mode == "meta", recompute == "logarithmic"))
 
 
 def _unrolled(
@@ -137,8 +138,9 @@ def _check(
         )
     if mode not in ("meta", "first-order", "naive", "none"):
         raise UsageError(f"mode {mode!r} is not known: choose meta, first-order, naive or none")
-    if recompute not in ("none", "compiled", "chunks", "logarithmic"):
-        raise UsageError(f"recompute {recompute!r} is not known: choose none, compiled, chunks or logarithmic")
+    if recompute not in get_args(Recompute):
+        *names, last = get_args(Recompute)
+        raise UsageError(f"recompute {recompute!r} is not known: choose {', '.join(names)} or {last}")
     if mode != "none" and not suffix:
         raise UsageError(f"{model.config.name} has no prime MLPs: mode {mode!r} needs some, mode 'none' does not")
     if recompute == "compiled" and mode in ("meta", "first-order") and suffix != 1:

@@ -119,7 +119,7 @@ class ComputeRecipe(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="numbers of the products")
     micro_batch: int = Field(1, gt=0, description="sequences computed together in one process")
     parallel: Literal["data", "sharded"] = Field("data", description="sharded: FSDP2, for what does not fit one device")
-    recompute: Literal["none", "compiled", "chunks", "logarithmic"] = Field(
+    recompute: Literal["none", "compiled", "chunks", "suffix", "logarithmic"] = Field(
         "chunks", description="what is kept for the backward pass: see `ttt_docs.training.outer.Recompute`"
     )
 

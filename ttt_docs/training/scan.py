@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from ttt_docs.training.sums import Sums
 from ttt_docs.training.tape import ChunkCache, Tape
 
 Fast = Sequence[FastWeights]
-Recompute = Literal["chunks", "logarithmic"]
 
 #: Chunks between two fast weights that `logarithmic` keeps at the finest level.
 SEGMENT = 4
@@ -279,7 +278,7 @@ class _ThroughUpdates(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, scan: Scan, second_order: bool, recompute: Recompute, x: Tensor, rates: Tensor, *weights: Tensor
+        ctx: Any, scan: Scan, second_order: bool, logarithmic: bool, x: Tensor, rates: Tensor, *weights: Tensor
     ) -> tuple[Tensor, ...]:
         initial = Weights(_grouped([w.detach() for w in weights[: 3 * scan.model.config.suffix_blocks]]))
         learns = any(ctx.needs_input_grad)
@@ -296,10 +295,10 @@ class _ThroughUpdates(torch.autograd.Function):
             norms.append(norm)
             if not last:
                 fast = after
-                if learns and second_order and recompute == "chunks":
+                if learns and second_order and not logarithmic:
                     kept.append(said.grads)
-        ctx.scan, ctx.into, ctx.kept, ctx.recompute = scan, into, kept, recompute
-        ctx.fast = fast if recompute == "chunks" else initial
+        ctx.scan, ctx.into, ctx.kept, ctx.logarithmic = scan, into, kept, logarithmic
+        ctx.fast = initial if logarithmic else fast
         ctx.second_order = second_order
         record = torch.stack(losses, dim=1), torch.stack(norms, dim=1), torch.cat(nlls, dim=1)
         ctx.mark_non_differentiable(*record)
@@ -309,10 +308,10 @@ class _ThroughUpdates(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scan, into = ctx.scan, ctx.into
-        if ctx.second_order and ctx.recompute == "chunks":
-            scan.learn_back(0, scan.chunks - 1, ctx.fast, ctx.kept, into)
-        elif ctx.second_order:
+        if ctx.second_order and ctx.logarithmic:
             scan.learn_back_again(0, scan.chunks - 1, ctx.fast, into)
+        elif ctx.second_order:
+            scan.learn_back(0, scan.chunks - 1, ctx.fast, ctx.kept, into)
         assert into.fast is not None
         of_x = None if into.x is None else into.x * grad.to(into.x.dtype)
         of_fast = [w * grad for w in _flat(into.fast)]
@@ -320,11 +319,11 @@ class _ThroughUpdates(torch.autograd.Function):
 
 
 def through_updates(
-    scan: Scan, x: Tensor, rates: Tensor, fast: Fast, second_order: bool, recompute: Recompute
+    scan: Scan, x: Tensor, rates: Tensor, fast: Fast, second_order: bool, logarithmic: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean loss (differentiable), then for the record losses and inner gradient norms [batch, chunks] and token losses
     [batch, tokens]. Without `second_order`, what earlier chunks left counts as constants."""
-    return _ThroughUpdates.apply(scan, second_order, recompute, x, rates, *_flat(fast), *scan.parameters)
+    return _ThroughUpdates.apply(scan, second_order, logarithmic, x, rates, *_flat(fast), *scan.parameters)
 
 
 def trained_above(model: Decoder) -> list[Tensor]:

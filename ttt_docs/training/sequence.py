@@ -21,7 +21,7 @@ from ttt_docs.training.sums import Sums
 
 #: Tokens whose feed-forward sub-layers run, and are differentiated, at a time: rows do not depend on each other.
 PIECE = 2048
-#: Queries that attend together, at least, where everything is kept: not all, or scores would grow as the square.
+#: Queries that attend together, at least, where scores are kept: not all, or they would grow as the square.
 KEPT = 256
 
 
@@ -110,12 +110,15 @@ def run_sequence(
     """Runs x [batch, tokens, dim], which begins a document, through `blocks`, and with `attend_next` through the
     attention of the block after them. `fast` holds the prime MLPs' weights, one entry per suffix block; None leaves
     them out. `keep` keeps everything for plain autograd."""
-    place = model.place(0, x.shape[1], reading.window, reading.sinks, chunk=max(KEPT, reading.chunk) if keep else None)
+    scores_are_kept = keep and kernels.name == "reference"
+    chunk = max(KEPT, reading.chunk) if scores_are_kept else None
+    place = model.place(0, x.shape[1], reading.window, reading.sinks, chunk)
+    if keep:
+        caches = model.new_caches(reading.window, reading.sinks, differentiable=True)
+        x = model.run(x, blocks, place, caches, fast, kernels)
+        return model.attend(x, blocks.stop, place, caches[blocks.stop], kernels) if attend_next else x
     for i in [*blocks, blocks.stop] if attend_next else blocks:
         layer = _Layer(model, i, place, reading, kernels, feed_forward=i in blocks)
         own = fast[i - model.config.prefix_blocks] if fast is not None and i in model.config.suffix else ()
-        if not keep:
-            x = _Checkpointed.apply(layer, x, len(own), *own, *layer.parameters)
-        else:
-            x = layer.rest(layer.attend(x), own) if layer.feed_forward else layer.attend(x)
+        x = _Checkpointed.apply(layer, x, len(own), *own, *layer.parameters)
     return x
