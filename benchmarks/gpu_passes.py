@@ -7,7 +7,8 @@ Runs a group of prefix chunks and one suffix step, after a full window, or the g
 on tensors without memory (`meta`), and records what would be launched: PyTorch's operations and our kernels, which do
 not run. Bytes are those of an operation's tensors, each read or written once; the time is bytes over the rate of a
 large copy, or LAUNCH seconds where that is more (what stays in the L2 cache takes less). Products are operations over
-the rate of a large one. All figures are for a chunk. `gpu_floors.py` counts what no program can do without: products,
+the rate of a large one. All figures are for a chunk. Training ends with the sums, attention
+included, of both steps that `gpu_train.py` times. `gpu_floors.py` counts what no program can do without: products,
 attention and, of the passes, the inner step's.
 """
 
@@ -21,8 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpu_floors import block_weights, prefill_seconds, training_operations
-from gpu_shared import config_of
+from gpu_floors import block_weights, keys_seen, plain_config, prefill_seconds, training_operations
+from gpu_shared import config_of, with_full_attention
+from gpu_train import full_step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -165,16 +167,55 @@ def reading_passes(config: ModelConfig, reading: ReadingConfig) -> Passes:
     return passes
 
 
-def training_passes(config: ModelConfig, reading: ReadingConfig, length: int, recompute: Recompute) -> Passes:
-    """Of the outer loss of one sequence and its gradient for all parameters."""
-    passes = Passes(fast_weights(config))
+def training_passes(
+    config: ModelConfig, reading: ReadingConfig, length: int, batch: int, recompute: Recompute
+) -> Passes:
+    """Of the outer loss of sequences and its gradient for all parameters."""
+    passes = Passes(batch * fast_weights(config))
     model = model_of(config).requires_grad_(True)
     kernels = _with_triton(flash=False, strict=True)
-    tokens = torch.empty(1, length + 1, dtype=torch.int64, device="meta")
+    tokens = torch.empty(batch, length + 1, dtype=torch.int64, device="meta")
     with counted(passes):
         passes.phase = "step"
         outer_loss(model, tokens, reading, mode="meta", kernels=kernels, recompute=recompute).loss.backward()
     return passes
+
+
+def full_attention_passes(config: ModelConfig, length: int, batch: int, recompute: bool) -> Passes:
+    """Of an ordinary step of the plain transformer of the same size, its attention left out."""
+    passes, model = Passes(0), model_of(config).requires_grad_(True)
+    kernels = with_full_attention(_with_triton(flash=False, strict=True), _NoAttention.apply)
+    tokens = torch.empty(batch, length + 1, dtype=torch.int64, device="meta")
+    with counted(passes):
+        passes.phase = "step"
+        full_step(model, tokens, kernels, recompute)
+    return passes
+
+
+class _NoAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.inputs = q, k, v
+        return torch.empty_like(q)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return tuple(torch.empty_like(x) for x in ctx.inputs)
+
+
+def attention_operations(config: ModelConfig, reading: ReadingConfig, length: int, recompute: Recompute) -> float:
+    """Per token of a meta step, as our kernels do it: products of the scores' size are 2 forward, 3 backward for
+    queries and 4 for keys, 13 and 8 twice. A chunk of the suffix is read once (gradient for its own keys only), then
+    again with the gradient, and the gradient of that, for all keys."""
+    product = 2 * keys_seen(length, reading.window) * config.heads * config.head_dim
+    own = 2 * reading.chunk / 2 * config.heads * config.head_dim
+    whole = (config.prefix_blocks + 1) * (9 if recompute == "suffix" else 11) * product
+    return whole + (config.suffix_blocks - 1) * (5 * product + 4 * own + (9 + 7 + 21) * product)
+
+
+def full_attention_operations(config: ModelConfig, length: int, recompute: bool) -> float:
+    """Per token of an ordinary step: 2 products forward, 5 backward, as the best do it."""
+    return config.blocks * (9 if recompute else 7) * 2 * keys_seen(length, None) * config.heads * config.head_dim
 
 
 @dataclass(frozen=True)
@@ -215,6 +256,29 @@ def table(rows: list[Row], copies: float, top: int) -> list[str]:
     return [*lines, line("", "sum", rows)]
 
 
+def compare_steps(name: str, passes: Passes, options: argparse.Namespace) -> None:
+    """Sums for a chunk's worth of tokens: products, attention and passes of a meta step and of an ordinary one."""
+    length, batch, again = options.training, options.batch, options.recompute != "suffix"
+    (config, reading), plain = config_of(name), plain_config(name)
+    chunks = batch * length // reading.chunk
+    steps = {
+        "meta": (passes, attention_operations(config, reading, length, options.recompute)),
+        "full": (full_attention_passes(plain, length, batch, again), full_attention_operations(plain, length, again)),
+    }
+    totals = []
+    for step, (counts, attention) in steps.items():
+        rows = rows_of(counts, dict.fromkeys(("step", "step, backward"), chunks))
+        parts = [
+            sum(counts.products.values()) / chunks / options.products,
+            attention * reading.chunk / options.products,
+            sum(row.seconds(options.copies) for row in rows),
+        ]
+        totals.append(sum(parts))
+        print(f"{step}: products, attention and passes {' + '.join(f'{1e3 * s:.2f}' for s in parts)}", end="")
+        print(f" = {1e3 * totals[-1]:.2f} ms")
+    print(f"{name}, {batch} x {length:,} tokens, meta over full: {totals[0] / totals[1]:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="760m,3b", help="names (default 760m,3b)")
@@ -223,13 +287,14 @@ def main() -> None:
     parser.add_argument("--products", type=float, default=790e12, help="operations a second (default 790e12)")
     parser.add_argument("--training", type=int, metavar="TOKENS", help="the gradient of a sequence instead of reading")
     parser.add_argument("--recompute", choices=("chunks", "suffix", "logarithmic"), default="suffix")
+    parser.add_argument("--batch", type=int, default=1, help="sequences of a training step (default 1)")
     options = parser.parse_args()
     rates = {"product_flops": options.products, "copy_bytes": options.copies}
     for name in options.models.split(","):
         config, reading = config_of(name)
         if options.training:
-            passes = training_passes(config, reading, options.training, options.recompute)
-            count = options.training // reading.chunk
+            passes = training_passes(config, reading, options.training, options.batch, options.recompute)
+            count = options.batch * options.training // reading.chunk
             chunks = {"step": count, "step, backward": count}
             floor = training_operations(config, reading.window, options.training) / options.products
         else:
@@ -239,6 +304,9 @@ def main() -> None:
         print(f"\n{name}, a chunk of {reading.chunk} tokens: floor {1e6 * floor * reading.chunk:,.0f} us, ", end="")
         print(f"products without attention {1e6 * products:,.0f} us\n")
         print("\n".join(table(rows_of(passes, chunks), options.copies, options.top)))
+        if options.training:
+            print()
+            compare_steps(name, passes, options)
 
 
 if __name__ == "__main__":

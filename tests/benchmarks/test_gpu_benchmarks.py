@@ -127,6 +127,19 @@ def test_passes_are_counted_on_tensors_without_memory(tmp_path: Path) -> None:
     assert float(rows["suffix", "update"][0]) == 1
 
 
+@with_compiler
+def test_both_training_steps_are_counted(tmp_path: Path) -> None:
+    arguments = "--models", "125m", "--training", "2048", "--recompute", "chunks"
+    printed = run_with_compiler(tmp_path, "gpu_passes", *arguments)
+    assert "| step, backward | second_gradients | 8.0 |" in printed  # 16 tiles, for the chunk that an update follows
+    sums = {line.split(":")[0]: line for line in printed.splitlines() if line.startswith(("meta", "full"))}
+    for line in sums.values():
+        parts, total = line.removesuffix(" ms").split(" passes ")[1].split(" = ")
+        assert sum(map(float, parts.split(" + "))) == pytest.approx(float(total), abs=0.03)
+    ratio = float(printed.rsplit(":", 1)[1])
+    assert 1.5 < ratio < 4
+
+
 def test_floors_grow_with_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     floors = importlib.import_module("gpu_floors")
