@@ -4,8 +4,9 @@
     python benchmarks/compile_kernels.py --only rms_norm --targets 90
 
 The launches are recorded, not run: each public function is called on empty CPU tensors of a model's shapes, and what it
-would have launched is compiled for the target. Prints registers, shared memory and stack per kernel; a kernel that does
-not compile, or that spills registers to memory (a stack frame), makes the exit code 1.
+would have launched is compiled for the target. Prints registers, stack and shared memory per kernel; one that does not
+compile, that spills registers to memory (a stack frame), or whose tensor cores wait after every instruction
+(serialized), makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
@@ -72,6 +74,7 @@ class Report:
     registers: int
     stack: int  # bytes per thread: spilled registers
     shared: int  # bytes per program
+    serialized: bool  # ptxas lets the tensor cores wait after every instruction
 
 
 def _launch(kernel: JITFunction, arguments: dict[str, Any], options: dict[str, int]) -> Launch:
@@ -128,20 +131,32 @@ def compiled(case: str, launch: Launch, capability: int) -> tuple[Report, Any]:
     usage = _resources(binary.asm["cubin"])
     report = Report(
         case, launch.kernel.__name__, f"sm_{capability}", options["num_warps"], options["num_stages"],
-        usage["REG"], usage["STACK"], binary.metadata.shared,
+        usage["REG"], usage["STACK"], binary.metadata.shared, _serialized(binary.asm["ptx"], capability),
     )  # fmt: skip
     return report, binary
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run(
-            [BIN / "cuobjdump", "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        )
-    fields = next(line for line in done.stdout.splitlines() if "REG:" in line).split()
+    lines = printed(BIN / "cuobjdump", cubin, "--dump-resource-usage").splitlines()
+    fields = next(line for line in lines if "REG:" in line).split()
     return {name: int(value) for name, value in (field.split(":", 1) for field in fields) if value.isdigit()}
+
+
+def _serialized(ptx: str, capability: int) -> bool:
+    if "wgmma" not in ptx:
+        return False
+    with tempfile.NamedTemporaryFile() as made:
+        options = "-v", f"--gpu-name=sm_{capability}a", "-o", made.name
+        return "serialized" in printed(get_ptxas(capability).path, ptx.encode(), *options)
+
+
+def printed(tool: str | Path, content: bytes, *options: str) -> str:
+    """What one of NVIDIA's tools says of a file with that content."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        done = subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True)
+        return done.stdout + done.stderr
 
 
 def _leaf(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -257,7 +272,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     reports, failures = [], 0
-    print("| case | kernel | target | warps | stages | registers | stack | shared |\n|---|---|---|---|---|---|---|---|")
+    print("| case | kernel | target | warps | stages | registers | stack | shared | serialized |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for case, launch_all in CASES.items():
         if options.only and not any(text in case for text in options.only):
             continue
@@ -272,12 +288,12 @@ def main() -> int:
                     failures += 1
                     continue
                 reports.append(report)
-                failures += report.stack > 0
+                failures += report.stack > 0 or report.serialized
                 print("| " + " | ".join(str(value) for value in asdict(report).values()) + " |", flush=True)
     if options.json is not None:
         figures = {"triton": triton.__version__, "kernels": [asdict(report) for report in reports]}
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(reports)} kernels compiled, {failures} with a stack frame or an error")
+    print(f"{len(reports)} kernels compiled, {failures} that spill, are serialized or do not compile")
     return 1 if failures else 0
 
 

@@ -15,16 +15,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import triton
-from compile_kernels import BIN, attention, compiled, recorded
-from triton.backends.nvidia.compiler import get_ptxas
+from compile_kernels import BIN, attention, compiled, printed, recorded
 
 from ttt_docs.kernels.gpu import MAX_HEAD_DIM
 from ttt_docs.kernels.triton import attention as attention_launches
@@ -81,26 +77,11 @@ def candidates(kernel: str, head_dim: int, options: argparse.Namespace) -> Itera
         if report.stack or report.shared > SHARED:
             continue
         loops = tuple(loops_of(_disassembled(binary.asm["cubin"]), tiles.warps))
-        yield Candidate(tiles, report.registers, report.shared, _serialized(binary.asm["ptx"]), loops)
+        yield Candidate(tiles, report.registers, report.shared, report.serialized, loops)
 
 
 def _disassembled(cubin: bytes) -> str:
-    return _printed(BIN / "nvdisasm", cubin, "-c")
-
-
-def _serialized(ptx: str) -> bool:
-    with tempfile.NamedTemporaryFile() as made:
-        ptxas = get_ptxas(90).path
-        return "serialized" in _printed(ptxas, ptx.encode(), "-v", "--gpu-name=sm_90a", "-o", made.name)
-
-
-def _printed(tool: str | Path, content: bytes, *options: str) -> str:
-    """What one of NVIDIA's tools says of a file with that content."""
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(content)
-        file.flush()
-        done = subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True)
-        return done.stdout + done.stderr
+    return printed(BIN / "nvdisasm", cubin, "-c")
 
 
 def loops_of(code: str, warps: int) -> Iterator[Loop]:

@@ -96,7 +96,7 @@ def test_kernels_compile_ahead_of_time(tmp_path: Path) -> None:
     command = ["compile_kernels", "--json", str(out)]
     for case in ("head_dim 16", "dim 576", "SwiGLU (760m)", "128,256", "inner step, bf16", "RoPE and sinks"):
         command += ["--only", case]
-    assert "0 with a stack frame or an error" in run_with_compiler(tmp_path, *command)
+    assert "0 that spill, are serialized or do not compile" in run_with_compiler(tmp_path, *command)
     compiled = {(report["kernel"], report["target"]) for report in json.loads(out.read_text())["kernels"]}
     assert compiled == {(name, target) for name in launched_kernels() for target in ("sm_80", "sm_90")}
 
