@@ -9,7 +9,7 @@ from ttt_docs.kernels.cross_entropy import linear_cross_entropy_reference
 from ttt_docs.kernels.dispatch import REFERENCE
 from ttt_docs.kernels.rms_norm import rms_norm_reference
 from ttt_docs.kernels.swiglu import swiglu_reference
-from ttt_docs.kernels.triton import cross_entropy, sgd
+from ttt_docs.kernels.triton import cross_entropy, rms_norm, sgd
 from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
 from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
 from ttt_docs.kernels.triton.swiglu import swiglu_triton
@@ -40,6 +40,14 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @dtypes
 def test_rms_norm(where: str, dtype: torch.dtype) -> None:
     inputs = [randn(2, 5, DIM, dtype=dtype), randn(DIM, dtype=dtype)]
+    assert_agrees(lambda x, w: rms_norm_reference(x, w, 1e-5), lambda x, w: rms_norm_triton(x, w, 1e-5), inputs)
+
+
+@both_ways
+def test_programs_that_do_several_groups_of_rows(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rms_norm, "PROGRAMS", 2)
+    inputs = [randn(3, 100, DIM, dtype=F32), randn(DIM, dtype=F32)]
+    assert rms_norm.times(5, for_weight=True) == 2 and rms_norm.times(5, for_weight=False) == 1
     assert_agrees(lambda x, w: rms_norm_reference(x, w, 1e-5), lambda x, w: rms_norm_triton(x, w, 1e-5), inputs)
 
 

@@ -30,6 +30,16 @@ def _rows_of(x: Tensor) -> _Rows:
     return _Rows(x.contiguous(), rows, 1, dim, 0)
 
 
+#: Programs that keep a device busy. Where there would be more, each does several groups of rows one after the other,
+#: and fewer shares of the weight's gradient go through memory.
+PROGRAMS = 1024
+
+
+def times(programs: int, for_weight: bool) -> int:
+    """Groups of rows that a program does."""
+    return max(1, programs // PROGRAMS) if for_weight else 1
+
+
 def _meta(dim: int, dtype: torch.dtype, operands: int) -> dict[str, Any]:
     """Rows per program such that a thread holds at most some 16 elements of each of few operands, fewer of many."""
     width = triton.next_power_of_2(dim)
@@ -53,7 +63,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor | None]:
     lay, dim = _rows_of(x), x.shape[-1]
     meta = _meta(dim, x.dtype, 3)
-    programs = triton.cdiv(lay.rows, meta["ROWS"])
+    meta["TIMES"] = times(triton.cdiv(lay.rows, meta["ROWS"]), for_weight)
+    programs = triton.cdiv(lay.rows, meta["ROWS"] * meta["TIMES"])
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     shares = x.new_empty(programs, dim, dtype=wide(x.dtype)) if for_weight else None
     norm_backward[(programs,)](
@@ -99,11 +110,12 @@ class _RMSNormBackward(torch.autograd.Function):
         addend_grad = a if ctx.needs_input_grad[3] else None
         cotangent = torch.zeros(x.shape, dtype=x.dtype, device=x.device) if a is None else a.contiguous()
         lay, dim = _rows_of(x), x.shape[-1]
+        for_weight = ctx.needs_input_grad[1]
         meta = _meta(dim, x.dtype, 6)
-        programs = triton.cdiv(lay.rows, meta["ROWS"])
+        meta["TIMES"] = times(triton.cdiv(lay.rows, meta["ROWS"]), for_weight)
+        programs = triton.cdiv(lay.rows, meta["ROWS"] * meta["TIMES"])
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         grad_grad = torch.empty_like(grad_x)
-        for_weight = ctx.needs_input_grad[1]
         shares = x.new_empty(programs, dim, dtype=wide(x.dtype)) if for_weight else None
         norm_second[(programs,)](
             lay.tensor, weight, grad.contiguous(), cotangent, e, grad_x, grad_grad, shares,

@@ -71,26 +71,29 @@ def add_norm_forward(
 def norm_backward(
     x, weight, grad_y, addend, grad_x, grad_weight, rows, stride, group_stride,
     ADD: tl.constexpr, FOR_WEIGHT: tl.constexpr, EPS: tl.constexpr, GROUPS: tl.constexpr,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TIMES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx (plus `addend`: the gradient that reaches x past the norm) and each program's share of dw [programs, DIM]."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
-    inside = (row[:, None] < rows) & (column[None, :] < DIM)
-    offsets = row[:, None] * DIM + column[None, :]
-    start = (row // GROUPS) * stride + (row % GROUPS) * group_stride
-    value = _load(x, start[:, None] + column[None, :], inside, ACC)
-    dy = _load(grad_y, offsets, inside, ACC)
     w = tl.load(weight + column, mask=column < DIM, other=0.0).to(ACC)
-    r = _scale(value, EPS, DIM)
-    v = dy * w[None, :]
-    t = tl.sum(value * v, 1)
-    dx = r[:, None] * v - (r * r * r * t / DIM)[:, None] * value
-    if ADD:
-        dx += _load(addend, offsets, inside, ACC)
-    tl.store(grad_x + offsets, dx.to(grad_x.dtype.element_ty), mask=inside)
+    share = tl.zeros([WIDTH], dtype=ACC)
+    for step in range(TIMES):
+        row = (tl.program_id(0).to(tl.int64) * TIMES + step) * ROWS + tl.arange(0, ROWS)
+        inside = (row[:, None] < rows) & (column[None, :] < DIM)
+        offsets = row[:, None] * DIM + column[None, :]
+        start = (row // GROUPS) * stride + (row % GROUPS) * group_stride
+        value = _load(x, start[:, None] + column[None, :], inside, ACC)
+        dy = _load(grad_y, offsets, inside, ACC)
+        r = _scale(value, EPS, DIM)
+        v = dy * w[None, :]
+        t = tl.sum(value * v, 1)
+        dx = r[:, None] * v - (r * r * r * t / DIM)[:, None] * value
+        if ADD:
+            dx += _load(addend, offsets, inside, ACC)
+        tl.store(grad_x + offsets, dx.to(grad_x.dtype.element_ty), mask=inside)
+        if FOR_WEIGHT:
+            share += tl.sum(dy * value * r[:, None], 0)
     if FOR_WEIGHT:
-        share = tl.sum(dy * value * r[:, None], 0)
         tl.store(grad_weight + tl.program_id(0) * DIM + column, share, mask=column < DIM)
 
 
@@ -98,35 +101,38 @@ def norm_backward(
 def norm_second(
     x, weight, grad_y, a, e, grad_x, grad_grad_y, grad_weight, rows, stride, group_stride,
     WITH_E: tl.constexpr, FOR_WEIGHT: tl.constexpr, EPS: tl.constexpr, GROUPS: tl.constexpr,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TIMES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
-    inside = (row[:, None] < rows) & (column[None, :] < DIM)
-    offsets = row[:, None] * DIM + column[None, :]
-    start = (row // GROUPS) * stride + (row % GROUPS) * group_stride
-    value = _load(x, start[:, None] + column[None, :], inside, ACC)
-    dy = _load(grad_y, offsets, inside, ACC)
-    cotangent = _load(a, offsets, inside, ACC)
-    w = tl.load(weight + column, mask=column < DIM, other=0.0).to(ACC)
-    r = _scale(value, EPS, DIM)
-    cube = r * r * r / DIM
-    v = dy * w[None, :]
-    q = tl.sum(value * cotangent, 1)
-    t = tl.sum(value * v, 1)
-    p = tl.sum(cotangent * v, 1)
-    turned = r[:, None] * cotangent - (cube * q)[:, None] * value
-    d_dy = turned * w[None, :]
-    d_x = -(cube * t)[:, None] * cotangent - (cube * q)[:, None] * v
-    if WITH_E:
-        of_weight = tl.load(e + column, mask=column < DIM, other=0.0).to(ACC)
-        along = of_weight[None, :] * dy
-        p += tl.sum(value * along, 1)
-        d_dy += r[:, None] * of_weight[None, :] * value
-        d_x += r[:, None] * along
-    d_x += (3.0 * cube * r * r * q * t / DIM - cube * p)[:, None] * value
-    tl.store(grad_x + offsets, d_x.to(grad_x.dtype.element_ty), mask=inside)
-    tl.store(grad_grad_y + offsets, d_dy.to(grad_grad_y.dtype.element_ty), mask=inside)
+    share = tl.zeros([WIDTH], dtype=ACC)
+    for step in range(TIMES):
+        row = (tl.program_id(0).to(tl.int64) * TIMES + step) * ROWS + tl.arange(0, ROWS)
+        inside = (row[:, None] < rows) & (column[None, :] < DIM)
+        offsets = row[:, None] * DIM + column[None, :]
+        start = (row // GROUPS) * stride + (row % GROUPS) * group_stride
+        value = _load(x, start[:, None] + column[None, :], inside, ACC)
+        dy = _load(grad_y, offsets, inside, ACC)
+        cotangent = _load(a, offsets, inside, ACC)
+        w = tl.load(weight + column, mask=column < DIM, other=0.0).to(ACC)
+        r = _scale(value, EPS, DIM)
+        cube = r * r * r / DIM
+        v = dy * w[None, :]
+        q = tl.sum(value * cotangent, 1)
+        t = tl.sum(value * v, 1)
+        p = tl.sum(cotangent * v, 1)
+        turned = r[:, None] * cotangent - (cube * q)[:, None] * value
+        if FOR_WEIGHT:
+            share += tl.sum(dy * turned, 0)
+        d_dy = turned * w[None, :]
+        d_x = -(cube * t)[:, None] * cotangent - (cube * q)[:, None] * v
+        if WITH_E:
+            of_weight = tl.load(e + column, mask=column < DIM, other=0.0).to(ACC)
+            along = of_weight[None, :] * dy
+            p += tl.sum(value * along, 1)
+            d_dy += r[:, None] * of_weight[None, :] * value
+            d_x += r[:, None] * along
+        d_x += (3.0 * cube * r * r * q * t / DIM - cube * p)[:, None] * value
+        tl.store(grad_x + offsets, d_x.to(grad_x.dtype.element_ty), mask=inside)
+        tl.store(grad_grad_y + offsets, d_dy.to(grad_grad_y.dtype.element_ty), mask=inside)
     if FOR_WEIGHT:
-        share = tl.sum(dy * turned, 0)
         tl.store(grad_weight + tl.program_id(0) * DIM + column, share, mask=column < DIM)
