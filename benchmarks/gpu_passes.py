@@ -7,9 +7,9 @@ Runs a group of prefix chunks and one suffix step, after a full window, or the g
 on tensors without memory (`meta`), and records what would be launched: PyTorch's operations and our kernels, which do
 not run. Bytes are those of an operation's tensors, each read or written once; the time is bytes over the rate of a
 large copy, or LAUNCH seconds where that is more (what stays in the L2 cache takes less). Products are operations over
-the rate of a large one. All figures are for a chunk. Training ends with the sums, attention
-included, of both steps that `gpu_train.py` times. `gpu_floors.py` counts what no program can do without: products,
-attention and, of the passes, the inner step's.
+the rate of a large one. All figures are for a chunk. Training ends with the sums, attention included, of both steps
+that `gpu_train.py` times. `gpu_floors.py` counts what no program can do without: products, attention and, of the
+passes, the inner step's.
 """
 
 from __future__ import annotations

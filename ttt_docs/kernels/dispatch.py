@@ -14,7 +14,7 @@ from torch import Tensor
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_attention_reference
 from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
-from ttt_docs.kernels.heads import Heads
+from ttt_docs.kernels.heads import Heads, HeadsPlan, heads_reference
 from ttt_docs.kernels.inner_step import Balance, balance_reference, gradient_norm_reference, weight_step_reference
 from ttt_docs.kernels.native.attention import window_attention_native
 from ttt_docs.kernels.native.build import native_library
@@ -40,7 +40,7 @@ class Kernels:
     swiglu: Callable[[Tensor, Tensor, Tensor], Tensor]
     linear_cross_entropy: Callable[..., Tensor]
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
-    #: QK norm, RoPE and the way into the cache in one pass (`kernels.heads`); None: one after the other.
+    #: QK norm, RoPE and the way into the cache in one pass; None: one after the other (`split_heads`).
     heads: Callable[..., Heads] | None = None
     #: A residual and the norms around it in one pass; None: one after the other (`residual_norm`).
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
@@ -56,6 +56,12 @@ class Kernels:
     #: The same operations on pairs of values and tangents (`kernels/pairs.py`), for kernels that are differentiable
     #: once: the outer loop's second derivatives. None: these are differentiable twice.
     pairs: Kernels | None = None
+
+    def split_heads(self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan: HeadsPlan) -> Heads:
+        """As `kernels.heads.heads_reference`."""
+        if self.heads is not None:
+            return self.heads(qkv, q_norm, k_norm, plan)
+        return heads_reference(qkv, q_norm, k_norm, plan, self.rms_norm)
 
     def residual_norm(
         self, x: Tensor, delta: Tensor, post_weight: Tensor | None, weight: Tensor, eps: float

@@ -5,6 +5,7 @@ Pairs that RoPE turns are halves (i, i + head_dim/2) everywhere; importers conve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -64,12 +65,18 @@ class Heads(NamedTuple):
     sink_q: Tensor | None
 
 
-def heads_reference(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan: HeadsPlan) -> Heads:
+def heads_reference(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    plan: HeadsPlan,
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm_reference,
+) -> Heads:
     """The definition. `q_norm`, `k_norm` [head_dim]: weights of the RMSNorm of each head's queries and keys."""
     kv_heads = plan.kv_heads
     q, k, v = qkv.split([qkv.shape[2] - 2 * kv_heads, kv_heads, kv_heads], dim=2)
     if q_norm is not None and k_norm is not None:
-        q, k = rms_norm_reference(q, q_norm, plan.eps), rms_norm_reference(k, k_norm, plan.eps)
+        q, k = rms_norm(q, q_norm, plan.eps), rms_norm(k, k_norm, plan.eps)
     sink_q = None
     if plan.for_sinks:
         sink_q = (q if plan.sink_turn is None else rotate(q, plan.sink_turn)).transpose(1, 2)

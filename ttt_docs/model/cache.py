@@ -25,27 +25,20 @@ class LayerCache:
         self._end = 0
 
     def extend(self, k: Tensor, v: Tensor, commit: bool = True) -> tuple[Tensor, Tensor]:
-        """Appends k, v [batch, kv_heads, new, head_dim] and returns everything the new tokens may see, theirs last.
-
-        With `commit=False` the new tokens are seen once and then forgotten.
-        """
-        if self.differentiable:
-            if commit:
-                self._keep_sinks(k, v)
-            if self._k is not None and self._v is not None:
-                k, v = torch.cat([self._k, k], 2), torch.cat([self._v, v], 2)
-            if commit:
-                keep = k.shape[2] if self.window is None else min(k.shape[2], self.window - 1)
-                self._k, self._v, self._end = k[:, :, k.shape[2] - keep :], v[:, :, v.shape[2] - keep :], keep
-            return k, v
-        new = k.shape[2]
-        for slot, x in zip(self.room(k, k.shape[1], new), (k, v), strict=True):
-            slot.copy_(x.detach())
-        return self.grow(new, commit)
+        """Appends k, v [batch, kv_heads, new, head_dim] to a differentiable cache and returns everything the new tokens
+        may see, theirs last. With `commit=False` the new tokens are seen once and then forgotten."""
+        if commit:
+            self._keep_sinks(k, v)
+        if self._k is not None and self._v is not None:
+            k, v = torch.cat([self._k, k], 2), torch.cat([self._v, v], 2)
+        if commit:
+            keep = k.shape[2] if self.window is None else min(k.shape[2], self.window - 1)
+            self._k, self._v, self._end = k[:, :, k.shape[2] - keep :], v[:, :, v.shape[2] - keep :], keep
+        return k, v
 
     def room(self, like: Tensor, kv_heads: int, new: int) -> tuple[Tensor, Tensor]:
-        """Where keys and values of `new` tokens belong, [batch, kv_heads, new, head_dim]; `like` [batch, .., head_dim].
-        Not for differentiable caches. `grow` follows when they are there."""
+        """Where the keys and values of `new` tokens belong in a reading cache, [batch, kv_heads, new, head_dim]; `like`
+        [batch, ..., head_dim]. `grow` follows when they are there."""
         self._reserve(like, kv_heads, new)
         assert self._k is not None and self._v is not None
         slots = slice(self._end, self._end + new)
@@ -55,10 +48,9 @@ class LayerCache:
         """As `extend`, for keys and values that were written into `room`."""
         assert self._k is not None and self._v is not None
         end = self._end + new
-        if commit:
-            self._keep_sinks(self._k[:, :, self._end : end], self._v[:, :, self._end : end])
         start = 0 if self.window is None else max(0, self._end - self.window + 1)
         if commit:
+            self._keep_sinks(self._k[:, :, self._end : end], self._v[:, :, self._end : end])
             self._end = end
         return self._k[:, :, start:end], self._v[:, :, start:end]
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from ttt_docs.kernels.attention import Sinks
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
-from ttt_docs.kernels.heads import Rotation, rotate
+from ttt_docs.kernels.heads import HeadsPlan, Rotation, rotate
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.model.fused import fused_ranges, run_fused
+from ttt_docs.model.fused import run_fused
 from ttt_docs.model.rope import frequencies, rotation
 
 
@@ -137,7 +137,7 @@ class Place:
 AttentionCall = tuple[Tensor, Tensor, Tensor, "int | None", "Sinks | None", tuple[Tensor, Tensor]]
 
 
-def sinks_of(cache: LayerCache, place: SinkPlace, q: Tensor) -> Sinks:
+def _sinks(cache: LayerCache, place: SinkPlace, q: Tensor) -> Sinks:
     """The cache's sinks, for queries q [batch, heads, tokens, head_dim] that are turned for them."""
     k, v = cache.sink_k, cache.sink_v
     assert k is not None and v is not None
@@ -304,10 +304,9 @@ class Decoder(nn.Module):
         qkv = kernels.linear(x, attention.wqkv.weight, attention.wqkv.bias).view(
             batch, tokens, c.heads + 2 * c.kv_heads, c.head_dim
         )
-        ranges = _ranges if kernels.heads is None else fused_ranges
         outs = [
             kernels.window_attention(*arguments).transpose(1, 2)
-            for arguments in ranges(c, attention, qkv, place, cache, kernels, commit)
+            for arguments in _ranges(c, attention, qkv, place, cache, kernels, commit)
         ]
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         out = out.reshape(batch, out.shape[1], -1)
@@ -337,23 +336,15 @@ def _ranges(
     kernels: Kernels,
     commit: bool,
 ) -> Iterator[AttentionCall]:
-    """For each range of `place`, in order, what its window attention takes; qkv [batch, tokens, heads, head_dim]."""
-    heads, kv_heads = config.heads, config.kv_heads
-    straight, v = qkv.split([heads + kv_heads, kv_heads], dim=2)
-    v = v.transpose(1, 2)
-    if config.qk_norm:
-        q = kernels.rms_norm(straight[:, :, :heads], attention.q_norm.weight, config.norm_eps)
-        k = kernels.rms_norm(straight[:, :, heads:], attention.k_norm.weight, config.norm_eps)
-        straight = torch.cat([q, k], dim=2)
-    turned = rotate(straight, place.turn).transpose(1, 2)
-    q, k = turned.split([heads, kv_heads], dim=1)
+    """For each range of `place`, in order, what its window attention takes; qkv [batch, tokens, heads, head_dim]. Keys
+    and values go straight into the cache's buffer, unless it is a differentiable one."""
+    q_norm, k_norm = (attention.q_norm.weight, attention.k_norm.weight) if config.qk_norm else (None, None)
     for (first, last), sink_place in zip(place.chunks, place.sinks, strict=True):
-        newest = k[:, :, first:last], v[:, :, first:last]
-        all_k, all_v = cache.extend(*newest, commit=commit)
-        sinks = None
-        if sink_place is not None:
-            for_sinks = straight[:, first:last, :heads]
-            if sink_place.query_turn is not None:
-                for_sinks = rotate(for_sinks, sink_place.query_turn)
-            sinks = sinks_of(cache, sink_place, for_sinks.transpose(1, 2))
-        yield q[:, :, first:last], all_k, all_v, cache.window, sinks, newest
+        turn = place.turn[0][first:last], place.turn[1][first:last]
+        sink_turn = None if sink_place is None else sink_place.query_turn
+        slots = None if cache.differentiable else cache.room(qkv, config.kv_heads, last - first)
+        plan = HeadsPlan(config.kv_heads, turn, sink_place is not None, sink_turn, slots, config.norm_eps)
+        q, k, v, sink_q = kernels.split_heads(qkv[:, first:last], q_norm, k_norm, plan)
+        all_k, all_v = cache.extend(k, v, commit) if slots is None else cache.grow(last - first, commit)
+        sinks = None if sink_place is None or sink_q is None else _sinks(cache, sink_place, sink_q)
+        yield q, all_k, all_v, cache.window, sinks, (k, v)

@@ -1,8 +1,7 @@
-"""Parts of `Decoder` for kernels that do in one pass over memory what otherwise takes several.
+"""`Decoder.run` for kernels that do a residual and the norms around it in one pass.
 
-Between two sub-layers stand a post-norm, a residual and the next pre-norm. Here (`run_fused`) a sub-layer's output
-waits (`delta`) until the next one's pre-norm, and the three are one pass instead of seven. Between an attention's first
-product and its scores stand QK norm, RoPE and the cache: one pass, too (`fused_ranges`).
+Between two sub-layers stand a post-norm, a residual and the next pre-norm. Here a sub-layer's output waits (`delta`)
+until the next one's pre-norm, and the three are one pass over memory instead of seven.
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ttt_docs.kernels.heads import HeadsPlan
 from ttt_docs.model.cache import LayerCache
 
 if TYPE_CHECKING:
     from ttt_docs.kernels.dispatch import Kernels
-    from ttt_docs.model.config import ModelConfig
-    from ttt_docs.model.decoder import Attention, AttentionCall, Decoder, Place, ProductWeights
+    from ttt_docs.model.decoder import Decoder, Place, ProductWeights
 
 #: Pre-norm's weight, post-norm's (None: there is none), and what stands between them.
 SubLayer = tuple[Tensor, "Tensor | None", Callable[[Tensor], Tensor]]
@@ -79,28 +76,3 @@ def _sub_layers(
 
 def _mlp(kernels: Kernels, w13: Tensor, w2: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda y: kernels.swiglu(y, w13, w2)
-
-
-def fused_ranges(
-    config: ModelConfig,
-    attention: Attention,
-    qkv: Tensor,
-    place: Place,
-    cache: LayerCache,
-    kernels: Kernels,
-    commit: bool,
-) -> Iterator[AttentionCall]:
-    """As `decoder._ranges`. Keys and values go straight into the cache's buffer, unless it is a differentiable one."""
-    from ttt_docs.model.decoder import sinks_of
-
-    assert kernels.heads is not None
-    norms = (attention.q_norm.weight, attention.k_norm.weight) if config.qk_norm else (None, None)
-    for (first, last), sink_place in zip(place.chunks, place.sinks, strict=True):
-        turn = place.turn[0][first:last], place.turn[1][first:last]
-        sink_turn = None if sink_place is None else sink_place.query_turn
-        slots = None if cache.differentiable else cache.room(qkv, config.kv_heads, last - first)
-        plan = HeadsPlan(config.kv_heads, turn, sink_place is not None, sink_turn, slots, config.norm_eps)
-        q, k, v, sink_q = kernels.heads(qkv[:, first:last], *norms, plan)
-        all_k, all_v = cache.extend(k, v, commit) if slots is None else cache.grow(last - first, commit)
-        sinks = None if sink_place is None or sink_q is None else sinks_of(cache, sink_place, sink_q)
-        yield q, all_k, all_v, cache.window, sinks, (k, v)
