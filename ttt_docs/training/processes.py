@@ -70,5 +70,6 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=12))
     try:
         yield Processes(rank, count, local_rank, where)
+        dist.barrier()  # the first process writes files at the end: connections are taken down by all at the same time
     finally:
         dist.destroy_process_group()
