@@ -11,7 +11,7 @@ from pathlib import Path
 import zstandard
 
 from ttt_docs import Memory, TTTReader
-from ttt_docs.feed import segments
+from ttt_docs.text.segments import segments
 
 
 def books(path: Path) -> Iterator[dict[str, str]]:

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ttt_docs import Memory, TTTReader
 from ttt_docs.memory import ReadDocument
-from ttt_docs.model.state import ReadingState
-from ttt_docs.reading import Track, state_of
+from ttt_docs.reading.chunks import Track, state_of
+from ttt_docs.ttt.state import ReadingState
 
 
 def read(reader: TTTReader, ids: list[int], text: str) -> Memory:

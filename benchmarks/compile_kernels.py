@@ -30,15 +30,15 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from ttt_docs.kernels.attention import Sinks
-from ttt_docs.kernels.heads import HeadsPlan
-from ttt_docs.kernels.triton import attention as attention_launches
-from ttt_docs.kernels.triton.attention import window_attention_triton
-from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
-from ttt_docs.kernels.triton.heads import heads_triton
-from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
-from ttt_docs.kernels.triton.sgd import inner_step_triton, step_direction_triton, undo_step
-from ttt_docs.kernels.triton.swiglu import swiglu_triton
+from ttt_docs.kernels.attention import triton as attention_launches
+from ttt_docs.kernels.attention.definition import Sinks
+from ttt_docs.kernels.attention.triton import window_attention_triton
+from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
+from ttt_docs.kernels.heads.definition import HeadsPlan
+from ttt_docs.kernels.heads.triton import heads_triton
+from ttt_docs.kernels.inner_step.triton import inner_step_triton, step_direction_triton, undo_step
+from ttt_docs.kernels.rms_norm.triton import add_rms_norm_triton, rms_norm_triton
+from ttt_docs.kernels.swiglu.triton import swiglu_triton
 
 #: NVIDIA's tools, as they come with Triton.
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

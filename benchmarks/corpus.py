@@ -28,7 +28,7 @@ from shared import add_common, facts
 
 from ttt_docs import TTTReader
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.reading import Track, batch_state, read_batch
+from ttt_docs.reading.chunks import Track, batch_state, read_batch
 
 
 def read(reader: TTTReader, reading: ReadingConfig, documents: list[list[int]]) -> None:

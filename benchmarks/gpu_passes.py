@@ -30,14 +30,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
+from ttt_docs.kernels.cross_entropy import triton as cross_entropy
 from ttt_docs.kernels.gpu import _with_triton
-from ttt_docs.kernels.triton import cross_entropy
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.device import AHEAD, Buffers, _places, device_step, prefix_of_group
-from ttt_docs.model.loading import build_decoder
-from ttt_docs.model.state import ReadingState
-from ttt_docs.training.outer import Recompute, outer_loss
+from ttt_docs.ttt.device import AHEAD, Buffers, _places, device_step, prefix_of_group
+from ttt_docs.ttt.outer_loop import Recompute, outer_loss
+from ttt_docs.ttt.state import ReadingState
+from ttt_docs.weights.loading import build_decoder
 
 #: The shortest that a kernel of a captured graph takes, seconds.
 LAUNCH = 2e-6

@@ -40,7 +40,7 @@ from torch import Tensor
 from ttt_docs.kernels.dispatch import Kernels
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.state import ReadingState
+from ttt_docs.ttt.state import ReadingState
 
 
 def read(model: Decoder, reading: ReadingConfig, kernels: Kernels, tokens: Tensor) -> float:

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels, kernels_for
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.loading import build_decoder
+from ttt_docs.weights.loading import build_decoder
 
 TINY = ModelConfig(
     name="tiny", vocab_size=200, blocks=2, dim=32, heads=2, kv_heads=1, head_dim=16, mlp_dim=32, suffix_blocks=1,

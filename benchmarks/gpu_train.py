@@ -40,7 +40,7 @@ from torch.utils.checkpoint import checkpoint
 from ttt_docs.kernels.dispatch import Kernels
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.training.outer import Recompute, outer_loss
+from ttt_docs.ttt.outer_loop import Recompute, outer_loss
 
 
 def full_step(model: Decoder, tokens: Tensor, kernels: Kernels, recompute: bool) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ttt_docs import TTTReader
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.state import ReadingState
+from ttt_docs.ttt.state import ReadingState
 
 PIECE = 2048  # tokens that transformers gets at once
 PART = 16_384  # tokens whose speed is compared, early and late

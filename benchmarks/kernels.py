@@ -24,23 +24,23 @@ import torch
 from gpu_shared import add_common, ceilings, config_of, device_of, facts, median, take_turns, write
 from torch import Tensor
 
-from ttt_docs.kernels.attention import window_attention_reference
-from ttt_docs.kernels.cross_entropy import linear_cross_entropy_reference
+from ttt_docs.kernels.attention import triton as attention_launches
+from ttt_docs.kernels.attention.definition import window_attention_reference
+from ttt_docs.kernels.attention.triton import Tiles, window_attention_triton
+from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
+from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
 from ttt_docs.kernels.dispatch import REFERENCE
 from ttt_docs.kernels.gpu import MAX_HEAD_DIM
-from ttt_docs.kernels.heads import Heads, HeadsPlan, heads_reference
-from ttt_docs.kernels.rms_norm import rms_norm_reference
-from ttt_docs.kernels.swiglu import swiglu_reference
-from ttt_docs.kernels.triton import attention as attention_launches
-from ttt_docs.kernels.triton.attention import Tiles, window_attention_triton
-from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
-from ttt_docs.kernels.triton.heads import heads_triton
-from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
-from ttt_docs.kernels.triton.sgd import inner_step_triton
-from ttt_docs.kernels.triton.swiglu import swiglu_triton
+from ttt_docs.kernels.heads.definition import Heads, HeadsPlan, heads_reference
+from ttt_docs.kernels.heads.triton import heads_triton
+from ttt_docs.kernels.inner_step.triton import inner_step_triton
+from ttt_docs.kernels.rms_norm.definition import rms_norm_reference
+from ttt_docs.kernels.rms_norm.triton import add_rms_norm_triton, rms_norm_triton
+from ttt_docs.kernels.swiglu.definition import swiglu_reference
+from ttt_docs.kernels.swiglu.triton import swiglu_triton
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import FastWeights, product_weights
-from ttt_docs.model.inner import fast_gradients, inner_step
+from ttt_docs.ttt.inner_loop import fast_gradients, inner_step
 
 Result = Tensor | tuple[Tensor, ...]
 Function = Callable[..., Result]

@@ -28,7 +28,7 @@ from shared import add_common, facts
 from ttt_docs import TTTReader
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.training.outer import outer_loss
+from ttt_docs.ttt.outer_loop import outer_loss
 
 SMALL = ModelConfig(
     name="small",

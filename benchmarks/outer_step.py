@@ -24,10 +24,10 @@ from shared import add_common, book_of, facts, tokens_of
 from torch import Tensor
 
 from ttt_docs import TTTReader
-from ttt_docs.kernels.attention import Sinks
+from ttt_docs.kernels.attention.definition import Sinks
 from ttt_docs.kernels.dispatch import TRAINING, Kernels
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.training.outer import outer_loss
+from ttt_docs.ttt.outer_loop import outer_loss
 
 
 def train_primes_and_norms(model: Decoder) -> list[Tensor]:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ttt_docs.kernels.dispatch import kernels_for
-from ttt_docs.model import state as state_module
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.state import GUARD_TOKENS, ReadingState
+from ttt_docs.ttt import state as state_module
+from ttt_docs.ttt.state import GUARD_TOKENS, ReadingState
 
 #: Name of a scope -> the group its time counts to. Outer scopes win: attention inside the guard is part of the update.
 SCOPES = {

@@ -19,7 +19,7 @@ import torch
 from shared import add_common, book_of, facts, read_tokens, tokens_of
 
 from ttt_docs import TTTReader
-from ttt_docs.model.state import ReadingState
+from ttt_docs.ttt.state import ReadingState
 
 ROWS: dict[str, dict[str, Any]] = {
     "no TTT": {"learn": False},

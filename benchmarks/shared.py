@@ -15,7 +15,7 @@ from record import ROOT, circumstances
 from torch import Tensor
 
 from ttt_docs import TTTReader
-from ttt_docs.model.state import ChunkResult, ReadingState
+from ttt_docs.ttt.state import ChunkResult, ReadingState
 
 EXAMPLE = ROOT / "examples" / "portrait.txt"
 

@@ -16,8 +16,8 @@ import torch
 from books import books, read_book
 
 from ttt_docs import TTTReader
-from ttt_docs.generation.names import proper_names
 from ttt_docs.generation.summary import distinct_runs
+from ttt_docs.text.names import proper_names
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ import torch
 import triton
 from compile_kernels import BIN, attention, compiled, printed, recorded
 
+from ttt_docs.kernels.attention import triton as attention_launches
+from ttt_docs.kernels.attention.triton import TILES, Tiles
 from ttt_docs.kernels.gpu import MAX_HEAD_DIM
-from ttt_docs.kernels.triton import attention as attention_launches
-from ttt_docs.kernels.triton.attention import TILES, Tiles
 
 #: Query and key heads of a model with this head dimension.
 HEADS = {64: (12, 12), 80: (32, 32), 96: (16, 16)}

@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 
 from ttt_docs import TTTReader
-from ttt_docs.memory.files import replacing
+from ttt_docs.io import replacing
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.state import ReadingState
 from ttt_docs.training.processes import Processes
 from ttt_docs.training.recipe import load_recipe
 from ttt_docs.training.record import read_log
 from ttt_docs.training.sources import documents, find_sources
 from ttt_docs.training.trainer import prepare_data, train
+from ttt_docs.ttt.state import ReadingState
 
 #: Inner learning rates that TTT-naive may choose from, by its loss on sequences of the training books.
 NAIVE_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)

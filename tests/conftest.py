@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_model import byte_tokenizer, tiny_decoder
 
-import ttt_docs.reading
-from ttt_docs.checkpoints.tokenizer import Tokenizer
+import ttt_docs.reading.chunks
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.reader import TTTReader
+from ttt_docs.text.tokenizer import Tokenizer
 
 # Triton decides when it is imported, by whichever test comes first, whether it interprets its kernels.
 if not torch.cuda.is_available():
@@ -36,7 +36,7 @@ def interrupt(monkeypatch):
     """Sends SIGINT while the chunk number `after` is reported, once."""
 
     def interrupt(after: int) -> None:
-        genuine, left = ttt_docs.reading.report, [after]
+        genuine, left = ttt_docs.reading.chunks.report, [after]
 
         def report(*arguments):
             left[0] -= 1
@@ -44,6 +44,6 @@ def interrupt(monkeypatch):
                 signal.raise_signal(signal.SIGINT)
             return genuine(*arguments)
 
-        monkeypatch.setattr(ttt_docs.reading, "report", report)
+        monkeypatch.setattr(ttt_docs.reading.chunks, "report", report)
 
     return interrupt

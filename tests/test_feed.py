@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ttt_docs import feed
-from ttt_docs.feed import segments
+from ttt_docs.text import segments as feed
+from ttt_docs.text.segments import segments
 
 #: The two rules by which nearly all byte-level tokenizers split text before merging bytes.
 GPT2 = pre_tokenizers.Sequence(

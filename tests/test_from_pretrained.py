@@ -9,10 +9,10 @@ import torch
 from tiny_model import TINY, byte_tokenizer, tiny_decoder
 
 from ttt_docs import CheckpointError, MemoryMismatchError, TTTReader, UsageError
-from ttt_docs.checkpoints.names import parameter_shapes
-from ttt_docs.checkpoints.source import WeightSource
-from ttt_docs.checkpoints.store import write_checkpoint
 from ttt_docs.model.config import ModelConfig
+from ttt_docs.weights.converted import write_checkpoint
+from ttt_docs.weights.names import parameter_shapes
+from ttt_docs.weights.source import WeightSource
 
 
 def write(folder: Path, config: ModelConfig) -> Path:

@@ -27,8 +27,8 @@ from ttt_docs import (
 )
 from ttt_docs.memory import memories_equal
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.state import ReadingState
-from ttt_docs.reading import Track, read_stream, state_of
+from ttt_docs.reading.chunks import Track, read_stream, state_of
+from ttt_docs.ttt.state import ReadingState
 
 CHUNK = 16
 TEXT = "\n".join(f"{day}. The ship lay still; the captain counted {day * 37 % 101} waves." for day in range(1, 13))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ttt_docs.checkpoints.names import parameter_shapes
-from ttt_docs.checkpoints.source import WeightSource
-from ttt_docs.checkpoints.store import write_checkpoint
 from ttt_docs.model.config import ModelConfig
+from ttt_docs.weights.converted import write_checkpoint
+from ttt_docs.weights.names import parameter_shapes
+from ttt_docs.weights.source import WeightSource
 
 torch.set_num_threads(1)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ttt_docs._version import __version__
 from ttt_docs.documents.document import Document
 from ttt_docs.errors import (
     CheckpointError,
@@ -17,11 +18,9 @@ from ttt_docs.errors import (
 if TYPE_CHECKING:
     from ttt_docs.generation.results import Answer, Evidence, Summary
     from ttt_docs.memory.memory import Memory
-    from ttt_docs.memory.store import MemoryStore, StoredMemory
     from ttt_docs.reader import TTTReader
-    from ttt_docs.reading import ChunkReport
-
-__version__ = "0.1.0"
+    from ttt_docs.reading.chunks import ChunkReport
+    from ttt_docs.store.store import MemoryStore, StoredMemory
 
 __all__ = [
     "Answer",
@@ -41,15 +40,16 @@ __all__ = [
     "TTTDocsError",
     "TTTReader",
     "UsageError",
+    "__version__",
 ]
 
 _LATER = {
     "Answer": "ttt_docs.generation.results",
-    "ChunkReport": "ttt_docs.reading",
+    "ChunkReport": "ttt_docs.reading.chunks",
     "Evidence": "ttt_docs.generation.results",
     "Memory": "ttt_docs.memory.memory",
-    "MemoryStore": "ttt_docs.memory.store",
-    "StoredMemory": "ttt_docs.memory.store",
+    "MemoryStore": "ttt_docs.store.store",
+    "StoredMemory": "ttt_docs.store.store",
     "Summary": "ttt_docs.generation.results",
     "TTTReader": "ttt_docs.reader",
 }

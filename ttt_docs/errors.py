@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ttt_docs.memory.memory import Memory
+from typing import Any
 
 
 class TTTDocsError(Exception):
@@ -43,6 +40,7 @@ class StoreError(TTTDocsError):
 class ReadingInterrupted(KeyboardInterrupt):
     """Ctrl-C while reading. `memory` holds what was read until then; ingesting the same document goes on from it."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Any) -> None:
+        """`memory` is a `ttt_docs.Memory`; this file knows none."""
         super().__init__(f"reading was interrupted after {memory.position:,} tokens")
         self.memory = memory

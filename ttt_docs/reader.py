@@ -12,34 +12,34 @@ import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from ttt_docs.checkpoints.adapter import SHIPPED, adapted, base_of, chosen_adapter, is_adapter
-from ttt_docs.checkpoints.registry import resolve
-from ttt_docs.checkpoints.retrofit import retrofit
-from ttt_docs.checkpoints.store import derived_fingerprint, load_checkpoint, reading_of
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.documents import Document
 from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 from ttt_docs.errors import MemoryMismatchError, ReadingInterrupted, UsageError
-from ttt_docs.feed import segments
 from ttt_docs.generation.answer import answer_from_memory
 from ttt_docs.generation.chat import Conversation, Reply, converse
 from ttt_docs.generation.continuation import continue_text
 from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import Length, summarize
-from ttt_docs.intake import Source, after, open_source, renamed, unfinished, with_document
-from ttt_docs.interrupt import Interrupt
+from ttt_docs.io import Interrupt
 from ttt_docs.lookup.answer import answer_from_text
 from ttt_docs.lookup.routing import AskRoute, chosen_route
 from ttt_docs.lookup.stored import indexed
-from ttt_docs.memory.keeping import Keeping
 from ttt_docs.memory.memory import Memory
-from ttt_docs.memory.store import MemoryStore
 from ttt_docs.model.config import InnerRule, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.loading import build_decoder, device_of, dtype_of
-from ttt_docs.model.state import ReadingState
-from ttt_docs.reading import ChunkReport, Track, batch_state, expand, fits, read_batch, read_stream, state_of
+from ttt_docs.reading.chunks import ChunkReport, Track, batch_state, expand, fits, read_batch, read_stream, state_of
+from ttt_docs.reading.intake import Source, after, open_source, renamed, unfinished, with_document
+from ttt_docs.reading.resume import Keeping
+from ttt_docs.store.store import MemoryStore
+from ttt_docs.text.segments import segments
+from ttt_docs.text.tokenizer import Tokenizer
+from ttt_docs.ttt.state import ReadingState
+from ttt_docs.weights.adapter import SHIPPED, adapted, base_of, chosen_adapter, is_adapter
+from ttt_docs.weights.converted import derived_fingerprint, load_checkpoint, reading_of
+from ttt_docs.weights.loading import build_decoder, device_of, dtype_of
+from ttt_docs.weights.registry import resolve
+from ttt_docs.weights.retrofit import retrofit
 
 OnChunk = Callable[[ChunkReport], None]
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from train import HERE, labels, learned_from, load, plain_questions, template_weights
 
 from ttt_docs import TTTReader
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.tokenizer import Tokenizer
 
 INVENTED = 120_000
 #: How often each kind of question is drawn from: templates, plain ones, frames, those about books (training.jsonl).

@@ -55,11 +55,11 @@ def env(as_json: bool) -> None:
 def _environment() -> dict[str, Any]:
     import torch
 
-    from ttt_docs import __version__
-    from ttt_docs.folders import cache_folder
+    from ttt_docs._version import __version__
+    from ttt_docs.io import cache_folder
     from ttt_docs.kernels.dispatch import kernel_choice
     from ttt_docs.kernels.native.build import native_library
-    from ttt_docs.model.loading import best_dtype
+    from ttt_docs.weights.loading import best_dtype
     from ttt_docs_cli.opening import memories_folder
 
     kernel_choice()  # a value that does not exist is an error of its own

@@ -84,10 +84,10 @@ def context(
     """
     from tqdm import tqdm
 
-    from ttt_docs.checkpoints.adapter import SHIPPED
     from ttt_docs.evaluation import context as evaluation
     from ttt_docs.evaluation.collections import read_collection
-    from ttt_docs.memory.files import check_writable
+    from ttt_docs.io import check_writable
+    from ttt_docs.weights.adapter import SHIPPED
 
     names = [name.strip() for name in systems.split(",") if name.strip()]
     unknown = [name for name in names if name not in evaluation.SYSTEMS]
@@ -127,7 +127,7 @@ def _known(out: Path | None) -> list[Reading]:
 
 
 def _write(out: Path, report: dict[str, Any], known: list[Reading], readings: list[Reading]) -> None:
-    from ttt_docs.memory.files import replacing
+    from ttt_docs.io import replacing
 
     kept = {(r.system, r.sha256, r.fingerprint, str(r.reading)): r for r in [*known, *readings]}
     rows = [r.model_dump(mode="json") for r in kept.values()]

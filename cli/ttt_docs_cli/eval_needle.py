@@ -74,7 +74,7 @@ def needle(
 
     from ttt_docs.evaluation import needle as evaluation
     from ttt_docs.evaluation.collections import read_collection
-    from ttt_docs.memory.files import check_writable
+    from ttt_docs.io import check_writable
 
     for path in filter(None, (out, picture)):
         check_writable(path)
@@ -101,9 +101,9 @@ def _write(out: Path, asked: list[Asked], model: str, seed: int) -> None:
 
     import torch
 
-    from ttt_docs import __version__
+    from ttt_docs._version import __version__
     from ttt_docs.evaluation.needle import report
-    from ttt_docs.memory.files import replacing
+    from ttt_docs.io import replacing
 
     facts = {
         "model": model,

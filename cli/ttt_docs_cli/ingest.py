@@ -132,7 +132,7 @@ def ingest(
 def _target(documents: Sequence[str], output: str | None, old: str | None) -> Path:
     """The file to write: found unfit now rather than after an hour of reading."""
     from ttt_docs.documents.source import is_url
-    from ttt_docs.memory.files import check_writable
+    from ttt_docs.io import check_writable
 
     if documents.count("-") > 1:
         raise UsageError("standard input (-) can be read only once")

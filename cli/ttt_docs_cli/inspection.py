@@ -55,9 +55,9 @@ def inspect(file: str, html: str | None, plot: str | None, model: str | None, as
 def _draw(
     file: str, memory: Memory, page: dict[str, Any], html: str | None, plot: str | None, model: str | None
 ) -> None:
-    from ttt_docs.checkpoints.registry import REGISTRY, info
-    from ttt_docs.memory.files import check_writable, replacing
+    from ttt_docs.io import check_writable, replacing
     from ttt_docs.report import examine, html_page, save_plot
+    from ttt_docs.weights.registry import REGISTRY, info
     from ttt_docs_cli.opening import reader_of
 
     for target in filter(None, (html, plot)):

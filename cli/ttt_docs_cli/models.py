@@ -29,8 +29,8 @@ def models() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """The models that go by a name."""
-    from ttt_docs.checkpoints.registry import list_models
-    from ttt_docs.folders import cache_folder
+    from ttt_docs.io import cache_folder
+    from ttt_docs.weights.registry import list_models
 
     rows = list_models()
     if as_json:
@@ -47,7 +47,7 @@ def list_(as_json: bool) -> None:
 @json_option
 def pull(name: str, as_json: bool) -> None:
     """Download and convert a model, unless that is done already."""
-    from ttt_docs.checkpoints.registry import resolve
+    from ttt_docs.weights.registry import resolve
 
     folder = resolve(name)
     if as_json:
@@ -61,7 +61,7 @@ def pull(name: str, as_json: bool) -> None:
 @json_option
 def info(name: str, as_json: bool) -> None:
     """What is known about a model; downloads nothing."""
-    from ttt_docs.checkpoints import registry
+    from ttt_docs.weights import registry
 
     facts = registry.info(name)
     if as_json:
@@ -96,7 +96,7 @@ def import_orbax(
     DIR is the checkpoint, one of its steps, or a step's model_weights. The published models use the Llama 3 tokenizer,
     which is not part of a checkpoint.
     """
-    from ttt_docs.checkpoints.orbax import import_checkpoint
+    from ttt_docs.weights.orbax import import_checkpoint
 
     written = import_checkpoint(folder, output, size=size, config_file=config, tokenizer=tokenizer)
     if as_json:
@@ -120,9 +120,9 @@ def pack_adapter(file: Path, model: str | None, output: Path, max_mb: float, as_
     FILE is an adapter that `ttt-docs train` left. Readers take the result as they take FILE; it is another model to
     memories.
     """
-    from ttt_docs.checkpoints import adapter
-    from ttt_docs.checkpoints.registry import resolve
-    from ttt_docs.checkpoints.store import load_checkpoint
+    from ttt_docs.weights import adapter
+    from ttt_docs.weights.converted import load_checkpoint
+    from ttt_docs.weights.registry import resolve
 
     base = load_checkpoint(resolve(model or adapter.base_of(file)))
     adapter.pack_adapter(adapter.load_adapter(file), base, output, int(max_mb * 1e6))
@@ -138,7 +138,7 @@ def pack_adapter(file: Path, model: str | None, output: Path, max_mb: float, as_
 @json_option
 def rm(name: str, as_json: bool) -> None:
     """Remove a converted model from the cache, never the files it was made from."""
-    from ttt_docs.checkpoints.registry import remove
+    from ttt_docs.weights.registry import remove
 
     removed = remove(name)
     if as_json:

@@ -69,8 +69,8 @@ def reader_of(path: str, memory: Memory, model: str | None, device: str, dtype: 
 
     A file may come from a stranger: of the model it names only a registry name is used, never a path or address.
     """
-    from ttt_docs.checkpoints.registry import REGISTRY
     from ttt_docs.reader import reader_for
+    from ttt_docs.weights.registry import REGISTRY
 
     if model is None:
         if memory.model not in REGISTRY:
@@ -104,7 +104,7 @@ def read_documents(
 
     Raises ReadingInterrupted after saving.
     """
-    from ttt_docs.interrupt import Interrupt
+    from ttt_docs.io import Interrupt
 
     before = memory
     try:
@@ -175,7 +175,7 @@ def remembered(
 
 
 def memories_folder() -> Path:
-    from ttt_docs.folders import cache_folder
+    from ttt_docs.io import cache_folder
 
     return cache_folder() / "memories"
 
@@ -200,7 +200,7 @@ def _cached(path: Path) -> Memory | None:
 
 
 def _writable(path: Path) -> bool:
-    from ttt_docs.memory.files import check_writable
+    from ttt_docs.io import check_writable
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from langchain_ttt_docs.opening import ModelChoice, open_reader, open_store
 from ttt_docs.documents import Document, load_document
-from ttt_docs.memory.store import key_of
+from ttt_docs.store.store import key_of
 
 #: What is read: a path or URL, a document of LangChain's or a list of its parts, or one of ttt-docs.
 Source = str | os.PathLike[str] | Text | Sequence[Text] | Document

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ttt_docs.errors import UsageError
 from ttt_docs.memory.memory import Memory
-from ttt_docs.memory.store import MemoryStore, StoredMemory
 from ttt_docs.reader import TTTReader, reader_for
+from ttt_docs.store.store import MemoryStore, StoredMemory
 
 #: How many a process keeps; a memory of the default model has 132 MB, the model itself 400.
 KEPT_READERS, KEPT_MEMORIES, KEPT_STORES = 2, 4, 8

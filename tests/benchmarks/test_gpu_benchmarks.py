@@ -33,7 +33,7 @@ def test_prefill(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
 
 
 def test_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("ttt_docs.training.outer")
+    pytest.importorskip("ttt_docs.ttt.outer_loop")
     out = tmp_path / "train.json"
     run_main("gpu_train", monkeypatch, "--smoke", "--rounds", "1", "--json", str(out))
     (result,) = json.loads(out.read_text())["results"]
@@ -41,7 +41,7 @@ def test_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from ttt_docs.kernels.triton import attention
+    from ttt_docs.kernels.attention import triton as attention
 
     small = {256: attention.Tiles(16, 16, 4, 1)}
     monkeypatch.setattr(attention, "TILES", dict.fromkeys(attention.TILES, small))
@@ -56,12 +56,13 @@ def launched_kernels() -> set[str]:
     from triton.runtime import JITFunction
     from triton.runtime.interpreter import InterpretedFunction
 
-    import ttt_docs.kernels.triton as kernels
+    import ttt_docs.kernels as kernels
 
-    modules = [m.name for m in pkgutil.iter_modules(kernels.__path__) if m.name.endswith("_kernels")]
+    packages = pkgutil.walk_packages(kernels.__path__, "ttt_docs.kernels.")
+    modules = [m.name for m in packages if m.name.endswith("_kernels")]
     members = [
         (name, value, module)
-        for module in (importlib.import_module(f"ttt_docs.kernels.triton.{m}") for m in modules)
+        for module in (importlib.import_module(m) for m in modules)
         for name, value in vars(module).items()
     ]
     return {

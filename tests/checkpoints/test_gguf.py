@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.checkpoints.conftest import TEXT, build, write_gguf
-from ttt_docs.checkpoints.gguf_file import _llama3_scaling, open_gguf
-from ttt_docs.checkpoints.huggingface import open_huggingface
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import CheckpointError
+from ttt_docs.text.tokenizer import Tokenizer
+from ttt_docs.weights.gguf_file import _llama3_scaling, open_gguf
+from ttt_docs.weights.huggingface import open_huggingface
 
 
 def test_a_gguf_file_equals_the_model_it_was_made_from(llama, llama_gguf):

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints.conftest import SIZES, build
-from ttt_docs.checkpoints.huggingface import config_from_huggingface, open_huggingface
-from ttt_docs.checkpoints.names import parameter_shapes
 from ttt_docs.errors import CheckpointError
+from ttt_docs.weights.huggingface import config_from_huggingface, open_huggingface
+from ttt_docs.weights.names import parameter_shapes
 
 
 def assert_same_weights(model, state):

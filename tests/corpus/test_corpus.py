@@ -13,7 +13,7 @@ from ttt_docs.corpus.ingest import ingest_corpus
 from ttt_docs.corpus.sources import corpus_sources
 from ttt_docs.corpus.work import AHEAD, Settings
 from ttt_docs.documents import load_document
-from ttt_docs.memory.store import memory_key
+from ttt_docs.store.store import memory_key
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from ttt_docs.errors import UsageError
 from ttt_docs.evaluation import context
 from ttt_docs.evaluation.collections import Text
 from ttt_docs.evaluation.context import BUCKET, Base, Reading
-from ttt_docs.model.state import ReadingState
 from ttt_docs.reader import TTTReader
+from ttt_docs.ttt.state import ReadingState
 
 SENTENCE = "The ship came to the harbour at night, and nobody was there. "
 BOOKS = [Text("long", "A long one", SENTENCE * 45), Text("short", "A short one", SENTENCE * 20)]

@@ -7,8 +7,8 @@ import torch
 from tiny_model import TINY, tiny_decoder
 
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.single import SingleTokens
-from ttt_docs.model.state import ReadingState
+from ttt_docs.model.decode_step import SingleTokens
+from ttt_docs.ttt.state import ReadingState
 
 FAMILIES = {
     "retrofit": {"prime_norm": False},
@@ -24,7 +24,7 @@ FAMILIES = {
 @pytest.mark.parametrize("sinks", [0, 4])
 @pytest.mark.parametrize("start", [1, 5, 15, 30, 31, 33, 35, 50])
 def test_single_tokens_give_the_logits_of_the_chunk_path(family, sinks, start, monkeypatch):
-    monkeypatch.setattr("ttt_docs.model.single.ROOM", 24)  # the buffer moves on in the middle
+    monkeypatch.setattr("ttt_docs.model.decode_step.ROOM", 24)  # the buffer moves on in the middle
     model = tiny_decoder(TINY.model_copy(update=FAMILIES[family]))
     tokens = torch.randint(0, 300, (1, 100), generator=torch.Generator().manual_seed(start))
     state = ReadingState(model, ReadingConfig(chunk=16, window=32, sinks=sinks))

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels import attention
-from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_attention_reference
-from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
-from ttt_docs.kernels.rms_norm import rms_norm_cpu, rms_norm_reference
-from ttt_docs.kernels.swiglu import swiglu_cpu, swiglu_reference
-from ttt_docs.kernels.training_attention import window_attention_training
+from ttt_docs.kernels.attention import definition as attention
+from ttt_docs.kernels.attention.definition import Sinks, window_attention_cpu, window_attention_reference
+from ttt_docs.kernels.attention.training import window_attention_training
+from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_cpu, linear_cross_entropy_reference
+from ttt_docs.kernels.rms_norm.definition import rms_norm_cpu, rms_norm_reference
+from ttt_docs.kernels.swiglu.definition import swiglu_cpu, swiglu_reference
 
 
 def assert_same(

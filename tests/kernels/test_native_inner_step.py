@@ -12,7 +12,7 @@ from torch import Tensor
 from ttt_docs.kernels.dispatch import NATIVE, REFERENCE
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import FastWeights, ProductWeights, product_weights
-from ttt_docs.model.inner import Step, fast_gradients, inner_step, product_step
+from ttt_docs.ttt.inner_loop import Step, fast_gradients, inner_step, product_step
 
 pytestmark = needs_native
 

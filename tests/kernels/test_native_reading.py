@@ -13,7 +13,7 @@ from torch import Tensor
 from ttt_docs.kernels.dispatch import NATIVE, REFERENCE, Kernels
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.state import ReadingState
+from ttt_docs.ttt.state import ReadingState
 
 pytestmark = needs_native
 

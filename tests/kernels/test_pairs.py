@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels import cross_entropy, pair_attention, pair_cross_entropy
-from ttt_docs.kernels.attention import Sinks, window_attention_reference
-from ttt_docs.kernels.cross_entropy import linear_cross_entropy_reference
-from ttt_docs.kernels.pair_attention import pair_window_attention
-from ttt_docs.kernels.pair_cross_entropy import pair_linear_cross_entropy
-from ttt_docs.kernels.pairs import pair_linear, pair_rms_norm, pair_swiglu
-from ttt_docs.kernels.rms_norm import rms_norm_reference
-from ttt_docs.kernels.swiglu import batched_linear, swiglu_reference
+from ttt_docs.kernels.attention import jvp as pair_attention
+from ttt_docs.kernels.attention.definition import Sinks, window_attention_reference
+from ttt_docs.kernels.attention.jvp import pair_window_attention
+from ttt_docs.kernels.cross_entropy import definition as cross_entropy
+from ttt_docs.kernels.cross_entropy import jvp as pair_cross_entropy
+from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
+from ttt_docs.kernels.cross_entropy.jvp import pair_linear_cross_entropy
+from ttt_docs.kernels.jvp import pair_linear, pair_rms_norm, pair_swiglu
+from ttt_docs.kernels.rms_norm.definition import rms_norm_reference
+from ttt_docs.kernels.swiglu.definition import batched_linear, swiglu_reference
 
 
 def random(*shape: int) -> Tensor:

@@ -5,17 +5,19 @@ import torch
 from torch import Tensor
 from triton_checks import DEVICE, ON_DEVICE, assert_agrees, both_ways, randn
 
-from ttt_docs.kernels.cross_entropy import linear_cross_entropy_reference
+from ttt_docs.kernels.cross_entropy import triton as cross_entropy
+from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
+from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
 from ttt_docs.kernels.dispatch import REFERENCE
-from ttt_docs.kernels.rms_norm import rms_norm_reference
-from ttt_docs.kernels.swiglu import swiglu_reference
-from ttt_docs.kernels.triton import cross_entropy, rms_norm, sgd
-from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
-from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
-from ttt_docs.kernels.triton.swiglu import swiglu_triton
+from ttt_docs.kernels.inner_step import triton as sgd
+from ttt_docs.kernels.rms_norm import triton as rms_norm
+from ttt_docs.kernels.rms_norm.definition import rms_norm_reference
+from ttt_docs.kernels.rms_norm.triton import add_rms_norm_triton, rms_norm_triton
+from ttt_docs.kernels.swiglu.definition import swiglu_reference
+from ttt_docs.kernels.swiglu.triton import swiglu_triton
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import FastWeights, product_weights
-from ttt_docs.model.inner import fast_gradients, inner_step
+from ttt_docs.ttt.inner_loop import fast_gradients, inner_step
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 dtypes = pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from triton_checks import DEVICE, ON_DEVICE, assert_agrees, both_ways, randn
 
-from ttt_docs.kernels.heads import Heads, HeadsPlan, Rotation, heads_reference
-from ttt_docs.kernels.triton.heads import heads_triton
+from ttt_docs.kernels.heads.definition import Heads, HeadsPlan, Rotation, heads_reference
+from ttt_docs.kernels.heads.triton import heads_triton
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
@@ -104,7 +104,7 @@ def test_keys_and_values_are_written_where_they_belong(where: str, function: obj
 
 @both_ways
 def test_the_norms_gradients_are_made_only_if_asked_for(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ttt_docs.kernels.triton import heads
+    from ttt_docs.kernels.heads import triton as heads
 
     asked = []
     genuine = heads._HeadsBackward.apply

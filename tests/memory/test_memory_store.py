@@ -15,7 +15,7 @@ from memory_files import make_memory
 
 from ttt_docs import Document, Memory, MemoryFormatError, MemoryStore, StoreError, UsageError
 from ttt_docs.memory import ReadDocument, memories_equal
-from ttt_docs.memory.store import key_of, memory_key
+from ttt_docs.store.store import key_of, memory_key
 
 TEXT = "\n".join(f"{day}. The ship lay still; the captain counted {day * 37 % 101} waves." for day in range(1, 13))
 
@@ -232,15 +232,15 @@ def test_writers_in_several_processes_never_show_a_broken_entry(place, tmp_path,
 def counting(tiny_reader, monkeypatch):
     """The reader, and a list that grows with every chunk it reads."""
     chunks: list[int] = []
-    import ttt_docs.reading
+    import ttt_docs.reading.chunks
 
-    genuine = ttt_docs.reading.report
+    genuine = ttt_docs.reading.chunks.report
 
     def report(*arguments):
         chunks.append(1)
         return genuine(*arguments)
 
-    monkeypatch.setattr(ttt_docs.reading, "report", report)
+    monkeypatch.setattr(ttt_docs.reading.chunks, "report", report)
     return tiny_reader, chunks
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from ttt_docs import Memory, TTTReader
-from ttt_docs.checkpoints.huggingface import open_huggingface
-from ttt_docs.checkpoints.retrofit import retrofit
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.loading import build_decoder
-from ttt_docs.model.state import ReadingState
+from ttt_docs.ttt.state import ReadingState
+from ttt_docs.weights.huggingface import open_huggingface
+from ttt_docs.weights.loading import build_decoder
+from ttt_docs.weights.retrofit import retrofit
 
 ROOT = Path(__file__).parents[2]
 BOOK = ROOT / "examples" / "portrait.txt"

@@ -8,13 +8,14 @@ from tiny_model import TINY, tiny_decoder
 
 pytest.importorskip("triton")
 
+from ttt_docs.kernels.attention import triton as attention
+from ttt_docs.kernels.attention.triton import Tiles, window_attention_triton
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
-from ttt_docs.kernels.triton import attention, sgd
-from ttt_docs.kernels.triton.attention import Tiles, window_attention_triton
+from ttt_docs.kernels.inner_step import triton as sgd
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.device import Buffers, _joined, _places, device_step, prefix_of_group
-from ttt_docs.model.state import ChunkResult, ReadingState
+from ttt_docs.ttt.device import Buffers, _joined, _places, device_step, prefix_of_group
+from ttt_docs.ttt.state import ChunkResult, ReadingState
 
 CHUNK = 16
 #: The definitions with the inner step on the device: reading then goes the way it goes on a GPU.

@@ -21,14 +21,14 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("triton")
 
 from ttt_docs.kernels.dispatch import REFERENCE
-from ttt_docs.kernels.triton.sgd import TABLE, new_buffers
-from ttt_docs.model import device, graphs
+from ttt_docs.kernels.inner_step.triton import TABLE, new_buffers
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
-from ttt_docs.model.device import DEVICE_PIECE
-from ttt_docs.model.inner import fast_gradients, inner_step
-from ttt_docs.model.state import ReadingState
-from ttt_docs.reading import batch_state
+from ttt_docs.reading.chunks import batch_state
+from ttt_docs.ttt import device, graphs
+from ttt_docs.ttt.device import DEVICE_PIECE
+from ttt_docs.ttt.inner_loop import fast_gradients, inner_step
+from ttt_docs.ttt.state import ReadingState
 
 
 class Recording(TorchDispatchMode):
@@ -188,5 +188,5 @@ def test_graphs_do_not_keep_a_model_alive() -> None:
 
 
 def test_documents_of_a_batch_are_read_in_whole_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttt_docs.model.state.kernels_for", lambda device: KERNELS)
+    monkeypatch.setattr("ttt_docs.ttt.state.kernels_for", lambda device: KERNELS)
     assert batch_state(tiny_decoder(), reading(), 3).piece == DEVICE_PIECE

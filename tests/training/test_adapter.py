@@ -14,19 +14,19 @@ from safetensors.torch import load_file, save_file
 from training_files import tiny_recipe, write_books
 
 from ttt_docs import TTTReader
-from ttt_docs.checkpoints import adapter as adapter_module
-from ttt_docs.checkpoints import registry
-from ttt_docs.checkpoints.adapter import SHIPPED, adapted, chosen_adapter, load_adapter, pack_adapter
-from ttt_docs.checkpoints.names import parameter_shapes
-from ttt_docs.checkpoints.source import WeightSource
-from ttt_docs.checkpoints.store import load_checkpoint, write_checkpoint
 from ttt_docs.errors import CheckpointError, MemoryMismatchError, UsageError
 from ttt_docs.model.config import CONFIGS, ModelConfig
 from ttt_docs.reader import reader_for
-from ttt_docs.training import sequence
 from ttt_docs.training.budget import flops_per_token
 from ttt_docs.training.start import write_byte_tokenizer
 from ttt_docs.training.trainer import train
+from ttt_docs.ttt import sequence
+from ttt_docs.weights import adapter as adapter_module
+from ttt_docs.weights import registry
+from ttt_docs.weights.adapter import SHIPPED, adapted, chosen_adapter, load_adapter, pack_adapter
+from ttt_docs.weights.converted import load_checkpoint, write_checkpoint
+from ttt_docs.weights.names import parameter_shapes
+from ttt_docs.weights.source import WeightSource
 
 PLAIN = ModelConfig(
     name="plain", vocab_size=320, blocks=2, dim=16, heads=2, kv_heads=1, head_dim=8, mlp_dim=24, eos_token_ids=(2,)

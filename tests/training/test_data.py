@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from training_files import write_books
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import DocumentError, TTTDocsError, UsageError
+from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training import shards as building
 from ttt_docs.training.sequences import Sequences
 from ttt_docs.training.shards import build_shards, open_shards, shards_folder

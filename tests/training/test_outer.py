@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
-from ttt_docs.kernels import attention, cross_entropy, pair_attention, pair_cross_entropy
+from ttt_docs.kernels.attention import definition as attention
+from ttt_docs.kernels.attention import jvp as pair_attention
+from ttt_docs.kernels.cross_entropy import definition as cross_entropy
+from ttt_docs.kernels.cross_entropy import jvp as pair_cross_entropy
 from ttt_docs.kernels.dispatch import REFERENCE, TRAINING
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.training import sequence
-from ttt_docs.training.outer import OuterLoss, outer_loss
+from ttt_docs.ttt import sequence
+from ttt_docs.ttt.outer_loop import OuterLoss, outer_loss
 
 READING = ReadingConfig(chunk=8, window=12, sinks=2, inner_lr=0.5, guard=None)
 
@@ -185,7 +188,7 @@ def test_gradients_agree_with_finite_differences() -> None:
 
 
 def test_first_order_gives_w0_the_mean_of_the_inner_gradients() -> None:
-    from ttt_docs.model.state import ReadingState
+    from ttt_docs.ttt.state import ReadingState
 
     model, tokens = tiny(sinks=0), tokens_of(3 * 8, batch=1)
     reading = READING.model_copy(update={"sinks": 0})

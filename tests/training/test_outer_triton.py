@@ -6,9 +6,10 @@ from test_outer import READING, assert_same, gradients, several_tiles, tiny, tok
 
 pytest.importorskip("triton")
 
+from ttt_docs.kernels.attention import triton as attention
+from ttt_docs.kernels.cross_entropy import triton as cross_entropy
 from ttt_docs.kernels.dispatch import Kernels, training_kernels_for
-from ttt_docs.kernels.triton import attention, cross_entropy
-from ttt_docs.training.outer import outer_loss
+from ttt_docs.ttt.outer_loop import outer_loss
 
 
 @pytest.fixture

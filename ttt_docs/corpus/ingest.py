@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from ttt_docs.corpus.work import CorpusReport, Outcome, Settings, read_sources
 from ttt_docs.errors import UsageError
-from ttt_docs.memory.store import MemoryStore
 from ttt_docs.reader import TTTReader
+from ttt_docs.store.store import MemoryStore
 
 Engine = Literal["local", "ray"]
 

@@ -15,8 +15,8 @@ import torch
 
 from ttt_docs.corpus.work import AHEAD, Outcome, Settings, read_sources
 from ttt_docs.errors import TTTDocsError, UsageError
-from ttt_docs.memory.store import MemoryStore
 from ttt_docs.reader import TTTReader
+from ttt_docs.store.store import MemoryStore
 
 #: Groups given to an actor before it has finished the first of them.
 WAITING = 2

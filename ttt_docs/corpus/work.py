@@ -12,8 +12,8 @@ from ttt_docs.documents import Document, load_document
 from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 from ttt_docs.errors import DocumentError, TTTDocsError
 from ttt_docs.memory.memory import COMPACT_BYTES
-from ttt_docs.memory.store import MemoryStore, memory_key
 from ttt_docs.reader import TTTReader
+from ttt_docs.store.store import MemoryStore, memory_key
 
 #: Documents loaded at a time, in batches: among so many, those of similar length are put together.
 AHEAD = 4

@@ -17,14 +17,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ttt_docs.checkpoints.adapter import SHIPPED
-from ttt_docs.checkpoints.registry import REGISTRY
 from ttt_docs.errors import UsageError
 from ttt_docs.evaluation.collections import Text
-from ttt_docs.feed import segments
 from ttt_docs.model.decoder import Block, Decoder
-from ttt_docs.model.state import ReadingState
 from ttt_docs.reader import TTTReader
+from ttt_docs.text.segments import segments
+from ttt_docs.ttt.state import ReadingState
+from ttt_docs.weights.adapter import SHIPPED
+from ttt_docs.weights.registry import REGISTRY
 
 #: Tokens of which a reading keeps the mean loss.
 BUCKET = 1024

@@ -113,7 +113,7 @@ def plot(asked: Sequence[Asked], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("a picture needs matplotlib: pip install matplotlib") from None
-    from ttt_docs.memory.files import replacing
+    from ttt_docs.io import replacing
 
     rows = report(asked)["depths"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))

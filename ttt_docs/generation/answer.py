@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.prompting import chat_tokens, reply
 from ttt_docs.generation.results import Answer
@@ -16,6 +15,7 @@ from ttt_docs.generation.sampling import Sampling
 from ttt_docs.generation.summary import outline
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.tokenizer import Tokenizer
 
 SYSTEM = "You have just read the document above. Answer the question about it briefly."
 #: Parts of the document that the outline takes a sentence from, and the window a part needs, in tokens.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.answer import PART_WINDOW, PARTS, SYSTEM
 from ttt_docs.generation.decoding import Decoding, generate
@@ -14,6 +13,7 @@ from ttt_docs.generation.summary import outline
 from ttt_docs.generation.text import end_tokens, text_pieces
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.tokenizer import Tokenizer
 
 #: Who says what, oldest first: at most one "system", at the start, then "user" and "assistant".
 Conversation = Sequence[tuple[str, str]]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.decoding import Decoding, generate
 from ttt_docs.generation.sampling import Sampling
 from ttt_docs.generation.text import end_tokens, text_pieces
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.tokenizer import Tokenizer
 
 
 def continue_text(

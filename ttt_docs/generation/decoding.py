@@ -10,10 +10,10 @@ from torch import Tensor
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.sampling import Sampling, choose
 from ttt_docs.memory.memory import Memory
+from ttt_docs.model.decode_step import SingleTokens
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.single import SingleTokens
-from ttt_docs.model.state import ReadingState
-from ttt_docs.reading import state_of
+from ttt_docs.reading.chunks import state_of
+from ttt_docs.ttt.state import ReadingState
 
 #: Tokens before the newest that a repetition penalty counts.
 RECENT = 256

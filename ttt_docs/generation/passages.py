@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
-from ttt_docs.feed import segments
-from ttt_docs.generation.names import TITLES, Name
 from ttt_docs.memory.memory import Memory
+from ttt_docs.text.names import TITLES, Name
+from ttt_docs.text.segments import segments
+from ttt_docs.text.tokenizer import Tokenizer
 
 #: Characters of a passage.
 SHORTEST, LONGEST = 120, 900

@@ -14,18 +14,18 @@ from typing import Literal, get_args
 
 import torch
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import UsageError
-from ttt_docs.generation.names import Name, proper_names
 from ttt_docs.generation.passages import sections, sentences, surprise
 from ttt_docs.generation.prompting import chat_tokens, reply
 from ttt_docs.generation.results import Evidence, Summary
 from ttt_docs.generation.sampling import Sampling
-from ttt_docs.generation.sentences import Quote, quotes, written
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.state import ReadingState
-from ttt_docs.reading import state_of
+from ttt_docs.reading.chunks import state_of
+from ttt_docs.text.names import Name, proper_names
+from ttt_docs.text.sentences import Quote, quotes, written
+from ttt_docs.text.tokenizer import Tokenizer
+from ttt_docs.ttt.state import ReadingState
 
 Length = Literal["sentence", "paragraph", "page"]
 #: Parts of the document that get a sentence each, sentences to a paragraph, and tokens if the model writes by itself.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.model.config import ModelConfig
+from ttt_docs.text.tokenizer import Tokenizer
 
 
 def end_tokens(config: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:

@@ -12,22 +12,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
-from ttt_docs.kernels.attention import Sinks, window_attention_cpu, window_attention_reference
-from ttt_docs.kernels.cross_entropy import linear_cross_entropy_cpu, linear_cross_entropy_reference
-from ttt_docs.kernels.heads import Heads, HeadsPlan, heads_reference
-from ttt_docs.kernels.inner_step import Balance, balance_reference, gradient_norm_reference, weight_step_reference
-from ttt_docs.kernels.native.attention import window_attention_native
+from ttt_docs.kernels.attention.definition import Sinks, window_attention_cpu, window_attention_reference
+from ttt_docs.kernels.attention.jvp import pair_window_attention
+from ttt_docs.kernels.attention.native import window_attention_native
+from ttt_docs.kernels.attention.training import window_attention_training
+from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_cpu, linear_cross_entropy_reference
+from ttt_docs.kernels.cross_entropy.jvp import pair_linear_cross_entropy
+from ttt_docs.kernels.cross_entropy.native import linear_cross_entropy_native
+from ttt_docs.kernels.heads.definition import Heads, HeadsPlan, heads_reference
+from ttt_docs.kernels.inner_step.definition import (
+    Balance,
+    balance_reference,
+    gradient_norm_reference,
+    weight_step_reference,
+)
+from ttt_docs.kernels.inner_step.native import balance_native, gradient_norm_native, weight_step_native
+from ttt_docs.kernels.jvp import pair_linear, pair_rms_norm, pair_swiglu
 from ttt_docs.kernels.native.build import native_library
-from ttt_docs.kernels.native.cross_entropy import linear_cross_entropy_native
-from ttt_docs.kernels.native.inner_step import balance_native, gradient_norm_native, weight_step_native
-from ttt_docs.kernels.native.rms_norm import rms_norm_native
-from ttt_docs.kernels.native.swiglu import swiglu_native
-from ttt_docs.kernels.pair_attention import pair_window_attention
-from ttt_docs.kernels.pair_cross_entropy import pair_linear_cross_entropy
-from ttt_docs.kernels.pairs import pair_linear, pair_rms_norm, pair_swiglu
-from ttt_docs.kernels.rms_norm import rms_norm_cpu, rms_norm_reference
-from ttt_docs.kernels.swiglu import swiglu_cpu, swiglu_reference
-from ttt_docs.kernels.training_attention import window_attention_training
+from ttt_docs.kernels.rms_norm.definition import rms_norm_cpu, rms_norm_reference
+from ttt_docs.kernels.rms_norm.native import rms_norm_native
+from ttt_docs.kernels.swiglu.definition import swiglu_cpu, swiglu_reference
+from ttt_docs.kernels.swiglu.native import swiglu_native
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
-from ttt_docs.kernels.attention import Sinks
+from ttt_docs.kernels.attention.definition import Sinks
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
-from ttt_docs.kernels.heads import heads_reference
+from ttt_docs.kernels.heads.definition import heads_reference
 
 #: The oldest compute capability with bfloat16 matrix units (A100); what the kernels are compiled and checked for.
 CAPABILITY = (8, 0)
@@ -143,12 +143,12 @@ def _checked(
 
 
 def _with_triton(flash: bool, strict: bool) -> Kernels:
-    from ttt_docs.kernels.triton.attention import window_attention_triton
-    from ttt_docs.kernels.triton.cross_entropy import linear_cross_entropy_triton
-    from ttt_docs.kernels.triton.heads import heads_triton
-    from ttt_docs.kernels.triton.rms_norm import add_rms_norm_triton, rms_norm_triton
-    from ttt_docs.kernels.triton.sgd import inner_step_triton, step_direction_triton, undo_step
-    from ttt_docs.kernels.triton.swiglu import swiglu_triton
+    from ttt_docs.kernels.attention.triton import window_attention_triton
+    from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
+    from ttt_docs.kernels.heads.triton import heads_triton
+    from ttt_docs.kernels.inner_step.triton import inner_step_triton, step_direction_triton, undo_step
+    from ttt_docs.kernels.rms_norm.triton import add_rms_norm_triton, rms_norm_triton
+    from ttt_docs.kernels.swiglu.triton import swiglu_triton
 
     def checked(operation: str, problem: Callable[..., str | None], kernel: Any, plain: Any) -> Callable[..., Any]:
         return _checked(operation, problem, kernel, plain, strict)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import Answer, Evidence
 from ttt_docs.lookup.candidates import candidates, measured
@@ -24,6 +23,7 @@ from ttt_docs.lookup.stored import index_of
 from ttt_docs.lookup.terms import TOKEN, terms, token_terms
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.tokenizer import Tokenizer
 
 #: Passages that are read and shown, and tokens of text that are read, unless the caller says otherwise.
 TOP_K, MAX_CONTEXT = 5, 2048

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ttt_docs.generation.names import TITLES, word_set
 from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.query import Kind
+from ttt_docs.text.names import TITLES, word_set
 
 _UNITS = "one two three four five six seven eight nine"
 _TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"

@@ -7,10 +7,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from ttt_docs.documents.document import Span as NamedSpan
-from ttt_docs.generation.names import word_set
 from ttt_docs.generation.results import Evidence
 from ttt_docs.lookup.terms import stop_words
 from ttt_docs.memory.memory import Memory, ReadDocument
+from ttt_docs.text.names import word_set
 
 _NUMBER = re.compile(r"\d+(?:[.,:/-]?\d+)*")
 _NAME = re.compile(r"[^\W\d_a-z][\w’'-]+")

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ttt_docs.generation.names import word_set
 from ttt_docs.lookup.terms import TOKEN, language_of, stop_words, token_terms
+from ttt_docs.text.names import word_set
 
 #: What the answer is to be: a quantity, a string that names a thing, a point in time, a proper name, or any span.
 Kind = Literal["uuid", "email", "url", "identifier", "number", "date", "name", "mention", "span"]

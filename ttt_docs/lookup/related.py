@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.tokenizer import Tokenizer
 
 #: Cosine from which on words are related, and at most how many are for one word.
 LEAST, MOST = 0.33, 40

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttt_docs import __version__
+from ttt_docs._version import __version__
 from ttt_docs.errors import MemoryFormatError, MemoryMismatchError, UsageError
+from ttt_docs.io import replacing
 from ttt_docs.memory.checks import (
     CHANGE_PARTS,
     FAST_NAMES,
@@ -31,7 +32,6 @@ from ttt_docs.memory.checks import (
     check_tokens,
 )
 from ttt_docs.memory.compaction import Changes, LowRank
-from ttt_docs.memory.files import replacing
 from ttt_docs.memory.header import (
     DAMAGED,
     DTYPE_NAMES,

@@ -98,7 +98,7 @@ class Memory:
 
         Raises MemoryMismatchError for another model's reader, UsageError if it does not fit or is compact already.
         """
-        from ttt_docs.compact import compact
+        from ttt_docs.reading.compact import compact
 
         reader.check(self)
         return compact(reader.model, self, max_bytes)

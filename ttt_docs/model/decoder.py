@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttt_docs.kernels.attention import Sinks
+from ttt_docs.kernels.attention.definition import Sinks
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
-from ttt_docs.kernels.heads import HeadsPlan, Rotation, rotate
+from ttt_docs.kernels.heads.definition import HeadsPlan, Rotation, rotate
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.model.fused import run_fused

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels.heads import Rotation
+from ttt_docs.kernels.heads.definition import Rotation
 from ttt_docs.model.config import ModelConfig
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ttt_docs.errors import UsageError
-from ttt_docs.memory.files import replacing
+from ttt_docs.io import replacing
 from ttt_docs.report.findings import Findings
 
 

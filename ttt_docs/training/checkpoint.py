@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
 from ttt_docs.errors import CheckpointError
-from ttt_docs.memory.files import replacing
+from ttt_docs.io import replacing
 from ttt_docs.training.processes import Processes
 from ttt_docs.training.recipe import Recipe
 from ttt_docs.training.weights import INNER_LR, Weights

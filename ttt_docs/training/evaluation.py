@@ -7,9 +7,9 @@ import torch
 
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.state import ReadingState
 from ttt_docs.training.processes import Processes
 from ttt_docs.training.sequences import Sequences
+from ttt_docs.ttt.state import ReadingState
 
 
 def validation_loss(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ttt_docs.checkpoints.adapter import save_adapter
-from ttt_docs.checkpoints.source import State, WeightSource
-from ttt_docs.checkpoints.store import copy_tokenizer, write_checkpoint
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.training.recipe import Recipe
 from ttt_docs.training.start import Start
 from ttt_docs.training.weights import INNER_LR
+from ttt_docs.weights.adapter import save_adapter
+from ttt_docs.weights.converted import copy_tokenizer, write_checkpoint
+from ttt_docs.weights.source import State, WeightSource
 
 
 def export(

@@ -120,7 +120,7 @@ class ComputeRecipe(BaseModel):
     micro_batch: int = Field(1, gt=0, description="sequences computed together in one process")
     parallel: Literal["data", "sharded"] = Field("data", description="sharded: FSDP2, for what does not fit one device")
     recompute: Literal["none", "compiled", "chunks", "suffix", "logarithmic"] = Field(
-        "chunks", description="what is kept for the backward pass: see `ttt_docs.training.outer.Recompute`"
+        "chunks", description="what is kept for the backward pass: see `ttt_docs.ttt.outer_loop.Recompute`"
     )
 
 
@@ -131,7 +131,7 @@ class Recipe(BaseModel):
 
     name: str
     mode: Literal["meta", "first-order", "naive", "none"] = Field(
-        "meta", description="see `ttt_docs.training.outer.Mode`"
+        "meta", description="see `ttt_docs.ttt.outer_loop.Mode`"
     )
     trains: Literal["all", "adapter", "suffix"] = Field(
         "all",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
-from ttt_docs.memory.files import replacing
+from ttt_docs.io import replacing
 
 LOG = "log.jsonl"
 

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import DocumentError, TTTDocsError
-from ttt_docs.feed import segments
-from ttt_docs.memory.files import replacing
+from ttt_docs.io import replacing
+from ttt_docs.text.segments import segments
+from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training.sources import DataSource, documents
 
 FORMAT_VERSION = 1

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from ttt_docs.checkpoints import fetch
-from ttt_docs.checkpoints.adapter import adapted, load_adapter
-from ttt_docs.checkpoints.registry import cache_folder, resolve
-from ttt_docs.checkpoints.retrofit import retrofit
-from ttt_docs.checkpoints.source import State, check_state
-from ttt_docs.checkpoints.store import Checkpoint, load_checkpoint
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import UsageError
-from ttt_docs.memory.files import replacing
+from ttt_docs.io import replacing
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training.recipe import Recipe
+from ttt_docs.weights import fetch
+from ttt_docs.weights.adapter import adapted, load_adapter
+from ttt_docs.weights.converted import Checkpoint, load_checkpoint
+from ttt_docs.weights.registry import cache_folder, resolve
+from ttt_docs.weights.retrofit import retrofit
+from ttt_docs.weights.source import State, check_state
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ttt_docs.checkpoints.registry import cache_folder
-from ttt_docs.checkpoints.tokenizer import Tokenizer
 from ttt_docs.errors import TTTDocsError, UsageError
-from ttt_docs.interrupt import Interrupt
+from ttt_docs.io import Interrupt
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.loading import best_dtype
+from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training import checkpoint
 from ttt_docs.training.evaluation import validation_loss
 from ttt_docs.training.export import export
@@ -35,6 +33,8 @@ from ttt_docs.training.shards import Shards, build_shards, shards_folder, wait_f
 from ttt_docs.training.sources import find_sources
 from ttt_docs.training.start import Start, check_vocabulary, config_of, start_of, tokenizer_folder
 from ttt_docs.training.weights import Weights, gather_prime_mlps, prepare
+from ttt_docs.weights.loading import best_dtype
+from ttt_docs.weights.registry import cache_folder
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ttt_docs.checkpoints.source import State
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.loading import build_decoder
-from ttt_docs.training.outer import OuterLoss, outer_loss
 from ttt_docs.training.processes import Processes
 from ttt_docs.training.recipe import Recipe
-from ttt_docs.training.scan import names_above
+from ttt_docs.ttt.outer_loop import OuterLoss, outer_loss
+from ttt_docs.ttt.outer_scan import names_above
+from ttt_docs.weights.loading import build_decoder
+from ttt_docs.weights.source import State
 
 #: The learned inner learning rates' name beside the model's parameters.
 INNER_LR = "inner_lr"

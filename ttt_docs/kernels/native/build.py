@@ -19,11 +19,12 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ttt_docs.folders import cache_folder
+from ttt_docs.io import cache_folder
 
+KERNELS = Path(__file__).parents[1]
 SOURCES = (
-    "common.h", "tiles.h", "products.h", "attention.cpp", "cross_entropy.cpp", "elementwise.cpp", "inner_step.cpp",
-    "products.cpp",
+    "native/common.h", "native/tiles.h", "native/products.h", "attention/native.cpp", "cross_entropy/native.cpp",
+    "native/elementwise.cpp", "inner_step/native.cpp", "native/products.cpp",
 )  # fmt: skip
 FLAGS = (
     "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
@@ -102,18 +103,18 @@ def compiled_path(compiler: str, target: Target) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
     digest = hashlib.sha256(repr((version, target.flags)).encode())
     for name in SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+        digest.update((KERNELS / name).read_bytes())
     return cache_folder() / "kernels" / f"native-{digest.hexdigest()[:16]}.so"
 
 
 def compile_library(compiler: str, target: Target, path: Path) -> None:
     """Raises OSError or SubprocessError. Processes that do this at the same time all succeed: the last rename stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sources = [str(Path(__file__).with_name(name)) for name in SOURCES if name.endswith(".cpp")]
+    sources = [str(KERNELS / name) for name in SOURCES if name.endswith(".cpp")]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         subprocess.run(
-            [compiler, *target.flags, *sources, "-o", str(made)],
+            [compiler, *target.flags, f"-I{KERNELS / 'native'}", *sources, "-o", str(made)],
             capture_output=True,
             text=True,
             check=True,

@@ -1,0 +1,105 @@
+"""SwiGLU with its element-wise work inside the compiled products: reading in bfloat16 on CPUs with AMX or AVX-512."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttt_docs.kernels.native.calls import LEAST_ROWS, call, multiply
+from ttt_docs.kernels.swiglu.definition import swiglu_cpu
+from ttt_docs.kernels.workspace import workspace
+
+#: Up to this many rows (the guard's, a few tokens scored) a product is as fast as memory hands out its weights.
+FEW_ROWS = 16
+
+
+def _each(weight: Tensor, batch: int) -> list[Tensor]:
+    """One weight per sequence."""
+    return [weight] * batch if weight.dim() == 2 else list(weight)
+
+
+def _apart(x: Tensor, columns: int) -> Tensor:
+    """An empty [batch, tokens, columns] whose rows lie a cache line further apart than they need to: at distances of
+    (nearly) powers of two, rows would drive each other out of the caches."""
+    return x.new_empty(*x.shape[:2], columns + 32)[..., :columns]
+
+
+def _activate(x: Tensor, w13: Tensor, both: Tensor | None) -> Tensor:
+    """silu(w1 x) * (w3 x) for x [batch, tokens, dim]; `both` [batch, tokens, 2 * hidden] gets w1 x beside w3 x."""
+    batch, tokens, dim = x.shape
+    hidden = w13.shape[-2] // 2
+    activated = _apart(x, hidden)
+    for i, own in enumerate(_each(w13, batch)):
+        kept = (None, 0) if both is None else (both[i], both.stride(1))
+        weights = own[:hidden], own[hidden:]
+        call("swiglu_forward", tokens, hidden, dim, x[i], *weights, *kept, activated[i], activated.stride(1))
+    return activated
+
+
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    """x [batch, tokens, in] @ weight [in, out], the batch's or each sequence's own."""
+    out = x.new_empty(*x.shape[:2], weight.shape[-1])
+    for row, own, to in zip(x, _each(weight, x.shape[0]), out, strict=True):
+        multiply(row, own, to)
+    return out
+
+
+def _outer(grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient of each sequence's weight: the sum over tokens of grad^T x."""
+    out = x.new_empty(x.shape[0], grad.shape[-1], x.shape[-1])
+    for g, row, to in zip(grad, x, out, strict=True):
+        multiply(g.t(), row, to)
+    return out
+
+
+def _few(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+    """SwiGLU without gradient for x [batch, at most `FEW_ROWS`, dim]."""
+    rows, hidden = x.shape[1], w2.shape[-1]
+    out, both = torch.empty_like(x), x.new_empty(rows, 2 * hidden)
+    for row, own13, own2, to in zip(x, _each(w13, len(x)), _each(w2, len(x)), out, strict=True):
+        call("multiply_few", rows, 2 * hidden, x.shape[-1], row, own13, both)
+        activated = F.silu(both[:, :hidden]).mul_(both[:, hidden:])
+        call("multiply_few", rows, x.shape[-1], hidden, activated, own2, to)
+    return out
+
+
+class _SwiGLUNative(torch.autograd.Function):
+    """Gradient for x and, where asked for, per-sequence weights; frozen weights cost nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:  # type: ignore[override]
+        both = _apart(x, w13.shape[-2])
+        activated = _activate(x, w13, both)
+        ctx.save_for_backward(x, w13, w2, both, activated if ctx.needs_input_grad[2] else None)
+        return _times(activated, w2.mT)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, w13, w2, both, activated = ctx.saved_tensors
+        (batch, tokens, dim), hidden = x.shape, w2.shape[-1]
+        grad = grad.contiguous()
+        grad_both = workspace("gradient of gate and up", (batch, tokens, both.stride(1)), x.dtype)[..., : 2 * hidden]
+        for i, own in enumerate(_each(w2, batch)):
+            call("swiglu_backward", tokens, hidden, dim, grad[i], own, both[i], grad_both[i], both.stride(1))
+        grad_w2 = _outer(grad, activated) if activated is not None else None
+        grad_w13 = _outer(grad_both, x) if ctx.needs_input_grad[1] else None
+        grad_x = _times(grad_both, w13) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_w13, grad_w2
+
+
+def swiglu_native(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+    """As `swiglu_cpu`, which still does what the compiled products were not made for."""
+    dims = (x.shape[-1], w2.shape[-1])
+    few = x.shape[1] <= FEW_ROWS and not torch.is_grad_enabled()
+    if x.dtype != torch.bfloat16 or (x.shape[1] < LEAST_ROWS and not few) or any(dim % 32 for dim in dims):
+        return swiglu_cpu(x, w13, w2)
+    x, w13, w2 = x.contiguous(), w13.contiguous(), w2.contiguous()
+    if few:
+        return _few(x, w13, w2)
+    if not torch.is_grad_enabled():
+        return _times(_activate(x, w13, None), w2.mT)
+    return _SwiGLUNative.apply(x, w13, w2)

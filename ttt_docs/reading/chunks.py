@@ -1,0 +1,241 @@
+"""The way of a document through the model: text -> tokens -> chunks -> memory, and from a memory back to a state."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ttt_docs.memory.memory import BlockWeights, Memory
+from ttt_docs.model.config import ModelConfig, ReadingConfig
+from ttt_docs.model.decoder import Decoder, FastWeights
+from ttt_docs.reading.compact import state_of_compact
+from ttt_docs.text.segments import segments
+from ttt_docs.text.tokenizer import Tokenizer
+from ttt_docs.ttt.state import ChunkResult, ReadingState
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    """What reading one chunk showed."""
+
+    index: int  # of the chunk, from 0
+    tokens: int  # read so far, this chunk included
+    loss: float  # nats per token, before the update made from this chunk
+    grad_norm: float  # of the fast weights' gradient, before clipping
+    clip: float  # factor the gradient was multiplied with
+    skipped: bool  # the guard refused the update
+    seconds: float
+
+
+def state_of(model: Decoder, memory: Memory) -> ReadingState:
+    """The state a memory was taken from, at its last whole chunk."""
+    if memory.change is not None:
+        return state_of_compact(model, memory)
+    state = ReadingState(model, memory.reading)
+    device = model.embed.weight.device
+    fast = state.fast
+    if memory.fast:
+        blocks = (memory.fast[i] for i in model.config.suffix)
+        fast = [FastWeights(*(block[n].to(device).unsqueeze(0) for n in FastWeights._fields)) for block in blocks]
+    pairs = (memory.window[i] for i in range(model.config.blocks))
+    caches = [(k.to(device, model.dtype).unsqueeze(0), v.to(device, model.dtype).unsqueeze(0)) for k, v in pairs]
+    state.restore(memory.position, fast, caches)
+    return state
+
+
+def expand(model: Decoder, memory: Memory) -> Memory:
+    """A compact memory with its fast weights and window; any other as it is."""
+    if memory.change is None:
+        return memory
+    fast, window = snapshot(state_of_compact(model, memory))
+    return replace(memory, fast=fast, window=window, change=None)
+
+
+def fits(config: ModelConfig, memory: Memory) -> bool:
+    """Whether the shapes of a memory are those of a model, and its tokens in its vocabulary."""
+    fast = {(block, name): tuple(w.shape) for block, ws in memory.fast.items() for name, w in ws.items()}
+    fast |= {(block, name): tuple(low.shape) for block, ws in (memory.change or {}).items() for name, low in ws.items()}
+    wide, high = (config.prime_dim, config.dim), (config.dim, config.prime_dim)
+    expected = {(block, name): high if name == "w2" else wide for block in config.suffix for name in ("w1", "w2", "w3")}
+    window = {block: (k.shape[0], k.shape[2]) for block, (k, _) in memory.window.items()}
+    return (
+        fast in ({}, expected)
+        and window in ({}, dict.fromkeys(range(config.blocks), (config.kv_heads, config.head_dim)))
+        and (memory.change is not None or memory.position == 0 or bool(window))
+        and (memory.tokens.numel() == 0 or int(memory.tokens.max()) < config.vocab_size)
+    )
+
+
+def snapshot(state: ReadingState, row: int = 0) -> tuple[dict[int, BlockWeights], dict[int, tuple[Tensor, Tensor]]]:
+    """Fast weights and window of one document, as a memory holds them (on the CPU, independent of the state)."""
+    config = state.model.config
+    fast: dict[int, BlockWeights] = {}
+    if state.reading.learn:
+        for i, block in zip(config.suffix, state.fast, strict=True):
+            fast[i] = {name: w[row].float().cpu() for name, w in zip(FastWeights._fields, block, strict=True)}
+    window: dict[int, tuple[Tensor, Tensor]] = {}
+    for i, cache in enumerate(state.caches):
+        if state.position == 0:
+            empty = torch.empty(config.kv_heads, 0, config.head_dim, dtype=state.model.dtype)
+            window[i] = (empty, empty)
+        else:
+            k, v = cache.export()
+            window[i] = (k[row].cpu(), v[row].cpu())
+    return fast, window
+
+
+class Track:
+    """Tokens and losses of one document being read; what is not in the model yet waits at the end of `tokens`."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.tokens = array("i", memory.tokens.tolist())
+        self.nll = array("f", memory.nll.tolist())
+        self.text: list[str] = []
+        self.skipped = memory.skipped
+
+    def waiting(self, position: int) -> int:
+        return len(self.tokens) - position
+
+    def piece(self, position: int, count: int) -> Tensor:
+        """Token ids [1, count] from `position`."""
+        return torch.tensor(self.tokens[position : position + count], dtype=torch.int64).unsqueeze(0)
+
+    def note(self, position: int, nll: Tensor) -> None:
+        """Losses [n] of the tokens after `position`; provisional ones are replaced when their chunk is complete."""
+        values = array("f", nll.tolist())
+        del self.nll[position + 1 :]
+        self.nll.extend([0.0] * (position + 1 - len(self.nll)))
+        self.nll.extend(values)
+
+    def finish(self, state: ReadingState, row: int = 0) -> Memory:
+        """The memory of everything read; the last part of a chunk is scored and stays pending."""
+        pending = self.waiting(state.position)
+        if pending > 1:
+            own = state if state.batch == 1 else state.select([row])
+            self.note(state.position, own.score(self.piece(state.position, pending).to(_device(state)))[0])
+        return self._memory(state, row, len(self.tokens))
+
+    def so_far(self, state: ReadingState) -> Memory:
+        """The memory of the whole chunks read, between two pieces of them; reading can go on."""
+        return self._memory(state, 0, min(state.position + 1, len(self.tokens)))
+
+    def _memory(self, state: ReadingState, row: int, tokens: int) -> Memory:
+        nll = self.nll[:tokens]
+        nll.extend([0.0] * (tokens - len(nll)))
+        fast, window = snapshot(state, row)
+        text = None if self.memory.text is None else self.memory.text + "".join(self.text)
+        return replace(
+            self.memory,
+            fast=fast,
+            window=window,
+            position=state.position,
+            tokens=torch.tensor(self.tokens[:tokens], dtype=torch.int32),
+            nll=torch.tensor(nll, dtype=torch.float32),
+            text=text,
+            skipped=self.skipped,
+            change=None,
+            index=None,
+        )
+
+
+def _device(state: ReadingState) -> torch.device:
+    return state.model.embed.weight.device
+
+
+def read_stream(
+    state: ReadingState,
+    track: Track,
+    pieces: Iterable[str],
+    tokenizer: Tokenizer,
+    skip: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[ChunkReport]:
+    """Reads text that comes in pieces, chunk by chunk, in memory that does not grow but by the tokens themselves.
+
+    `skip` tokens at the start were read before (a document that is gone on with). `stop()` is called between two pieces
+    of chunks, where the state can be kept, and ends reading when it says so.
+    """
+    chunk = state.reading.chunk
+    for segment in segments(pieces):
+        track.text.append(segment)
+        ids = tokenizer.encode(segment)
+        ids, skip = ids[skip:], max(0, skip - len(ids))
+        track.tokens.extend(ids)
+        while track.waiting(state.position) > state.slots_left * chunk:
+            yield from _read_chunks(state, track, state.slots_left)
+            if stop():
+                return
+    rest = (track.waiting(state.position) - 1) // chunk
+    if rest > 0:
+        yield from _read_chunks(state, track, rest)
+
+
+def _read_chunks(state: ReadingState, track: Track, count: int) -> Iterator[ChunkReport]:
+    start, chunk = state.position, state.reading.chunk
+    tokens = track.piece(start, count * chunk + 1).to(_device(state))
+    for i, result in enumerate(state.read(tokens)):
+        track.note(start + i * chunk, result.nll[0])
+        track.skipped += int(result.skipped[0])
+        yield report(result, state.reading.chunk)
+
+
+def report(result: ChunkResult, chunk: int, row: int = 0) -> ChunkReport:
+    return ChunkReport(
+        index=result.index,
+        tokens=(result.index + 1) * chunk,
+        loss=float(result.loss[row]),
+        grad_norm=float(result.grad_norm[row]),
+        clip=float(result.clip[row]),
+        skipped=bool(result.skipped[row]),
+        seconds=result.seconds,
+    )
+
+
+def batch_state(model: Decoder, reading: ReadingConfig, count: int) -> ReadingState:
+    """A state for reading `count` documents in step.
+
+    On a CPU the prefix of several runs one chunk ahead: it has rows enough then, and what is short needs no padding to
+    a piece.
+    """
+    state = ReadingState(model, reading, count)
+    if count > 1 and not state.on_device:
+        state.piece = 1
+    return state
+
+
+def read_batch(
+    state: ReadingState, tracks: list[Track], on_chunk: Callable[[int, ChunkReport], None] | None = None
+) -> list[Memory]:
+    """Reads several documents, whose tokens are all in their tracks, in step: each with fast weights of its own.
+
+    A document that has no whole chunk left gets its memory and leaves the batch. Returns memories in the given order.
+    """
+    chunk = state.reading.chunk
+    memories: dict[int, Memory] = {}
+    rows = list(range(len(tracks)))  # which document each row of the state reads
+    while rows:
+        chunks_left = {d: (tracks[d].waiting(state.position) - 1) // chunk for d in rows}
+        done = [d for d in rows if chunks_left[d] <= 0]
+        for d in done:
+            memories[d] = tracks[d].finish(state, rows.index(d))
+        if done:
+            keep = [i for i, d in enumerate(rows) if d not in done]
+            rows = [rows[i] for i in keep]
+            if not rows:
+                break
+            state = state.select(keep)
+        count = min([state.slots_left, *(chunks_left[d] for d in rows)])
+        start = state.position
+        tokens = torch.cat([tracks[d].piece(start, count * chunk + 1) for d in rows]).to(_device(state))
+        for i, result in enumerate(state.read(tokens)):
+            for row, d in enumerate(rows):
+                tracks[d].note(start + i * chunk, result.nll[row])
+                tracks[d].skipped += int(result.skipped[row])
+                if on_chunk is not None:
+                    on_chunk(d, report(result, chunk, row))
+    return [memories[d] for d in range(len(tracks))]

@@ -1,0 +1,74 @@
+"""The updates of a tiny model: everything is kept for plain autograd, and a chunk's step is compiled.
+
+A step of a tiny model on a CPU is hundreds of operations on tensors of a few kilobytes: their calls cost more than
+their numbers. With one suffix block a chunk touches no attention (its own comes before the prime MLP, and runs ahead of
+the updates), so the step is a pure function: torch.compile makes one program of it, inner gradient included, and one
+of its gradient. That takes some twenty seconds at the first step, and a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+from torch import Tensor
+
+from ttt_docs.errors import UsageError
+from ttt_docs.kernels.dispatch import Kernels
+from ttt_docs.model.config import ReadingConfig
+from ttt_docs.model.decoder import Decoder, FastWeights, product_weights
+from ttt_docs.ttt.inner_loop import chunk_loss, inner_step
+
+
+def through_compiled_updates(
+    model: Decoder,
+    x: Tensor,
+    targets: Tensor,
+    fast: list[FastWeights],
+    reading: ReadingConfig,
+    second_order: bool,
+    rates: Tensor,
+    kernels: Kernels,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `scan.through_updates` gives: x [batch, tokens, dim] has been through the attention of the suffix block;
+    targets [batch, tokens]; rates as `outer_loss` has them. The kernels must be differentiable twice.
+
+    Raises UsageError where there is no C++ compiler.
+    """
+    if x.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UsageError("recompute 'compiled' needs a C++ compiler, g++ or the one in CXX: or set it to 'none'")
+    own = [w.contiguous() for w in fast[0]]  # one layout for all chunks: one program
+    losses, norms, nlls = [], [], []
+    for here, wanted in zip(x.split(reading.chunk, dim=1), targets.split(reading.chunk, dim=1), strict=True):
+        own, loss, norm, nll = _step(
+            model, here.contiguous(), wanted.contiguous(), own, reading, second_order, rates, kernels
+        )
+        losses.append(loss)
+        norms.append(norm.detach())
+        nlls.append(nll.detach())
+    stacked = torch.stack(losses, dim=1)
+    return stacked.mean(), stacked.detach(), torch.stack(norms, dim=1), torch.cat(nlls, dim=1)
+
+
+@torch.compile(fullgraph=True, dynamic=False)
+def _step(
+    model: Decoder, x: Tensor, targets: Tensor, fast: list[Tensor], reading: ReadingConfig, second_order: bool,
+    rates: Tensor, kernels: Kernels,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:  # fmt: skip
+    """The fast weights after a chunk; its loss [batch], gradient norm [batch] and token losses with those of before."""
+
+    def predict(fast: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        weights = product_weights(FastWeights(*fast), model.dtype)
+        out = model.feed_forward(x, model.config.prefix_blocks, [weights], kernels)
+        nll = model.token_nll(out, targets, kernels)
+        loss = chunk_loss(nll, targets, model.config.bos_token_id)
+        return loss.sum(), (loss, nll)
+
+    grads, (loss, nll) = torch.func.grad(predict, has_aux=True)(fast)
+    if not second_order:
+        grads = [g.detach() for g in grads]
+    step = inner_step([FastWeights(*fast)], [FastWeights(*grads)], reading, rates)
+    # Inductor's gradient is wrong if the step's own norm is an output as well (seen with torch 2.13; a test holds it).
+    norm = torch.stack([g.detach().square().sum(dim=(1, 2)) for g in grads]).sum(0).sqrt()
+    return list(step.fast[0]), loss, norm, nll

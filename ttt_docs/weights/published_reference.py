@@ -1,0 +1,126 @@
+"""Reference outputs of the published method (METHOD section 7): tiny models with their losses and gradients.
+
+`published.py` has the layout of their parameters.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ttt_docs.errors import CheckpointError
+from ttt_docs.model.config import ModelConfig, ReadingConfig
+from ttt_docs.weights.names import parameter_shapes
+from ttt_docs.weights.published import published_layout, rows_of
+from ttt_docs.weights.source import State, compare_shapes
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference file. `tokens` is `[T + 1]`, `token_nll` `[T]` in nats, `grads` has the names of `state`."""
+
+    config: ModelConfig
+    reading: ReadingConfig
+    state: State
+    tokens: torch.Tensor
+    token_nll: torch.Tensor
+    loss: float
+    grads: State
+    settings: dict[str, Any]  # the file's own config; settings["train_mode"] is "meta" or "pretrain"
+
+
+def load_reference(path: str | Path) -> Reference:
+    """Read a reference .npz file, weights and gradients under our names.
+
+    Raises:
+        CheckpointError: not such a file, or a layout that is not known.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        settings = json.loads(str(arrays["config"]))
+        config, reading = configs_from_reference(settings)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a reference file: {error}") from error
+
+    def group(prefix: str) -> dict[str, np.ndarray]:
+        return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+    return Reference(
+        config=config,
+        reading=reading,
+        state=state_from_published(config, group("param/")),
+        tokens=torch.from_numpy(arrays["tokens"].astype(np.int64)),
+        token_nll=torch.from_numpy(arrays["token_nll"]),
+        loss=float(arrays["loss"]),
+        grads=state_from_published(config, group("grad/")),
+        settings=settings,
+    )
+
+
+def configs_from_reference(settings: dict[str, Any]) -> tuple[ModelConfig, ReadingConfig]:
+    """The two configurations that a published config (a dict of its own names) amounts to.
+
+    Raises:
+        CheckpointError: a block type that is not known.
+    """
+    kind = settings["seq_modeling_block"]
+    if kind not in ("SWA", "SWAFull", "self_attention"):
+        raise CheckpointError(f"{settings['name']}: seq_modeling_block {kind!r} is not known")
+    full = kind == "self_attention"
+    window = settings["seq_len"] if full else settings["sliding_window_size"]
+    heads, dim, prime = settings["num_attention_heads"], settings["hidden_size"], settings["prime"]
+    config = ModelConfig(
+        name=settings["name"],
+        vocab_size=settings["vocab_size"],
+        blocks=settings["num_hidden_layers"],
+        dim=dim,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=dim // heads,
+        mlp_dim=settings["intermediate_size"],
+        suffix_blocks=settings["suffix_len"] if prime else 0,
+        post_norm=True,
+        qk_norm=settings["qk_norm"],
+        norm_eps=settings["rms_norm_eps"],
+        rope_theta=settings["rope_theta"],
+        tied_head=settings["tie_word_embeddings"],
+        max_positions=settings["seq_len"],
+        window=None if full else window,
+    )
+    reading = ReadingConfig(
+        chunk=min(settings["mini_batch_size"], window),  # without an update the chunk is only a way of computing
+        window=window,
+        learn=prime,
+        inner_rule="sgd",
+        inner_lr=settings["inner_lr"],
+        inner_clip=settings["inner_clip"],
+        guard=None,  # the published method has none
+    )
+    return config, reading
+
+
+def state_from_published(config: ModelConfig, arrays: dict[str, np.ndarray]) -> State:
+    """Parameters, or gradients with respect to them, from the published layout to our names.
+
+    Raises:
+        CheckpointError: arrays missing, left over or of the wrong shape.
+    """
+    layout = published_layout(config)
+    compare_shapes(
+        {path: published.shape for path, published in layout.items()},
+        {path: array.shape for path, array in arrays.items()},
+        config.name,
+    )
+    state = {name: torch.empty(shape) for name, shape in parameter_shapes(config).items()}
+    for path, published in layout.items():
+        array = torch.from_numpy(np.array(arrays[path]))
+        for entry, target in zip(array if published.stacked else [array], published.targets, strict=True):
+            rows = rows_of(entry, target, published.stacked)
+            state[target.name][target.row : target.row + len(rows)] = rows
+    return state
