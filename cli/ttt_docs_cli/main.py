@@ -6,6 +6,7 @@ Nothing here or at the top of a command's file imports torch, so that `--help` a
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import traceback
 
@@ -19,12 +20,13 @@ from ttt_docs_cli.evaluation import evaluate
 from ttt_docs_cli.ingest import ingest
 from ttt_docs_cli.inspection import inspect
 from ttt_docs_cli.models import models
-from ttt_docs_cli.output import note
+from ttt_docs_cli.output import LogNotes, note
 from ttt_docs_cli.routing import route
 from ttt_docs_cli.store import store
 from ttt_docs_cli.train import train
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+LOG_NOTES = LogNotes()
 
 
 class Commands(click.Group):
@@ -69,6 +71,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.""",
 @click.version_option(__version__, "-V", "--version", prog_name="ttt-docs")
 def cli() -> None:
     """Reads a long document into the fast weights of a language model, and answers from that memory."""
+    logger = logging.getLogger("ttt_docs")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(LOG_NOTES)
 
 
 for command in (ingest, summarize, ask, route, continue_, inspect, models, train, evaluate, store, corpus, env):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,13 @@ def note(text: object, quiet: bool = False) -> None:
     """A word to the person at the terminal, to standard error."""
     if not quiet:
         click.echo(plain(text), err=True)
+
+
+class LogNotes(logging.Handler):
+    """What the library logs, as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
 
 
 def table(rows: list[tuple[str, object]], indent: str = "") -> None:

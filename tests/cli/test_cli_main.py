@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -102,6 +103,15 @@ def test_errors_on_purpose_have_a_traceback_too_if_asked(monkeypatch):
     monkeypatch.setenv("TTT_DOCS_DEBUG", "1")
     result = CliRunner().invoke(cli, ["inspect", "missing.ttt"])
     assert result.exit_code == 1 and "Traceback" in result.stderr and "Error: missing.ttt" in result.stderr
+
+
+def test_what_the_library_logs_is_shown_once_on_standard_error(run, monkeypatch):
+    """Before there was a handler, the library itself printed; a log without a handler loses what is not a warning."""
+    logger = logging.getLogger("ttt_docs.weights.fetch")
+    monkeypatch.setattr("ttt_docs.weights.registry.resolve", lambda name: logger.info("downloading %s ...", name))
+    for _ in range(2):
+        result = run("models", "pull", "a\x1bb")
+        assert result.stderr == "downloading a\\x1bb ...\n" and "downloading" not in result.stdout
 
 
 def test_ctrl_c_anywhere(run, monkeypatch):

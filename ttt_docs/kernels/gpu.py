@@ -1,13 +1,13 @@
 """Which kernels run on a CUDA device: flash-attn where it is installed and can do the job, Triton, plain PyTorch.
 
 The choice is made per call. A call that a kernel does not take (its data type, head dimension or device) goes to plain
-PyTorch, with one warning for each reason; where TTT_DOCS_KERNELS=triton forces the kernel, it is an error instead.
+PyTorch, and each reason is logged once as a warning. Where TTT_DOCS_KERNELS=triton forces the kernel, it is an error.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -22,6 +22,8 @@ from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention.definition import Sinks
 from ttt_docs.kernels.dispatch import REFERENCE, Kernels
 from ttt_docs.kernels.heads.definition import heads_reference
+
+logger = logging.getLogger(__name__)
 
 #: The oldest compute capability with bfloat16 matrix units (A100); what the kernels are compiled and checked for.
 CAPABILITY = (8, 0)
@@ -83,7 +85,7 @@ def _device_problem(device: torch.device) -> str | None:
 @cache
 def _warn(message: str) -> None:
     """Once per message and process."""
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    logger.warning(message)
 
 
 def _dtype_problem(x: Tensor) -> str | None:

