@@ -15,13 +15,13 @@ import json
 import sys
 
 import torch
+from reference import Reference, load_reference
 
 from ttt_docs.errors import TTTDocsError
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.outer_loop import outer_loss
 from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.loading import build_decoder
-from ttt_docs.weights.published_reference import Reference, load_reference
 
 
 def gradient_errors(reference: Reference, model: Decoder) -> dict[str, float]:

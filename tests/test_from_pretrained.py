@@ -11,8 +11,7 @@ from tiny_model import TINY, byte_tokenizer, tiny_decoder
 from ttt_docs import CheckpointError, MemoryMismatchError, TTTReader, UsageError
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.weights.converted import write_checkpoint
-from ttt_docs.weights.names import parameter_shapes
-from ttt_docs.weights.source import WeightSource
+from ttt_docs.weights.parameters import WeightSource, parameter_shapes
 
 
 def write(folder: Path, config: ModelConfig) -> Path:

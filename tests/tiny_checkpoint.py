@@ -9,8 +9,7 @@ import torch
 
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.weights.converted import write_checkpoint
-from ttt_docs.weights.names import parameter_shapes
-from ttt_docs.weights.source import WeightSource
+from ttt_docs.weights.parameters import WeightSource, parameter_shapes
 
 torch.set_num_threads(1)
 

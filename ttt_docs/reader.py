@@ -37,9 +37,8 @@ from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.adapter import SHIPPED, adapted, base_of, chosen_adapter, is_adapter
 from ttt_docs.weights.converted import derived_fingerprint, load_checkpoint, reading_of
-from ttt_docs.weights.loading import build_decoder, device_of, dtype_of
+from ttt_docs.weights.loading import build_decoder, device_of, dtype_of, retrofit
 from ttt_docs.weights.registry import resolve
-from ttt_docs.weights.retrofit import retrofit
 
 OnChunk = Callable[[ChunkReport], None]
 

@@ -131,7 +131,7 @@ def ingest(
 
 def _target(documents: Sequence[str], output: str | None, old: str | None) -> Path:
     """The file to write: found unfit now rather than after an hour of reading."""
-    from ttt_docs.documents.source import is_url
+    from ttt_docs.documents.origin import is_url
     from ttt_docs.io import check_writable
 
     if documents.count("-") > 1:

@@ -96,7 +96,7 @@ def import_orbax(
     DIR is the checkpoint, one of its steps, or a step's model_weights. The published models use the Llama 3 tokenizer,
     which is not part of a checkpoint.
     """
-    from ttt_docs.weights.orbax import import_checkpoint
+    from ttt_docs.weights.published import import_checkpoint
 
     written = import_checkpoint(folder, output, size=size, config_file=config, tokenizer=tokenizer)
     if as_json:

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from ttt_docs.documents import load_document
-from ttt_docs.documents.chapters import chapter_spans
+from ttt_docs.documents.plain import chapter_spans
 from ttt_docs.errors import DocumentError
 
 SENTENCE = "Die Bürger von Köln grüßten den König über die Brücke. “Ça va?” – naïve café, señor Müller aß Äpfel.\n"

@@ -27,7 +27,7 @@ from memory_files import make_memory, seal, unpack
 
 from ttt_docs import MemoryFormatError
 from ttt_docs.memory import Memory, inspect_memory, load_memory, memories_equal, summary
-from ttt_docs.memory.compaction import compress
+from ttt_docs.weights.lowrank import compress
 
 SECONDS, GROWTH_BYTES = 2.0, 100_000_000
 NUMBERS: list[Any] = [-1, 0, 1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**31, 2**40, 2**62, 2**63, 10**30, 0.5, 1e308, -1e308]

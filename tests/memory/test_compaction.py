@@ -10,12 +10,12 @@ from memory_files import pack, refused, rewrite, unpack
 
 from ttt_docs import Memory, MemoryMismatchError, MemoryStore, TTTReader, UsageError
 from ttt_docs.memory import inspect_memory, memories_equal, summary
-from ttt_docs.memory.compaction import compress, term_bytes
 from ttt_docs.memory.packing import pack as pack_bytes
 from ttt_docs.memory.packing import pack_numbers, unpack_numbers
 from ttt_docs.memory.packing import unpack as unpack_bytes
 from ttt_docs.model.decoder import FastWeights
 from ttt_docs.reading.compact import state_of_compact
+from ttt_docs.weights.lowrank import compress, term_bytes
 
 TEXT = "\n".join(f"{day}. The ship lay still; the captain counted {day * 37 % 101} waves." for day in range(1, 13))
 ROOM = 1_000_000  # more than everything of the tiny model takes

@@ -14,8 +14,7 @@ from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.huggingface import open_huggingface
-from ttt_docs.weights.loading import build_decoder
-from ttt_docs.weights.retrofit import retrofit
+from ttt_docs.weights.loading import build_decoder, retrofit
 
 ROOT = Path(__file__).parents[2]
 BOOK = ROOT / "examples" / "portrait.txt"

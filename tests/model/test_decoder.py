@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.reference import load_reference
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.dispatch import CPU, NATIVE, REFERENCE, kernels_for
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
@@ -16,7 +17,6 @@ from ttt_docs.ttt import state as state_module
 from ttt_docs.ttt.inner_loop import Step, inner_step, product_step
 from ttt_docs.ttt.state import ChunkResult, ReadingState
 from ttt_docs.weights.loading import build_decoder
-from ttt_docs.weights.published_reference import load_reference
 
 REFERENCES = sorted((Path(__file__).parents[3] / "shared" / "reference").glob("*.npz"))
 READING = ReadingConfig(chunk=16, window=24, sinks=4)

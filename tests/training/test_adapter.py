@@ -25,8 +25,7 @@ from ttt_docs.weights import adapter as adapter_module
 from ttt_docs.weights import registry
 from ttt_docs.weights.adapter import SHIPPED, adapted, chosen_adapter, load_adapter, pack_adapter
 from ttt_docs.weights.converted import load_checkpoint, write_checkpoint
-from ttt_docs.weights.names import parameter_shapes
-from ttt_docs.weights.source import WeightSource
+from ttt_docs.weights.parameters import WeightSource, parameter_shapes
 
 PLAIN = ModelConfig(
     name="plain", vocab_size=320, blocks=2, dim=16, heads=2, kv_heads=1, head_dim=8, mlp_dim=24, eos_token_ids=(2,)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ttt_docs.documents.load import SUFFIXES
-from ttt_docs.documents.source import is_url
+from ttt_docs.documents.origin import is_url
 from ttt_docs.errors import UsageError
 
 

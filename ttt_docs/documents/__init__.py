@@ -2,6 +2,6 @@
 
 from ttt_docs.documents.document import Document, Span
 from ttt_docs.documents.load import load_document
-from ttt_docs.documents.stream import iter_text
+from ttt_docs.documents.plain import iter_text
 
 __all__ = ["Document", "Span", "iter_text", "load_document"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 from ttt_docs.documents.document import Document, spans_from_starts
-from ttt_docs.documents.text import byte_order_mark, decode, decode_as
+from ttt_docs.documents.plain import byte_order_mark, decode, decode_as
 
 _SKIPPED = {"script", "style", "nav", "template", "noscript", "svg", "head", "iframe", "object", "select"}
 _BLOCKS = set(

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from ttt_docs.documents.document import Document
-from ttt_docs.documents.source import DEFAULT_MAX_BYTES, read_source, source_name
-from ttt_docs.documents.text import byte_order_mark
+from ttt_docs.documents.origin import DEFAULT_MAX_BYTES, read_source, source_name
+from ttt_docs.documents.plain import byte_order_mark
 from ttt_docs.errors import DocumentError
 
 #: File names that say what a document is.
@@ -60,7 +60,7 @@ def load_document(
 
 
 def _parse_text(content: str, by_suffix: str | None, name: str) -> Document:
-    from ttt_docs.documents import html, markdown, text
+    from ttt_docs.documents import html, markdown, plain
 
     content = content.removeprefix("\ufeff")
     form = by_suffix or ("html" if _looks_like_html(content[:1024]) else "text")
@@ -68,7 +68,7 @@ def _parse_text(content: str, by_suffix: str | None, name: str) -> Document:
         raise DocumentError(f"{name}: a PDF or EPUB must be opened in binary mode, e.g. open(path, 'rb').")
     if "\0" in content:
         raise DocumentError(f"{name}: this is binary data, not text. Open the file in binary mode, e.g. 'rb'.")
-    parse = {"html": html.html_document, "markdown": markdown.markdown_document, "text": text.text_document}[form]
+    parse = {"html": html.html_document, "markdown": markdown.markdown_document, "text": plain.text_document}[form]
     return parse(content, name)
 
 
@@ -92,7 +92,7 @@ def _parse_bytes(content: bytes, by_suffix: str | None, name: str, password: str
 
             return read_markdown(content, name)
         case _:
-            from ttt_docs.documents.text import read_text
+            from ttt_docs.documents.plain import read_text
 
             return read_text(content, name)
 

@@ -9,8 +9,8 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from ttt_docs.memory.compaction import LowRank
 from ttt_docs.memory.header import DTYPES, Header, Refusal, TensorEntry, shown
+from ttt_docs.weights.lowrank import LowRank
 
 FAST_NAMES = ("w1", "w2", "w3")
 WINDOW_NAMES = ("k", "v")

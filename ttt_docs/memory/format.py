@@ -31,7 +31,6 @@ from ttt_docs.memory.checks import (
     check_scale,
     check_tokens,
 )
-from ttt_docs.memory.compaction import Changes, LowRank
 from ttt_docs.memory.header import (
     DAMAGED,
     DTYPE_NAMES,
@@ -52,6 +51,7 @@ from ttt_docs.memory.header import (
 )
 from ttt_docs.memory.memory import Memory
 from ttt_docs.memory.packing import pack, packed_numbers, unpack, unpack_numbers
+from ttt_docs.weights.lowrank import Changes, LowRank
 
 _STEP = 1 << 24  # bytes read or written in one go
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ttt_docs.documents.document import Span
-from ttt_docs.memory.compaction import Changes
 from ttt_docs.model.config import ReadingConfig
+from ttt_docs.weights.lowrank import Changes
 
 if TYPE_CHECKING:
     from ttt_docs.reader import TTTReader

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
-from ttt_docs.memory.compaction import LowRank, compress
 from ttt_docs.memory.memory import Memory
 from ttt_docs.memory.packing import packed_bytes
 from ttt_docs.model.decoder import Decoder, FastWeights
 from ttt_docs.ttt.state import ReadingState
+from ttt_docs.weights.lowrank import LowRank, compress
 
 #: Windows of tokens that are read again: the second one's keys are kept, and all of those saw a window of tokens.
 WINDOWS = 2

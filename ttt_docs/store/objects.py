@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from ttt_docs.documents.source import is_url
+from ttt_docs.documents.origin import is_url
 from ttt_docs.errors import StoreError, TTTDocsError, UsageError
 from ttt_docs.io import replacing
 

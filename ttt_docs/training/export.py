@@ -11,7 +11,7 @@ from ttt_docs.training.start import Start
 from ttt_docs.training.weights import INNER_LR
 from ttt_docs.weights.adapter import save_adapter
 from ttt_docs.weights.converted import copy_tokenizer, write_checkpoint
-from ttt_docs.weights.source import State, WeightSource
+from ttt_docs.weights.parameters import State, WeightSource
 
 
 def export(

@@ -19,9 +19,9 @@ from ttt_docs.training.recipe import Recipe
 from ttt_docs.weights import fetch
 from ttt_docs.weights.adapter import adapted, load_adapter
 from ttt_docs.weights.converted import Checkpoint, load_checkpoint
+from ttt_docs.weights.loading import retrofit
+from ttt_docs.weights.parameters import State, check_state
 from ttt_docs.weights.registry import cache_folder, resolve
-from ttt_docs.weights.retrofit import retrofit
-from ttt_docs.weights.source import State, check_state
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ttt_docs.training.recipe import Recipe
 from ttt_docs.ttt.outer_loop import OuterLoss, outer_loss
 from ttt_docs.ttt.outer_scan import names_above
 from ttt_docs.weights.loading import build_decoder
-from ttt_docs.weights.source import State
+from ttt_docs.weights.parameters import State
 
 #: The learned inner learning rates' name beside the model's parameters.
 INNER_LR = "inner_lr"

@@ -22,13 +22,12 @@ from pydantic import ValidationError
 
 from ttt_docs.errors import CheckpointError, UsageError
 from ttt_docs.io import replacing
-from ttt_docs.memory.compaction import LowRank, compress
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.weights.converted import Checkpoint, derived_fingerprint
-from ttt_docs.weights.names import parameter_shapes
+from ttt_docs.weights.loading import retrofit
+from ttt_docs.weights.lowrank import LowRank, compress
+from ttt_docs.weights.parameters import State, parameter_shapes
 from ttt_docs.weights.registry import REGISTRY
-from ttt_docs.weights.retrofit import retrofit
-from ttt_docs.weights.source import State
 
 #: In place of an adapter's path: the one that comes with this package for the model, if there is one.
 SHIPPED = "shipped"

@@ -32,8 +32,7 @@ from tqdm import tqdm
 import ttt_docs
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.weights.names import parameter_shapes
-from ttt_docs.weights.source import State, WeightSource, check_state
+from ttt_docs.weights.parameters import State, WeightSource, check_state, parameter_shapes
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"

@@ -13,8 +13,7 @@ import torch
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.weights.names import HUGGING_FACE, source_parts
-from ttt_docs.weights.source import WeightSource, check_parts, stored_dtype
+from ttt_docs.weights.parameters import HUGGING_FACE, WeightSource, check_parts, source_parts, stored_dtype
 
 #: model_type -> what a config of that type leaves out when it means the default (transformers' configuration classes).
 FAMILIES: dict[str, dict[str, Any]] = {

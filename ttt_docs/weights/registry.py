@@ -20,7 +20,7 @@ from ttt_docs.weights import fetch
 from ttt_docs.weights.converted import is_finished, read_manifest, write_checkpoint
 from ttt_docs.weights.gguf_file import open_gguf
 from ttt_docs.weights.huggingface import open_huggingface, weight_files
-from ttt_docs.weights.source import WeightSource
+from ttt_docs.weights.parameters import WeightSource
 
 logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -15,8 +15,8 @@ from ttt_docs.errors import CheckpointError
 from ttt_docs.weights import converted as store
 from ttt_docs.weights.converted import is_finished, load_checkpoint, write_checkpoint
 from ttt_docs.weights.huggingface import open_huggingface
-from ttt_docs.weights.retrofit import retrofit
-from ttt_docs.weights.source import WeightSource, state_source
+from ttt_docs.weights.loading import retrofit
+from ttt_docs.weights.parameters import WeightSource, state_source
 
 
 @pytest.fixture

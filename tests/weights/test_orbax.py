@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.reference import load_reference, state_from_published
 from ttt_docs.errors import CheckpointError, UsageError
 from ttt_docs.model.config import CONFIGS, ModelConfig
 from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.converted import load_checkpoint, verify_checkpoint
 from ttt_docs.weights.loading import build_decoder
-from ttt_docs.weights.orbax import config_of, import_checkpoint, open_orbax
-from ttt_docs.weights.published import published_layout
-from ttt_docs.weights.published_reference import load_reference, state_from_published
+from ttt_docs.weights.published import config_of, import_checkpoint, open_orbax, published_layout
 
 tensorstore = pytest.importorskip("tensorstore")
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,7 +147,7 @@ def test_memory_stays_within_the_largest_array(tmp_path):
     write_orbax(tmp_path, {path: np.resize(noise, shape) for path, shape in sizes.items()})
     (tmp_path / "config.json").write_text(config.model_dump_json())
     script = (
-        "import sys; from pathlib import Path; from ttt_docs.weights import orbax\n"
+        "import sys; from pathlib import Path; from ttt_docs.weights import published as orbax\n"
         "import tensorstore, zstandard; here = Path(sys.argv[1])\n"
         "config, _ = orbax.config_of(None, here / 'config.json')\n"
         "status = lambda key: int(Path('/proc/self/status').read_text().split(key + ':')[1].split()[0]) * 1024\n"

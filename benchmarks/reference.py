@@ -15,9 +15,8 @@ import torch
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig, ReadingConfig
-from ttt_docs.weights.names import parameter_shapes
-from ttt_docs.weights.published import published_layout, rows_of
-from ttt_docs.weights.source import State, compare_shapes
+from ttt_docs.weights.parameters import State, compare_shapes, parameter_shapes
+from ttt_docs.weights.published import configs_from_published, published_layout, rows_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def load_reference(path: str | Path) -> Reference:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         settings = json.loads(str(arrays["config"]))
-        config, reading = configs_from_reference(settings)
+        config, reading = configs_from_published(settings)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is not a reference file: {error}") from error
 
@@ -61,48 +60,6 @@ def load_reference(path: str | Path) -> Reference:
         grads=state_from_published(config, group("grad/")),
         settings=settings,
     )
-
-
-def configs_from_reference(settings: dict[str, Any]) -> tuple[ModelConfig, ReadingConfig]:
-    """The two configurations that a published config (a dict of its own names) amounts to.
-
-    Raises:
-        CheckpointError: a block type that is not known.
-    """
-    kind = settings["seq_modeling_block"]
-    if kind not in ("SWA", "SWAFull", "self_attention"):
-        raise CheckpointError(f"{settings['name']}: seq_modeling_block {kind!r} is not known")
-    full = kind == "self_attention"
-    window = settings["seq_len"] if full else settings["sliding_window_size"]
-    heads, dim, prime = settings["num_attention_heads"], settings["hidden_size"], settings["prime"]
-    config = ModelConfig(
-        name=settings["name"],
-        vocab_size=settings["vocab_size"],
-        blocks=settings["num_hidden_layers"],
-        dim=dim,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=dim // heads,
-        mlp_dim=settings["intermediate_size"],
-        suffix_blocks=settings["suffix_len"] if prime else 0,
-        post_norm=True,
-        qk_norm=settings["qk_norm"],
-        norm_eps=settings["rms_norm_eps"],
-        rope_theta=settings["rope_theta"],
-        tied_head=settings["tie_word_embeddings"],
-        max_positions=settings["seq_len"],
-        window=None if full else window,
-    )
-    reading = ReadingConfig(
-        chunk=min(settings["mini_batch_size"], window),  # without an update the chunk is only a way of computing
-        window=window,
-        learn=prime,
-        inner_rule="sgd",
-        inner_lr=settings["inner_lr"],
-        inner_clip=settings["inner_clip"],
-        guard=None,  # the published method has none
-    )
-    return config, reading
 
 
 def state_from_published(config: ModelConfig, arrays: dict[str, np.ndarray]) -> State:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.reference import load_reference, state_from_published
 from ttt_docs.errors import CheckpointError
-from ttt_docs.weights.names import halves_from_interleaved, parameter_shapes
-from ttt_docs.weights.published_reference import load_reference, state_from_published
+from ttt_docs.weights.parameters import halves_from_interleaved, parameter_shapes
 
 FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "reference"
 FILES = sorted(FOLDER.glob("*.npz"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.checkpoints.conftest import TEXT, build, write_gguf
+from tests.weights.conftest import TEXT, build, write_gguf
 from ttt_docs.errors import CheckpointError
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.weights.gguf_file import _llama3_scaling, open_gguf

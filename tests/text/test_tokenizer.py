@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.checkpoints.conftest import TEXT
+from tests.weights.conftest import TEXT
 from ttt_docs.errors import CheckpointError
 from ttt_docs.text.tokenizer import Tokenizer
 

@@ -5,8 +5,8 @@ import torch
 
 from ttt_docs.errors import UsageError
 from ttt_docs.weights.huggingface import open_huggingface
-from ttt_docs.weights.names import parameter_shapes
-from ttt_docs.weights.retrofit import retrofit
+from ttt_docs.weights.loading import retrofit
+from ttt_docs.weights.parameters import parameter_shapes
 
 
 def test_prime_mlps_are_copies_with_a_zero_output(llama):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints.conftest import SIZES, build
+from tests.weights.conftest import SIZES, build
 from ttt_docs.errors import CheckpointError
 from ttt_docs.weights.huggingface import config_from_huggingface, open_huggingface
-from ttt_docs.weights.names import parameter_shapes
+from ttt_docs.weights.parameters import parameter_shapes
 
 
 def assert_same_weights(model, state):

@@ -1,0 +1,1 @@
+from tests.weights.conftest import llama  # noqa: F401 (a fixture)
