@@ -37,7 +37,7 @@ from gpu_shared import (
 )
 from torch import Tensor
 
-from ttt_docs.kernels.dispatch import Kernels
+from ttt_docs.kernels.backends import Kernels
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.state import ReadingState

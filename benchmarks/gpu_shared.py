@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from record import circumstances
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ttt_docs.kernels.dispatch import REFERENCE, Kernels, kernels_for
+from ttt_docs.kernels.backends import REFERENCE, Kernels
+from ttt_docs.kernels.dispatch import kernels_for
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.weights.loading import build_decoder
@@ -201,7 +201,7 @@ def with_full_attention(kernels: Kernels, run: Callable[[Tensor, Tensor, Tensor]
         assert window is None and sinks is None and q.shape[2] == k.shape[2]
         return run(q, *newest)
 
-    return replace(kernels, window_attention=attend)
+    return kernels.replace(window_attention=attend)
 
 
 # --- records --------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from gpu_shared import (
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ttt_docs.kernels.dispatch import Kernels
+from ttt_docs.kernels.backends import Kernels
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.outer_loop import Recompute, outer_loss

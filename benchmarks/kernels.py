@@ -27,9 +27,9 @@ from torch import Tensor
 from ttt_docs.kernels.attention import triton as attention_launches
 from ttt_docs.kernels.attention.definition import window_attention_reference
 from ttt_docs.kernels.attention.triton import Tiles, window_attention_triton
+from ttt_docs.kernels.backends import REFERENCE
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
 from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
-from ttt_docs.kernels.dispatch import REFERENCE
 from ttt_docs.kernels.gpu import MAX_HEAD_DIM
 from ttt_docs.kernels.heads.definition import Heads, HeadsPlan, heads_reference
 from ttt_docs.kernels.heads.triton import heads_triton

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -127,8 +126,7 @@ def profile_chunks(model: Decoder, reading: ReadingConfig, tokens: Tensor, warm:
     plain = ReadingState(model, reading)
     seconds = [result.seconds for result in read_tokens(plain, tokens)][warm:]
     genuine = kernels_for(torch.device("cpu"))
-    kernels = replace(
-        genuine,
+    kernels = genuine.replace(
         window_attention=scoped("ttt: attention", genuine.window_attention),
         swiglu=scoped("ttt: SwiGLU", genuine.swiglu),
         rms_norm=scoped("ttt: norm", genuine.rms_norm),

@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels import gpu
 from ttt_docs.kernels.attention import triton as attention
-from ttt_docs.kernels.dispatch import REFERENCE, kernels_for
+from ttt_docs.kernels.backends import REFERENCE
+from ttt_docs.kernels.dispatch import kernels_for
 from ttt_docs.kernels.gpu import attention_pytorch, gpu_kernels
 
 CPU = torch.device("cpu")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ttt_docs.kernels import dispatch
+from ttt_docs.kernels.backends import CPU
 from ttt_docs.kernels.native import build
 
 AMX, AVX_512 = build.TARGETS
@@ -115,4 +116,4 @@ def test_what_was_compiled_is_found_again_and_other_flags_are_another_file(
 def test_reading_takes_the_pytorch_path_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "native_library", lambda: build.Native(None, "no compiler"))
     monkeypatch.delenv("TTT_DOCS_KERNELS", raising=False)
-    assert dispatch.kernels_for(torch.device("cpu")) is dispatch.CPU
+    assert dispatch.kernels_for(torch.device("cpu")) is CPU

@@ -9,7 +9,7 @@ import torch
 from test_native_attention import needs_native
 from torch import Tensor
 
-from ttt_docs.kernels.dispatch import NATIVE, REFERENCE
+from ttt_docs.kernels.backends import NATIVE, REFERENCE
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import FastWeights, ProductWeights, product_weights
 from ttt_docs.ttt.inner_loop import Step, fast_gradients, inner_step, product_step

@@ -10,7 +10,7 @@ from test_native_attention import needs_native
 from tiny_model import TINY, tiny_decoder
 from torch import Tensor
 
-from ttt_docs.kernels.dispatch import NATIVE, REFERENCE, Kernels
+from ttt_docs.kernels.backends import NATIVE, REFERENCE, Kernels
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.state import ReadingState

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from triton_checks import DEVICE, ON_DEVICE, assert_agrees, both_ways, randn
 
+from ttt_docs.kernels.backends import REFERENCE
 from ttt_docs.kernels.cross_entropy import triton as cross_entropy
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
 from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
-from ttt_docs.kernels.dispatch import REFERENCE
 from ttt_docs.kernels.inner_step import triton as sgd
 from ttt_docs.kernels.rms_norm import triton as rms_norm
 from ttt_docs.kernels.rms_norm.definition import rms_norm_reference

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.reference import load_reference
 from ttt_docs.errors import UsageError
-from ttt_docs.kernels.dispatch import CPU, NATIVE, REFERENCE, kernels_for
+from ttt_docs.kernels.backends import CPU, NATIVE, REFERENCE
+from ttt_docs.kernels.dispatch import kernels_for
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
 from ttt_docs.ttt import state as state_module

@@ -1,7 +1,5 @@
 """Reading without the host: the same results as plain reading, no synchronization, graphs on a device."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tiny_model import TINY, tiny_decoder
@@ -10,7 +8,7 @@ pytest.importorskip("triton")
 
 from ttt_docs.kernels.attention import triton as attention
 from ttt_docs.kernels.attention.triton import Tiles, window_attention_triton
-from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.kernels.backends import REFERENCE, Kernels
 from ttt_docs.kernels.inner_step import triton as sgd
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
@@ -19,7 +17,7 @@ from ttt_docs.ttt.state import ChunkResult, ReadingState
 
 CHUNK = 16
 #: The definitions with the inner step on the device: reading then goes the way it goes on a GPU.
-STEPS = replace(REFERENCE, inner_step=(sgd.inner_step_triton, sgd.undo_step))
+STEPS = REFERENCE.replace(inner_step=(sgd.inner_step_triton, sgd.undo_step))
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +96,7 @@ def test_prefix_blocks_give_the_same_bits_wherever_reading_began(
 ) -> None:
     """Several chunks attend in one launch of Triton's kernel; in the second of these sinks come into sight."""
     monkeypatch.setattr(attention, "WIDE_TILES", {kernel: {256: Tiles(16, 16, 4, 1)} for kernel in attention.TILES})
-    kernels = replace(REFERENCE, name="triton", window_attention=window_attention_triton)
+    kernels = REFERENCE.replace(name="triton", window_attention=window_attention_triton)
     model, tokens = tiny_decoder(), tokens_for(4)[:, :-1]
     whole = ReadingState(model, reading(), kernels=kernels)
     parts = ReadingState(model, reading(), kernels=kernels)
@@ -154,7 +152,7 @@ def test_a_step_asks_the_device_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     def waits(*arguments: object, **more: object) -> None:
         raise AssertionError("the host would wait for the device")
 
-    plain = replace(STEPS, inner_step=(_step_without_interpreter, lambda step, accepted: None))
+    plain = STEPS.replace(inner_step=(_step_without_interpreter, lambda step, accepted: None))
     hidden, targets = torch.randn(1, CHUNK, TINY.dim), tokens[:, CHUNK + 1 : 2 * CHUNK + 1]
     (places,) = _places(state, 1)
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero"):

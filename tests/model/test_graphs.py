@@ -7,7 +7,6 @@ import gc
 import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import pytest
@@ -20,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
 
-from ttt_docs.kernels.dispatch import REFERENCE
+from ttt_docs.kernels.backends import REFERENCE
 from ttt_docs.kernels.inner_step.triton import TABLE, new_buffers
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
@@ -95,7 +94,7 @@ def _put(weights: Sequence[FastWeights], step: PlainStep) -> None:
             target.copy_(x)
 
 
-KERNELS = replace(REFERENCE, inner_step=(take, undo))
+KERNELS = REFERENCE.replace(inner_step=(take, undo))
 
 
 @pytest.fixture(autouse=True)

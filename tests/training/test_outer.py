@@ -11,9 +11,9 @@ from torch import Tensor
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention import definition as attention
 from ttt_docs.kernels.attention import jvp as pair_attention
+from ttt_docs.kernels.backends import REFERENCE, TRAINING
 from ttt_docs.kernels.cross_entropy import definition as cross_entropy
 from ttt_docs.kernels.cross_entropy import jvp as pair_cross_entropy
-from ttt_docs.kernels.dispatch import REFERENCE, TRAINING
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt import sequence

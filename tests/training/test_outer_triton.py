@@ -7,8 +7,9 @@ from test_outer import READING, assert_same, gradients, several_tiles, tiny, tok
 pytest.importorskip("triton")
 
 from ttt_docs.kernels.attention import triton as attention
+from ttt_docs.kernels.backends import Kernels
 from ttt_docs.kernels.cross_entropy import triton as cross_entropy
-from ttt_docs.kernels.dispatch import Kernels, training_kernels_for
+from ttt_docs.kernels.dispatch import training_kernels_for
 from ttt_docs.ttt.outer_loop import outer_loss
 
 
@@ -21,7 +22,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     monkeypatch.setattr(attention, "WIDE_TILES", small)
     monkeypatch.setattr(cross_entropy, "COLUMNS", 64)
     kernels = training_kernels_for(torch.device("cuda"))
-    assert kernels.name == "triton" and kernels.pairs is None  # differentiated twice
+    assert kernels.name == "triton" and kernels.jvp is None  # differentiated twice
     return kernels
 
 

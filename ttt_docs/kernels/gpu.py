@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention.definition import Sinks
-from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.kernels.backends import REFERENCE, Kernels
 from ttt_docs.kernels.heads.definition import heads_reference
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def gpu_kernels(choice: str, device: torch.device) -> Kernels:
     if without_triton:
         _warn(f"Triton kernels are not used: {without_triton}")
         name = "flash, pytorch" if flash else "pytorch"
-        return replace(REFERENCE, name=name, window_attention=_attention(flash, None, False))
+        return REFERENCE.replace(name=name, window_attention=_attention(flash, None, False))
     return _with_triton(flash, strict=choice == "triton")
 
 
@@ -155,14 +154,16 @@ def _with_triton(flash: bool, strict: bool) -> Kernels:
     def checked(operation: str, problem: Callable[..., str | None], kernel: Any, plain: Any) -> Callable[..., Any]:
         return _checked(operation, problem, kernel, plain, strict)
 
-    return Kernels(
-        "flash, triton" if flash else "triton",
-        _attention(flash, window_attention_triton, strict),
-        checked("RMSNorm", _norm_problem, rms_norm_triton, REFERENCE.rms_norm),
-        checked("SwiGLU", _dtype_problem_of_first, swiglu_triton, REFERENCE.swiglu),
-        checked("cross-entropy", _dtype_problem_of_first, linear_cross_entropy_triton, REFERENCE.linear_cross_entropy),
-        heads=checked("RoPE", _heads_problem, heads_triton, heads_reference),
-        add_rms_norm=checked("RMSNorm", _norm_problem, add_rms_norm_triton, REFERENCE.residual_norm),
+    return REFERENCE.replace(
+        name="flash, triton" if flash else "triton",
+        window_attention=_attention(flash, window_attention_triton, strict),
+        rms_norm=checked("RMSNorm", _norm_problem, rms_norm_triton, REFERENCE.rms_norm),
+        swiglu=checked("SwiGLU", _dtype_problem_of_first, swiglu_triton, REFERENCE.swiglu),
+        linear_cross_entropy=checked(
+            "cross-entropy", _dtype_problem_of_first, linear_cross_entropy_triton, REFERENCE.linear_cross_entropy
+        ),
+        split_heads=checked("RoPE", _heads_problem, heads_triton, heads_reference),
+        residual_norm=checked("RMSNorm", _norm_problem, add_rms_norm_triton, REFERENCE.residual_norm),
         inner_step=(inner_step_triton, undo_step),
         step_direction=step_direction_triton,
     )

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttt_docs.kernels.attention.definition import Sinks
-from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.kernels.backends import REFERENCE, Kernels
 from ttt_docs.kernels.heads.definition import HeadsPlan, Rotation, rotate
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ModelConfig
@@ -260,12 +260,7 @@ class Decoder(nn.Module):
         `fast` holds one entry per suffix block (not needed below them); None leaves the prime MLPs out. With
         `commit=False` the caches are as before afterwards.
         """
-        if kernels.add_rms_norm is not None:
-            return run_fused(self, x, blocks, place, caches, fast, kernels, commit)
-        for i in blocks:
-            x = self.attend(x, i, place, caches[i], kernels, commit)
-            x = self.feed_forward(x, i, fast, kernels)
-        return x
+        return run_fused(self, x, blocks, place, caches, fast, kernels, commit)
 
     def attend(
         self, x: Tensor, index: int, place: Place, cache: LayerCache, kernels: Kernels = REFERENCE, commit: bool = True

@@ -1,7 +1,7 @@
-"""`Decoder.run` for kernels that do a residual and the norms around it in one pass.
+"""The walk through the blocks: `Decoder.run`.
 
 Between two sub-layers stand a post-norm, a residual and the next pre-norm. Here a sub-layer's output waits (`delta`)
-until the next one's pre-norm, and the three are one pass over memory instead of seven.
+until the next one's pre-norm, so that a backend can do the three in one pass over memory instead of seven.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from ttt_docs.model.cache import LayerCache
 
 if TYPE_CHECKING:
-    from ttt_docs.kernels.dispatch import Kernels
+    from ttt_docs.kernels.backends import Kernels
     from ttt_docs.model.decoder import Decoder, Place, ProductWeights
 
 #: Pre-norm's weight, post-norm's (None: there is none), and what stands between them.
@@ -32,7 +32,6 @@ def run_fused(
     commit: bool,
 ) -> Tensor:
     """As `Decoder.run`."""
-    assert kernels.add_rms_norm is not None
     eps = model.config.norm_eps
     delta: Tensor | None = None
     post: Tensor | None = None
@@ -40,7 +39,7 @@ def run_fused(
         if delta is None:
             y = kernels.rms_norm(x, pre_norm, eps)
         else:
-            x, y = kernels.add_rms_norm(x, delta, post, pre_norm, eps)
+            x, y = kernels.residual_norm(x, delta, post, pre_norm, eps)
         delta, post = layer(y), post_norm
     if delta is None:
         return x
@@ -66,7 +65,8 @@ def _sub_layers(
         def attend(y: Tensor, block: object = block, cache: LayerCache = cache) -> Tensor:
             return model._attend(block.attention, y, place, cache, kernels, commit)  # type: ignore[attr-defined]
 
-        yield block.attention_norm.weight, post("attention_post_norm"), attend
+        if model.attends:
+            yield block.attention_norm.weight, post("attention_post_norm"), attend
         if block.has_prime and fast is not None:
             own = fast[i - config.prefix_blocks]
             norm = block.prime_norm if config.prime_norm else block.mlp_norm

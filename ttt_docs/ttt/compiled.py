@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
-from ttt_docs.kernels.dispatch import Kernels
+from ttt_docs.kernels.backends import Kernels
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, product_weights
 from ttt_docs.ttt.inner_loop import chunk_loss, inner_step

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels.dispatch import REFERENCE, Kernels
+from ttt_docs.kernels.backends import REFERENCE, Kernels
 from ttt_docs.kernels.inner_step.definition import Balance, balance_reference
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig

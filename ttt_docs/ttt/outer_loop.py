@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
-from ttt_docs.kernels.dispatch import REFERENCE, Kernels, training_kernels_for
+from ttt_docs.kernels.backends import REFERENCE, Kernels
+from ttt_docs.kernels.dispatch import training_kernels_for
 from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights

@@ -14,13 +14,12 @@ that are differentiable twice g itself is differentiated.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels.dispatch import Kernels
+from ttt_docs.kernels.backends import Kernels
 from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
@@ -80,7 +79,7 @@ class Scan:
         rates as `outer_loss` has them. `x_learns`: the gradient for x is wanted."""
         self.model, self.reading, self.kernels = model, reading, kernels
         #: For passes in which only fast weights learn. A loss whose head is a constant makes its gradient at once.
-        self.reading_kernels = replace(kernels, linear_cross_entropy=_with_constant_head(kernels.linear_cross_entropy))
+        self.reading_kernels = kernels.replace(linear_cross_entropy=_with_constant_head(kernels.linear_cross_entropy))
         self.x, self.targets, self.rates, self.x_learns = x, targets, rates, x_learns
         self.above = range(model.config.prefix_blocks + 1, model.config.blocks)
         self.attending = self.above if model.attends else range(0)
@@ -146,9 +145,9 @@ class Scan:
         asked = [a.to(self.x.dtype) for a in into.tape.chunk(here.start)]
         x = self.x[:, here].detach().requires_grad_(self.x_learns)
         past = [p.detach().requires_grad_() for p in self.tape.past(here.start)]
-        dtype, pairs = self.model.dtype, self.kernels.pairs
+        dtype, jvp = self.model.dtype, self.kernels.jvp
         with torch.enable_grad():
-            if pairs is not None:
+            if jvp is not None:
                 weights = _leaves(
                     [
                         ProductWeights(*(torch.cat(pair) for pair in zip(w, v, strict=True)))
@@ -156,7 +155,7 @@ class Scan:
                     ]
                 )
                 seen = [torch.cat([p, torch.zeros_like(p)]) for p in past]
-                _, loss, new = self.predict(chunk, torch.cat([x, torch.zeros_like(x)]), weights, seen, pairs)
+                _, loss, new = self.predict(chunk, torch.cat([x, torch.zeros_like(x)]), weights, seen, jvp)
                 each = torch.ones_like(loss)
                 each[: len(each) // 2] = self.weight
                 outputs = [loss, *new]

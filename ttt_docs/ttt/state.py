@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels.dispatch import Kernels, kernels_for
+from ttt_docs.kernels.backends import Kernels
+from ttt_docs.kernels.dispatch import kernels_for
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights, product_weights

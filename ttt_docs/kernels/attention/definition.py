@@ -41,9 +41,20 @@ class Sinks(NamedTuple):
 
 
 def window_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, sinks: Sinks | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None = None,
+    sinks: Sinks | None = None,
+    newest: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The definition, in plain PyTorch: differentiable any number of times, memory [new, cached + new]."""
+    """The definition, in plain PyTorch: differentiable any number of times, memory [new, cached + new].
+
+    With `newest`, the newest tokens' keys and values beside a cache that holds constants, gradient reaches those.
+    """
+    if newest is not None:
+        cached = k.shape[2] - q.shape[2]
+        k, v = torch.cat([k[:, :, :cached], newest[0]], 2), torch.cat([v[:, :, :cached], newest[1]], 2)
     batch, heads, new, head_dim = q.shape
     kv_heads, keys = k.shape[1], k.shape[2]
     scale = head_dim**-0.5
@@ -272,11 +283,11 @@ def window_attention_cpu(
     v: Tensor,
     window: int | None = None,
     sinks: Sinks | None = None,
-    *,
-    newest: tuple[Tensor, Tensor],
+    newest: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The CPU path, differentiable once. `newest` are the keys and values that receive gradient, the last ones in `k`,
-    `v` or all of them; the others count as constants."""
+    `v` (None: all of them); the others count as constants."""
+    newest = newest or (k, v)
     if not (torch.is_grad_enabled() and (q.requires_grad or newest[0].requires_grad)):
         return _forward_cpu(q, k, v, window, sinks)[0]
     of_sinks = (None, None, None) if sinks is None else sinks[:3]

@@ -147,13 +147,14 @@ def window_attention_native(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    window: int | None,
-    sinks: Sinks | None,
-    newest: tuple[Tensor, Tensor],
+    window: int | None = None,
+    sinks: Sinks | None = None,
+    newest: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """As `window_attention_cpu`, which still does what the compiled kernel was not made for."""
     if q.dtype != torch.bfloat16 or q.shape[-1] not in HEAD_DIMS or q.shape[2] < LEAST_QUERIES:
-        return window_attention_cpu(q, k, v, window, sinks, newest=newest)
+        return window_attention_cpu(q, k, v, window, sinks, newest)
+    newest = newest or (k, v)
     q, k, v, sinks = prepared(q, k, v, sinks)
     if not (torch.is_grad_enabled() and (q.requires_grad or newest[0].requires_grad)):
         return forward(q, k, v, window, sinks)[0]

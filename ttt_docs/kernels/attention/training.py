@@ -96,13 +96,18 @@ class _SequenceAttention(torch.autograd.Function):
 
 
 def window_attention_training(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Sinks | None, newest: tuple[Tensor, Tensor]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None = None,
+    sinks: Sinks | None = None,
+    newest: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Differentiable once. Where k asks for gradient, all of k and v and the sinks get it, else `newest` alone."""
     if not (k.requires_grad and torch.is_grad_enabled()):
         reading = native.window_attention_native if compiled(q) else window_attention_cpu
-        return reading(q, k, v, window, sinks, newest=newest)
+        return reading(q, k, v, window, sinks, newest)
     if k.shape[2] > q.shape[2] or not compiled(q):
-        return window_attention_cpu(q, k, v, window, sinks, newest=(k, v))
+        return window_attention_cpu(q, k, v, window, sinks)
     q, k, v, sinks = native.prepared(q, k, v, sinks)
     return _SequenceAttention.apply(q, k, v, *(sinks or (None, None, None, None)), window)
