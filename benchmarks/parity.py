@@ -1,6 +1,6 @@
-"""Reads reference files with the project's model and compares every token's loss and every gradient (METHOD section 7).
+"""Reads reference files and compares every token's loss and every gradient (docs/method.md section 7).
 
-    python benchmarks/parity.py ../shared/reference/*.npz
+    python benchmarks/parity.py
 
 One JSON line per file: name, mode, max_abs_nll_err (nats), loss, loss_ref, grad_max_rel_err (largest over parameters of
 ||g - g_ref|| / ||g_ref||) and the parameter it belongs to. Exit code 1 if a file is off by more than --tolerance or
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import torch
 from reference import Reference, load_reference
@@ -22,6 +23,8 @@ from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.outer_loop import outer_loss
 from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.loading import build_decoder
+
+REFERENCE = Path(__file__).parents[1] / "tests" / "reference"
 
 
 def gradient_errors(reference: Reference, model: Decoder) -> dict[str, float]:
@@ -72,7 +75,7 @@ def read_reference(path: str) -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="FILE.npz")
+    parser.add_argument("files", nargs="*", metavar="FILE.npz", default=sorted(REFERENCE.glob("*.npz")))
     parser.add_argument("--tolerance", type=float, default=5e-6, help="nats (default 5e-6)")
     parser.add_argument("--grad-tolerance", type=float, default=2e-5, help="relative (default 2e-5)")
     options = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Makes a paginated PDF of a novel in plain text: `python make_book.py book.txt book.pdf`.
+"""Makes a paginated PDF of a novel or story in plain text: `python make_book.py book.txt book.pdf`.
 
 The text file has the title on its first line, the author on its second, then paragraphs separated by blank lines.
 Lines such as "Chapter I" open a chapter, indented blocks are verse, _words between underscores_ are italic.
-The PDF has 6 x 9 inch pages with a title page, running headers, page numbers and justified type. The same text always
-gives the same bytes. Needs reportlab: pip install reportlab
+The PDF has 6 x 9 inch pages with a title page, running headers, page numbers and justified type. Chapters begin on a
+new page, or with --run-on below the one before. The same text always gives the same bytes. Needs reportlab
+(pip install reportlab).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ BODY = ParagraphStyle(
 )
 FIRST = ParagraphStyle("first", parent=BODY, firstLineIndent=0)
 VERSE = ParagraphStyle("verse", parent=FIRST, leftIndent=36, alignment=0, spaceBefore=6, spaceAfter=6)
-HEADING = ParagraphStyle("heading", fontName="Times-Bold", fontSize=16, leading=20, alignment=TA_CENTER, spaceAfter=28)
+HEADING = ParagraphStyle(
+    "heading", fontName="Times-Bold", fontSize=16, leading=20, alignment=TA_CENTER, spaceBefore=14, spaceAfter=28
+)
 TITLE = ParagraphStyle("title", parent=HEADING, fontSize=22, leading=28, spaceBefore=2 * inch)
 AUTHOR = ParagraphStyle("author", fontName="Times-Italic", fontSize=14, leading=18, alignment=TA_CENTER)
 
@@ -39,14 +42,14 @@ def markup(text: str) -> str:
     return re.sub(r"_([^_]+)_", r"<i>\1</i>", escape(text))
 
 
-def story(title: str, author: str, body: str) -> list[Flowable]:
+def story(title: str, author: str, body: str, run_on: bool) -> list[Flowable]:
     flow: list[Flowable] = [Paragraph(markup(title), TITLE), Paragraph(markup(author), AUTHOR)]
     opening = True
     flow += [NextPageTemplate("opening"), PageBreak()]
     for block in re.split(r"\n\s*\n", body.strip("\n")):
         line = " ".join(block.split())
         if CHAPTER.match(line):
-            if not opening:
+            if not opening and not run_on:
                 flow += [NextPageTemplate("opening"), PageBreak()]
             flow += [NextPageTemplate("running"), Paragraph(markup(line), HEADING)]
             opening = True
@@ -59,7 +62,7 @@ def story(title: str, author: str, body: str) -> list[Flowable]:
     return flow
 
 
-def make_book(text: str, target: Path) -> int:
+def make_book(text: str, target: Path, run_on: bool = False) -> int:
     """Writes the PDF of `text` and returns its number of pages."""
     title, author, body = text.split("\n", 2)
 
@@ -83,17 +86,18 @@ def make_book(text: str, target: Path) -> int:
             PageTemplate("running", [frame], onPage=header_and_number),
         ]
     )
-    document.build(story(title, author, body))
+    document.build(story(title, author, body, run_on))
     return document.page
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Makes a paginated PDF of a novel in plain text.")
+    parser = argparse.ArgumentParser(description="Makes a paginated PDF of a novel or story in plain text.")
     parser.add_argument("text", type=Path, help="text file: title, author, then paragraphs")
     parser.add_argument("pdf", type=Path, nargs="?", help="PDF to write (default: beside the text)")
+    parser.add_argument("--run-on", action="store_true", help="chapters do not begin on a new page")
     arguments = parser.parse_args()
     target = arguments.pdf or arguments.text.with_suffix(".pdf")
-    pages = make_book(arguments.text.read_text(encoding="utf-8"), target)
+    pages = make_book(arguments.text.read_text(encoding="utf-8"), target, arguments.run_on)
     print(f"{target}: {pages} pages")
 
 

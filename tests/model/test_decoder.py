@@ -19,7 +19,7 @@ from ttt_docs.ttt.inner_loop import Step, inner_step, product_step
 from ttt_docs.ttt.state import ChunkResult, ReadingState
 from ttt_docs.weights.loading import build_decoder
 
-REFERENCES = sorted((Path(__file__).parents[3] / "shared" / "reference").glob("*.npz"))
+REFERENCES = sorted((Path(__file__).parents[1] / "reference").glob("*.npz"))
 READING = ReadingConfig(chunk=16, window=24, sinks=4)
 
 
@@ -63,7 +63,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.skipif(not REFERENCES, reason="the shared reference outputs are not here")
 @pytest.mark.parametrize("kernels", [CPU, REFERENCE], ids=lambda k: k.name)
 @pytest.mark.parametrize("path", REFERENCES, ids=lambda p: p.stem)
 def test_reference_losses(path: Path, kernels: Any) -> None:

@@ -1,4 +1,4 @@
-"""Orbax checkpoints: the shared one, ones written here in several chunkings, damaged ones, and memory."""
+"""Orbax checkpoints: the published one, ones written here in several chunkings, damaged ones, and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ttt_docs.weights.published import config_of, import_checkpoint, open_orbax,
 
 tensorstore = pytest.importorskip("tensorstore")
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared" / "reference"
+REFERENCE = ROOT / "tests" / "reference"
 CONFIG = ModelConfig(
     name="tiny", vocab_size=40, blocks=4, dim=8, heads=2, kv_heads=2, head_dim=4, mlp_dim=12, suffix_blocks=1,
     post_norm=True, qk_norm=True,
@@ -56,12 +56,11 @@ def arrays() -> dict[str, np.ndarray]:
     return {path: random.standard_normal(published.shape, dtype=np.float32) for path, published in layout.items()}
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="no reference files beside the checkout")
-def test_the_shared_checkpoint_gives_the_reference_losses(tmp_path):
-    reference = load_reference(SHARED / "tiny_meta.npz")
+def test_the_published_checkpoint_gives_the_reference_losses(tmp_path):
+    reference = load_reference(REFERENCE / "tiny_meta.npz")
     (tmp_path / "config.json").write_text(json.dumps(reference.settings))
     folder = import_checkpoint(
-        SHARED / "orbax_tiny_meta", tmp_path / "model", config_file=tmp_path / "config.json", progress=False
+        REFERENCE / "orbax_tiny_meta", tmp_path / "model", config_file=tmp_path / "config.json", progress=False
     )
     checkpoint = load_checkpoint(folder)
     verify_checkpoint(folder)

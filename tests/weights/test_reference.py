@@ -1,4 +1,4 @@
-"""The published layout. The files themselves live beside the checkout, and are skipped where they are not."""
+"""The published layout, and the reference outputs that are kept in it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from benchmarks.reference import load_reference, state_from_published
 from ttt_docs.errors import CheckpointError
 from ttt_docs.weights.parameters import halves_from_interleaved, parameter_shapes
 
-FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "reference"
+FOLDER = Path(__file__).parents[1] / "reference"
 FILES = sorted(FOLDER.glob("*.npz"))
-needs_files = pytest.mark.skipif(not FILES, reason="no reference files beside the checkout")
 
 
 def rotate(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor, theta: float = 100.0) -> torch.Tensor:
@@ -43,7 +42,6 @@ def test_permuted_weights_give_the_same_attention_scores():
         torch.testing.assert_close(ours, theirs)
 
 
-@needs_files
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_reference_file_comes_over(path):
     reference = load_reference(path)
@@ -70,7 +68,6 @@ def test_every_reference_file_comes_over(path):
         state_from_published(config, arrays)
 
 
-@needs_files
 def test_reading_parameters_of_the_meta_file():
     reading = load_reference(FOLDER / "tiny_meta_2suffix.npz").reading
     assert (reading.chunk, reading.window, reading.inner_rule) == (16, 48, "sgd")
