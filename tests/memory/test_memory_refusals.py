@@ -83,7 +83,6 @@ def set_span(**values):
         (set_document(precision="bfloat16"), "should be BF16"),
         (set_document(created="yesterday"), "created"),
         (set_document(created="2024-01-01T00:00:00"), "created"),
-        (set_document(surprise=1), "surprise"),
         (set_document(fast_blocks=[1, 1]), "repeated"),
         (set_document(fast_blocks=[-1, 2]), "negative"),
         (set_document(fast_blocks=[1]), "does not belong"),

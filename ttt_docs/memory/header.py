@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 import torch
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
 from ttt_docs.memory.memory import ReadDocument
 from ttt_docs.model.config import ReadingConfig
@@ -61,16 +61,20 @@ class Packed(BaseModel):
 
 
 class Header(BaseModel):
-    """Everything about a memory but its tensors. `created` is in UTC; the rest is as in `Memory`."""
+    """Everything about a memory but its tensors. `created` is in UTC; the rest is as in `Memory`.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    A field that a newer ttt-docs added is passed over: what a reader must understand raises the format version.
+    Reading parameters are the exception, since they decide the numbers: an unknown one is refused.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     format_version: int
     package_version: str
     created: AwareDatetime
     model: str
     fingerprint: str
-    reading: ReadingConfig
+    reading: Annotated[ReadingConfig, PlainSerializer(ReadingConfig.identity)]
     precision: Precision = Field(description="how the fast weights are stored")
     fast_blocks: tuple[int, ...]
     window_blocks: tuple[int, ...]

@@ -5,11 +5,27 @@ Sizes follow METHOD section 4 (the published runs) and section 6 (the retrofit o
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ttt_docs.errors import UsageError
+
+#: The fields that the identity of version 1 always holds: those of release 0.1.0. Never change these two lists.
+_MODEL_FIELDS_1 = (
+    "vocab_size blocks dim heads kv_heads head_dim mlp_dim prime_mlp_dim suffix_blocks prime_norm pre_norm post_norm "
+    "qk_norm norm_eps rope_theta rope_scaling tied_head attention_bias max_positions window sinks bos_token_id "
+    "eos_token_ids"
+)
+_READING_FIELDS_1 = "chunk window sinks learn inner_rule inner_lr inner_lr_factors inner_clip guard"
+
+
+def _identity(config: BaseModel, always: str) -> dict[str, Any]:
+    """The fields of `config` as JSON values: those named in `always`, and later ones that are not at their default."""
+    values = config.model_dump(mode="json")
+    later = config.model_dump(mode="json", exclude_defaults=True).keys()
+    return {name: value for name, value in values.items() if name in always.split() or name in later}
 
 
 class ModelConfig(BaseModel):
@@ -59,6 +75,16 @@ class ModelConfig(BaseModel):
         if self.head_dim % 2:
             raise UsageError(f"RoPE rotates pairs: head_dim must be even, not {self.head_dim}")
         return self
+
+    def identity(self) -> str:
+        """What fingerprints hash of the configuration, version 1: JSON of everything but the name.
+
+        A field that is added later counts only where it is not at its default, so that an update of the package keeps
+        every fingerprint. A field that decides the numbers differently at its default needs a version 2.
+        """
+        fields = {"pre_norm": True, **_identity(self, _MODEL_FIELDS_1)}  # once a field; no model ever went without
+        del fields["name"]
+        return json.dumps(fields, sort_keys=True)
 
     @property
     def prefix_blocks(self) -> int:
@@ -113,6 +139,10 @@ class ReadingConfig(BaseModel):
                 "use a larger window= or a smaller chunk="
             )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that keys and memory files hold, version 1: those added later only where not at their default."""
+        return _identity(self, _READING_FIELDS_1)
 
 
 def _published(name: str, blocks: int, dim: int, heads: int, mlp: int, suffix: int) -> ModelConfig:

@@ -73,7 +73,7 @@ def memory_key(documents: Sequence[str], fingerprint: str, reading: ReadingConfi
     if not documents:
         raise UsageError("a memory without documents has no key: read a document first")
     what = documents[0] if len(documents) == 1 else hashlib.sha256("\n".join(documents).encode()).hexdigest()
-    how = json.dumps([fingerprint, reading.model_dump(mode="json")], sort_keys=True)
+    how = json.dumps([fingerprint, reading.identity()], sort_keys=True)
     return f"{what}-{hashlib.sha256(how.encode()).hexdigest()[:32]}"
 
 

@@ -173,7 +173,7 @@ def fingerprint(config: ModelConfig, state: State) -> str:
 
 def derived_fingerprint(base: str, config: ModelConfig) -> str:
     """Fingerprint of a model made by rule (a retrofit) from one with fingerprint `base`, without hashing weights."""
-    return hashlib.sha256(f"{base}\n{_config_json(config)}".encode()).hexdigest()
+    return hashlib.sha256(f"{base}\n{config.identity()}".encode()).hexdigest()
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -195,12 +195,8 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _config_json(config: ModelConfig) -> str:
-    return json.dumps(config.model_dump(mode="json", exclude={"name"}), sort_keys=True)
-
-
 def _fingerprint(config: ModelConfig, digests: dict[str, str]) -> str:
-    lines = [_config_json(config), *(digests[name] for name in sorted(digests))]
+    lines = [config.identity(), *(digests[name] for name in sorted(digests))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
