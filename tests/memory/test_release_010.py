@@ -22,7 +22,7 @@ from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.store.store import key_of, memory_key
 from ttt_docs.weights.converted import derived_fingerprint, fingerprint
-from ttt_docs.weights.names import parameter_shapes
+from ttt_docs.weights.parameters import parameter_shapes
 
 FILES = Path(__file__).parent / "files-0.1.0"
 IDENTITIES = json.loads((FILES / "identities.json").read_text())
