@@ -30,10 +30,10 @@ from ttt_docs import TTTReader
 from ttt_docs.io import replacing
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.training.processes import Processes
+from ttt_docs.training.parallel import Processes
 from ttt_docs.training.recipe import load_recipe
 from ttt_docs.training.record import read_log
-from ttt_docs.training.sources import documents, find_sources
+from ttt_docs.training.texts import find_texts, texts_of
 from ttt_docs.training.trainer import prepare_data, train
 from ttt_docs.ttt.state import ReadingState
 
@@ -58,8 +58,8 @@ def excerpts(books: str, target: Path) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as file:
-            for source in find_sources((books,), "text", None, "train"):
-                for text in documents(source):
+            for source in find_texts((books,), "text", None, "train"):
+                for text in texts_of(source):
                     for start in range(0, len(text), -(-len(text) // EXCERPTS)):
                         file.write(json.dumps({"text": text[start : start + CHARACTERS]}).encode() + b"\n")
     return target

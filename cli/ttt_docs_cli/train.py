@@ -68,7 +68,7 @@ def _show(recipe: Recipe, as_json: bool) -> None:
 
 def _dry_run(recipe: Recipe, as_json: bool) -> None:
     from ttt_docs.training.budget import budget_of
-    from ttt_docs.training.start import config_of
+    from ttt_docs.training.model_io import config_of
 
     count = int(os.environ.get("WORLD_SIZE", "1"))
     budget = budget_of(recipe, config_of(recipe), count, 4 if recipe.compute.dtype == "float32" else 2)

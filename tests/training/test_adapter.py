@@ -18,7 +18,8 @@ from ttt_docs.errors import CheckpointError, MemoryMismatchError, UsageError
 from ttt_docs.model.config import CONFIGS, ModelConfig
 from ttt_docs.reader import reader_for
 from ttt_docs.training.budget import flops_per_token
-from ttt_docs.training.start import write_byte_tokenizer
+from ttt_docs.training.model_io import write_byte_tokenizer
+from ttt_docs.training.record import code_identity
 from ttt_docs.training.trainer import train
 from ttt_docs.ttt import sequence
 from ttt_docs.weights import adapter as adapter_module
@@ -71,6 +72,7 @@ def test_the_file_holds_only_what_was_trained(trained):
         header = json.loads(file.metadata()["ttt-docs"])
     assert header["format"] == 1 and header["provenance"]["steps"] == 4 and header["provenance"]["tokens"] == 512
     assert header["provenance"]["recipe"]["optimizer"]["lr"] == 1e-2 and len(header["provenance"]["data"]) == 64
+    assert header["provenance"]["code"] == code_identity() and "commit" not in header["provenance"]
     assert len(header["reading"]["inner_lr_factors"]) == 1 and header["reading"]["inner_lr_factors"] != [1.0]
 
 

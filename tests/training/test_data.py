@@ -13,10 +13,9 @@ from training_files import write_books
 from ttt_docs.errors import DocumentError, TTTDocsError, UsageError
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training import shards as building
-from ttt_docs.training.sequences import Sequences
-from ttt_docs.training.shards import build_shards, open_shards, shards_folder
-from ttt_docs.training.sources import DataSource, documents, find_sources
-from ttt_docs.training.start import write_byte_tokenizer
+from ttt_docs.training.model_io import write_byte_tokenizer
+from ttt_docs.training.shards import Sequences, build_shards, open_shards, shards_folder
+from ttt_docs.training.texts import TextSource, find_texts, texts_of
 
 TEXTS = ["first text " * 9, "second, é " * 12, "third " * 3]
 
@@ -36,14 +35,14 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path):
     (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
     parquet.write_table(pyarrow.table({"body": TEXTS, "id": [1, 2, 3]}), tmp_path / "a.parquet")
     for name in ("a.jsonl", "a.jsonl.zst", "a.parquet"):
-        (source,) = find_sources((str(tmp_path / name),), "body")
-        assert list(documents(source)) == TEXTS
+        (source,) = find_texts((str(tmp_path / name),), "body")
+        assert list(texts_of(source)) == TEXTS
     (tmp_path / "b").mkdir()
     for index, text in enumerate(TEXTS):
         (tmp_path / "b" / f"{index}.txt").write_text(text, "utf-8")
     (tmp_path / "b" / "cover.png").write_bytes(b"x")
     for named in (str(tmp_path / "b"), str(tmp_path / "b" / "*.txt")):
-        assert [text for source in find_sources((named,)) for text in documents(source)] == TEXTS
+        assert [text for source in find_texts((named,)) for text in texts_of(source)] == TEXTS
 
 
 def test_a_hugging_face_dataset_by_its_id(tmp_path, monkeypatch):
@@ -51,12 +50,12 @@ def test_a_hugging_face_dataset_by_its_id(tmp_path, monkeypatch):
     fake = ModuleType("datasets")
     fake.load_dataset = lambda *a, **k: asked.append((a, k)) or iter([{"text": text} for text in TEXTS])
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    (source,) = find_sources(("someone/books",), subset="en", split="test")
-    assert list(documents(source)) == TEXTS
+    (source,) = find_texts(("someone/books",), subset="en", split="test")
+    assert list(texts_of(source)) == TEXTS
     assert asked == [(("someone/books", "en"), {"split": "test", "streaming": True})]
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match="pip install datasets"):
-        list(documents(source))
+        list(texts_of(source))
 
 
 @pytest.mark.parametrize(
@@ -73,24 +72,24 @@ def test_a_hugging_face_dataset_by_its_id(tmp_path, monkeypatch):
 def test_damaged_files_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DocumentError, match=message):
-        list(documents(DataSource(name, tmp_path / name)))
+        list(texts_of(TextSource(name, tmp_path / name)))
 
 
 def test_names_that_are_no_data(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"a.png is none of the kinds"):
-        find_sources((str(tmp_path / "a.png"),))
+        find_texts((str(tmp_path / "a.png"),))
     with pytest.raises(UsageError, match="no training data at"):
-        find_sources((str(tmp_path / "none" / "*.jsonl"),))
+        find_texts((str(tmp_path / "none" / "*.jsonl"),))
 
 
 def test_shards_hold_long_documents_and_count_the_others(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(building, "SHARD_CHARACTERS", 800)
-    (source,) = find_sources((str(write_books(tmp_path / "b.jsonl")),))
+    (source,) = find_texts((str(write_books(tmp_path / "b.jsonl")),))
     built = build_shards(tmp_path / "s", [source], tokenizer, shortest=100, progress=False)
     assert len(built.lengths) > 1 and built.dtype == np.dtype("<u2")
     assert (built.documents, built.left_out, built.tokens) == (4, 2, 700 + 400 + 1000 + 650)
-    texts = [text for text in documents(source) if len(text) >= 100]
+    texts = [text for text in texts_of(source) if len(text) >= 100]
     stored = np.concatenate([built.tokens_of(i) for i in range(len(built.lengths))])
     assert tokenizer.decode(stored.tolist()) == "".join(texts)
     again = build_shards(tmp_path / "t", [source], tokenizer, shortest=100, progress=False)
@@ -99,7 +98,7 @@ def test_shards_hold_long_documents_and_count_the_others(tmp_path, tokenizer, mo
 
 def test_a_killed_build_goes_on_where_it_was(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(building, "SHARD_CHARACTERS", 800)
-    (source,) = find_sources((str(write_books(tmp_path / "b.jsonl")),))
+    (source,) = find_texts((str(write_books(tmp_path / "b.jsonl")),))
     whole = build_shards(tmp_path / "whole", [source], tokenizer, 100, progress=False)
     genuine, calls = building._write_shard, []
 
@@ -123,29 +122,29 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, tokenizer, monkeypatch):
 
 
 def test_no_document_that_is_long_enough(tmp_path, tokenizer):
-    (source,) = find_sources((str(write_books(tmp_path / "b.jsonl")),))
+    (source,) = find_texts((str(write_books(tmp_path / "b.jsonl")),))
     with pytest.raises(DocumentError, match=r"no document of b.jsonl has 1,025 tokens \(the longest has 1,000 char"):
         build_shards(tmp_path / "s", [source], tokenizer, 1025, progress=False)
 
 
 def test_a_folder_belongs_to_documents_tokenizer_and_length(tmp_path, tokenizer):
     books = write_books(tmp_path / "b.jsonl")
-    (source,) = find_sources((str(books),))
+    (source,) = find_texts((str(books),))
     folder = write_byte_tokenizer(tmp_path / "bytes")
     first = shards_folder(tmp_path, [source], folder, 9)
     assert first == shards_folder(tmp_path, [source], folder, 9) != shards_folder(tmp_path, [source], folder, 8)
     write_books(books, (50, 60), seed=1)
-    assert shards_folder(tmp_path, find_sources((str(books),)), folder, 9) != first
+    assert shards_folder(tmp_path, find_texts((str(books),)), folder, 9) != first
 
 
 def test_sequences_lie_in_one_document_and_their_order_is_the_seeds(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(building, "SHARD_CHARACTERS", 800)
-    (source,) = find_sources((str(write_books(tmp_path / "b.jsonl")),))
+    (source,) = find_texts((str(write_books(tmp_path / "b.jsonl")),))
     shards = build_shards(tmp_path / "s", [source], tokenizer, 65, progress=False)
     sequences = Sequences(shards, 64)
     expected = [
         text[start : start + 65]
-        for text in documents(source)
+        for text in texts_of(source)
         if len(text) >= 65
         for start in range(0, len(text) - 64, 64)
     ]
@@ -158,4 +157,4 @@ def test_sequences_lie_in_one_document_and_their_order_is_the_seeds(tmp_path, to
     second = sequences.batch(1, count, seed=3)
     assert sorted(second) == sorted(epoch) and (second != epoch).any()
     documents_seen = sequences.spread(shards.documents)
-    assert [expected[i] for i in documents_seen] == [t[:65] for t in documents(source) if len(t) >= 65]
+    assert [expected[i] for i in documents_seen] == [t[:65] for t in texts_of(source) if len(t) >= 65]

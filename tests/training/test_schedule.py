@@ -3,7 +3,7 @@
 import pytest
 
 from ttt_docs.errors import UsageError
-from ttt_docs.training.schedule import inner_lr_scale, learning_rate
+from ttt_docs.training.optimizer import inner_lr_scale, learning_rate
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ttt_docs import TTTReader
 from ttt_docs.errors import CheckpointError, TTTDocsError, UsageError
 from ttt_docs.training import trainer
 from ttt_docs.training.checkpoint import saved_checkpoints
-from ttt_docs.training.record import read_log
+from ttt_docs.training.record import code_identity, read_log
 from ttt_docs.training.trainer import train
 
 torch.set_num_threads(1)
@@ -110,6 +110,22 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, parallel):
     assert one.reading.inner_lr_factors == pytest.approx(two.reading.inner_lr_factors, abs=1e-5)
 
 
+def test_the_code_of_a_run_is_its_version_and_all_its_sources(tmp_path):
+    from ttt_docs import __version__
+
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "a.py").write_text("a = 1\n")
+    seen = [code_identity(tmp_path)["sha256"]]
+    for name, text in (("a.py", "a = 2\n"), ("kernels/k.cpp", "int k;\n"), ("kernels/k.h", ""), ("kernels/k.cpp", "")):
+        (tmp_path / name).write_text(text)
+        seen.append(code_identity(tmp_path)["sha256"])
+    (tmp_path / "kernels" / "k.h").rename(tmp_path / "k.h")
+    seen.append(code_identity(tmp_path)["sha256"])
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "a.pyc").write_text("not a source")
+    assert code_identity(tmp_path) == {"version": __version__, "sha256": seen[-1]}
+
+
 def test_a_baseline_without_prime_mlps_reads_with_its_window_alone(tmp_path):
     changes = ["mode=none", "model.changes.suffix_blocks=0", "reading.window=32", "steps=2"]
     done = train(tiny_recipe(tmp_path, *changes), progress=False)
@@ -142,7 +158,7 @@ def test_ctrl_c_makes_a_checkpoint_and_the_same_call_goes_on(tmp_path, monkeypat
     recipe, genuine = tiny_recipe(tmp_path), trainer._step
 
     def step(*arguments):
-        if arguments[3] == 3:
+        if arguments[1] == 3:
             signal.raise_signal(signal.SIGINT)
         return genuine(*arguments)
 

@@ -29,8 +29,8 @@ from dataclasses import asdict, dataclass
 from math import ceil, log2, prod
 
 from ttt_docs.model.config import ModelConfig
+from ttt_docs.training.parallel import trained_names
 from ttt_docs.training.recipe import Recipe
-from ttt_docs.training.weights import trained_names
 from ttt_docs.weights.parameters import parameter_shapes
 
 _LOGIT_ROWS = 2048

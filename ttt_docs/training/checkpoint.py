@@ -1,4 +1,4 @@
-"""Checkpoints of a run: masters, AdamW's state, step and random state, by torch.distributed.checkpoint.
+"""Checkpoints of a run: masters, AdamW's state, step and random state, by torch.distributed.checkpoint (DCP).
 
     RUN/checkpoints/step-000100/    .metadata and *.distcp (DCP), run.json: step, score, recipe, data
 
@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.io import replacing
-from ttt_docs.training.processes import Processes
-from ttt_docs.training.recipe import Recipe
-from ttt_docs.training.weights import INNER_LR, Weights
+from ttt_docs.training.parallel import Processes, TrainedWeights
 
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -38,54 +35,37 @@ class Saved:
     folder: Path
     step: int
     score: float | None  # validation loss, or mean training loss since the one before: smaller is better
-
-
-def optimizer_of(recipe: Recipe, weights: Weights) -> torch.optim.AdamW:
-    """AdamW over the masters: matrices decay, norms and inner learning rates do not. Its state is there from the start,
-    zeros, for checkpoints to be loaded into."""
-    chosen = recipe.optimizer
-    rates = [m for name, m in weights.masters.items() if name == INNER_LR]
-    others = [m for name, m in weights.masters.items() if name != INNER_LR]
-    matrices, vectors = [m for m in others if m.dim() > 1], [m for m in others if m.dim() <= 1]
-    faster = (chosen.rates_lr or chosen.lr) / chosen.lr
-    groups = [
-        {"params": params, "weight_decay": decay, "factor": factor}
-        for params, decay, factor in ((matrices, chosen.weight_decay, 1), (vectors, 0.0, 1), (rates, 0.0, faster))
-        if params
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=chosen.lr, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)
-    for master in weights.masters.values():
-        optimizer.state[master] = {
-            "step": torch.zeros(()),
-            "exp_avg": torch.zeros_like(master, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
-        }
-    return optimizer
+    facts: Mapping[str, Any]  # what it was made from: recipe, data, base
 
 
 def save(
-    run: Path, step: int, score: float | None, facts: Mapping[str, Any], weights: Weights,
-    optimizer: torch.optim.Optimizer, processes: Processes,
-) -> None:  # fmt: skip
+    run: Path,
+    step: int,
+    score: float | None,
+    facts: Mapping[str, Any],
+    weights: TrainedWeights,
+    optimizer: torch.optim.Optimizer,
+    here: Processes,
+) -> None:
     """Writes the checkpoint of `step`. All processes call it together."""
     folder = run / "checkpoints" / f"step-{step:06d}"
     building = folder.with_name(f".{folder.name}.partial")
-    if processes.first:
+    if here.first:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-    processes.wait()
+    here.wait()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is one process only
         dcp.save(_state(weights, optimizer), checkpoint_id=str(building))
-    if processes.first:
+    if here.first:
         with replacing(building / "run.json") as file:
             file.write(json.dumps({"step": step, "score": score, **facts}).encode())
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(building, folder)
-    processes.wait()
+    here.wait()
 
 
-def load(saved: Saved, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+def load(saved: Saved, weights: TrainedWeights, optimizer: torch.optim.Optimizer) -> None:
     """Puts a checkpoint's content into `weights` and `optimizer`. All processes call it together."""
     state = _state(weights, optimizer)
     try:
@@ -104,7 +84,7 @@ def saved_checkpoints(run: Path) -> list[Saved]:
     for folder in (run / "checkpoints").glob("step-*"):
         if _NAME.fullmatch(folder.name) and (folder / "run.json").is_file():
             facts = json.loads((folder / "run.json").read_text("utf-8"))
-            found.append(Saved(folder, facts["step"], facts["score"]))
+            found.append(Saved(folder, facts.pop("step"), facts.pop("score"), facts))
     return sorted(found, key=lambda saved: saved.step)
 
 
@@ -124,19 +104,20 @@ def remove_old(run: Path, keep: int) -> None:
             shutil.rmtree(saved.folder, ignore_errors=True)
 
 
-def check_same_run(saved: Saved, facts: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises CheckpointError, naming what differs, if a checkpoint is of another recipe, data or base model."""
-    there = json.loads((saved.folder / "run.json").read_text("utf-8"))
+def check_same_run(saved: Saved, facts: Mapping[str, Any], name: str) -> None:
+    """Raises CheckpointError, naming what differs, if a checkpoint is of another recipe, data or base model than the
+    run called `name`."""
     for part, here in facts.items():
-        if part != "recipe" and there.get(part) != here:
+        there = saved.facts.get(part)
+        if part != "recipe" and there != here:
             raise CheckpointError(
-                f"{saved.folder} was made from another {part} ({str(there.get(part))[:12]}, here {str(here)[:12]}): "
+                f"{saved.folder} was made from another {part} ({str(there)[:12]}, here {str(here)[:12]}): "
                 "give another output= folder"
             )
-    differ = _differences(there["recipe"], json.loads(json.dumps(facts["recipe"])))
+    differ = _differences(saved.facts["recipe"], json.loads(json.dumps(facts["recipe"])))
     if differ:
         raise CheckpointError(
-            f"{saved.folder} is of another recipe than {recipe.name}: {'; '.join(differ[:6])}. Give another output= "
+            f"{saved.folder} is of another recipe than {name}: {'; '.join(differ[:6])}. Give another output= "
             "folder, or remove that one"
         )
 
@@ -150,9 +131,10 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
     return [] if there == here else [f"{path} is {there} there and {here} here"]
 
 
-def _state(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    tensors: dict[str, Tensor] = {name: master.detach() for name, master in weights.masters.items()}
-    moments = {
-        name: {key: value for key, value in optimizer.state[master].items()} for name, master in weights.masters.items()
+def _state(weights: TrainedWeights, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a checkpoint holds; tensors in place, for DCP to write from and to read into."""
+    return {
+        "weights": {name: master.detach() for name, master in weights.masters.items()},
+        "optimizer": {name: dict(optimizer.state[master]) for name, master in weights.masters.items()},
+        "random": torch.get_rng_state(),
     }
-    return {"weights": tensors, "optimizer": moments, "random": torch.get_rng_state()}

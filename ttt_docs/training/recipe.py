@@ -1,16 +1,18 @@
-"""A recipe: everything that decides what a training run computes, as one file (METHOD section 4).
+"""A recipe: everything that decides what a training run computes (docs/method.md section 4).
 
 A recipe file is YAML. `base:` names another recipe, whose values it changes; the command line changes values once more
-with `optimizer.lr=1e-3`. The published runs ship with the package: `recipe_names()` lists them, docs/training.md shows
-them as a table.
+with `optimizer.lr=1e-3`. The published runs ship with the package as one table, `recipes/published.yaml`:
+`recipe_names()` lists them.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import cache
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,9 +220,39 @@ class Recipe(BaseModel):
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    return sorted(
-        path.name.removesuffix(".yaml") for path in _SHIPPED.iterdir() if re.fullmatch(r"[^_].*\.yaml", path.name)
-    )
+    names = {path.name.removesuffix(".yaml") for path in _SHIPPED.iterdir() if path.name.endswith(".yaml")}
+    return sorted(names - {"published"} | published_recipes().keys())
+
+
+@cache
+def published_recipes() -> dict[str, dict[str, Any]]:
+    """The paper's runs by name, as values for `Recipe`: what the rows of `recipes/published.yaml` amount to."""
+    table = _yaml((_SHIPPED / "published.yaml").read_text("utf-8"), "published.yaml")
+    tokens_at_32k = table["lengths"]["32k"]["sequence"]
+    found: dict[str, dict[str, Any]] = {}
+    for (size, row), full in product(table["sizes"].items(), ("", "full-")):
+        name = f"{full}pretrain-{size}"
+        own = {"batch": row["batch"], "steps": row["steps"], "optimizer": {"lr": row["lr"]}, "model": {"config": size}}
+        first = _merge(table["shared"], own | {"name": name})
+        if size in table["sharded"]:
+            first["compute"] = {"parallel": "sharded"}
+        if full:
+            first = _merge(first, table["full_attention"])
+            first = _merge(first, {"model": {"changes": {"mlp_dim": row["full_mlp_dim"]}}})
+        found[name] = first
+        for length, extended in table["lengths"].items():
+            changes = {
+                "name": f"{full}extend-{size}-{length}",
+                "sequence": extended["sequence"],
+                "batch": row["extension_batch"] * tokens_at_32k // extended["sequence"],
+                "steps": row["extension_steps"],
+                "model": {"pretrained": f"runs/{name}/model"},
+            }
+            if full:
+                changes["model"]["changes"] = {"rope_theta": extended["full_rope_theta"]}
+                changes["reading"] = {"window": extended["sequence"]}
+            found[changes["name"]] = _merge(_merge(first, table["extension"]), changes)
+    return found
 
 
 def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -245,21 +277,10 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     """The values of a recipe over those of its base."""
     if source in seen:
         raise UsageError(f"recipe {source} is its own base: {' -> '.join([*seen, source])}")
-    text, folder = _text(source)
-    values = _yaml(text, f"recipe {source}")
-    if not isinstance(values, dict):
-        raise UsageError(f"recipe {source} is not a list of `key: value` lines")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    named = folder / str(base)
-    return _merge(_read(str(named) if named.is_file() else str(base), (*seen, source)), values)
-
-
-def _text(source: str) -> tuple[str, Path]:
-    path = Path(source)
-    if (_SHIPPED / f"{source}.yaml").is_file() and "/" not in source:
-        return (_SHIPPED / f"{source}.yaml").read_text("utf-8"), Path()
+    if source in published_recipes():
+        return deepcopy(published_recipes()[source])
+    shipped = _SHIPPED / f"{source}.yaml"
+    path: Any = shipped if source in recipe_names() else Path(source)
     if not path.is_file():
         close = difflib.get_close_matches(source, recipe_names(), n=3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -267,9 +288,17 @@ def _text(source: str) -> tuple[str, Path]:
             f"no recipe {source!r}: {hint}Give a .yaml file, or one of those that `ttt-docs train --list` shows"
         )
     try:
-        return path.read_text("utf-8"), path.parent
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {source} cannot be read: {error}") from None
+    values = _yaml(text, f"recipe {source}")
+    if not isinstance(values, dict):
+        raise UsageError(f"recipe {source} is not a list of `key: value` lines")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    beside = Path(source).parent / str(base)
+    return _merge(_read(str(beside) if beside.is_file() else str(base), (*seen, source)), values)
 
 
 def _yaml(text: str, what: str) -> Any:

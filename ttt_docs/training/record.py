@@ -1,14 +1,17 @@
-"""What a run writes down: log.jsonl, TensorBoard events, loss.png."""
+"""What a run writes down: log.jsonl, TensorBoard events, loss.png, and which code made it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, TextIO
 
+from ttt_docs._version import __version__
 from ttt_docs.io import replacing
 
 LOG = "log.jsonl"
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Record:
@@ -81,6 +84,16 @@ def plot(run: Path) -> Path | None:
     with replacing(run / "loss.png") as file:
         figure.savefig(file, format="png", dpi=120)
     return run / "loss.png"
+
+
+def code_identity(package: Path = PACKAGE) -> dict[str, str]:
+    """What identifies the code of a run, in a checkout as in a wheel: the version, and one hash over the package's
+    Python and C++ sources and their paths."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
+        source = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(source)}\n".encode() + source)
+    return {"version": __version__, "sha256": digest.hexdigest()}
 
 
 def _board(run: Path, step: int) -> Any:

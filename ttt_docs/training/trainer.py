@@ -1,12 +1,11 @@
-"""A training run from recipe to exported model: data, steps, validation, checkpoints, log (METHOD section 4).
+"""A training run from recipe to exported model: data, steps, validation, checkpoints, log (docs/method.md section 4).
 
 The same call works alone and in each process that torchrun starts. What a run computes is a function of its recipe and
-data: killed anywhere and started again, it goes on from its last checkpoint to the same losses.
+data. Killed anywhere and started again, it goes on from its last checkpoint to the same losses.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,27 +17,23 @@ import torch
 from tqdm import tqdm
 
 from ttt_docs.errors import TTTDocsError, UsageError
-from ttt_docs.io import Interrupt
+from ttt_docs.io import Interrupt, cache_folder
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training import checkpoint
-from ttt_docs.training.evaluation import validation_loss
-from ttt_docs.training.export import export
-from ttt_docs.training.processes import Processes, processes
+from ttt_docs.training.model_io import Start, check_vocabulary, config_of, export, start_of, tokenizer_folder
+from ttt_docs.training.optimizer import inner_lr_scale, learning_rate, optimizer_of
+from ttt_docs.training.parallel import Processes, TrainedWeights, gather_prime_mlps, prepare, processes
 from ttt_docs.training.recipe import Recipe
-from ttt_docs.training.record import Record, plot, read_log
-from ttt_docs.training.schedule import inner_lr_scale, learning_rate
-from ttt_docs.training.sequences import Sequences
-from ttt_docs.training.shards import Shards, build_shards, shards_folder, wait_for_shards
-from ttt_docs.training.sources import find_sources
-from ttt_docs.training.start import Start, check_vocabulary, config_of, start_of, tokenizer_folder
-from ttt_docs.training.weights import Weights, gather_prime_mlps, prepare
+from ttt_docs.training.record import Record, code_identity, plot, read_log
+from ttt_docs.training.shards import Sequences, Shards, build_shards, shards_folder, wait_for_shards
+from ttt_docs.training.texts import find_texts
+from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.loading import best_dtype
-from ttt_docs.weights.registry import cache_folder
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """What a run reads."""
 
     train: Sequences
@@ -87,7 +82,7 @@ def train(recipe: Recipe, *, progress: bool = True, announce: Callable[[Plan], N
         return _train(recipe, here, progress and here.first, announce if here.first else None)
 
 
-def prepare_data(recipe: Recipe, here: Processes, progress: bool) -> Data:
+def prepare_data(recipe: Recipe, here: Processes, progress: bool) -> TrainingData:
     """The recipe's documents as sequences, tokenized unless that was done before.
 
     Raises:
@@ -101,25 +96,36 @@ def prepare_data(recipe: Recipe, here: Processes, progress: bool) -> Data:
     root = Path(recipe.data.folder).expanduser() if recipe.data.folder else cache_folder() / "data"
 
     def shards_of(named: tuple[str, ...]) -> Shards:
-        sources = find_sources(named, recipe.data.field, recipe.data.subset, recipe.data.split)
+        sources = find_texts(named, recipe.data.field, recipe.data.subset, recipe.data.split)
         where = shards_folder(root, sources, folder, recipe.sequence + 1)
         if here.local_rank:
             return wait_for_shards(where)
         return build_shards(where, sources, tokenizer, recipe.sequence + 1, progress)
 
     shards = shards_of(recipe.data.train)
-    valid = shards_of(recipe.data.valid) if recipe.data.valid else None
-    return Data(
-        Sequences(shards, recipe.sequence), shards, None if valid is None else Sequences(valid, recipe.sequence), folder
-    )
+    valid = Sequences(shards_of(recipe.data.valid), recipe.sequence) if recipe.data.valid else None
+    return TrainingData(Sequences(shards, recipe.sequence), shards, valid, folder)
 
 
-def reading_of(recipe: Recipe, weights: Weights) -> ReadingConfig:
-    """How the model in training reads at this moment: with its learned rates, and not at all for mode `none`."""
-    changes: dict[str, Any] = {"learn": recipe.mode != "none"}
-    if weights.inner_lr is not None:
-        changes["inner_lr_factors"] = tuple(weights.inner_lr.flatten().tolist())
-    return recipe.reading.model_copy(update=changes)
+@dataclass
+class _Run:
+    """A run in one of its processes."""
+
+    recipe: Recipe
+    here: Processes
+    data: TrainingData
+    start: Start
+    steps: int
+    facts: dict[str, Any]  # what its checkpoints belong to
+    weights: TrainedWeights
+    optimizer: torch.optim.Optimizer
+
+    def reading(self) -> ReadingConfig:
+        """How the model reads at this moment: with its learned rates, and not at all for mode `none`."""
+        changes: dict[str, Any] = {"learn": self.recipe.mode != "none"}
+        if self.weights.inner_lr is not None:
+            changes["inner_lr_factors"] = tuple(self.weights.inner_lr.flatten().tolist())
+        return self.recipe.reading.model_copy(update=changes)
 
 
 def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[Plan], None] | None) -> Trained:
@@ -141,52 +147,49 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
         "data": data.shards.sha256,
         "base": None if start.base is None else start.base.fingerprint,
     }
-    run = recipe.folder
-    found = checkpoint.saved_checkpoints(run)
+    folder, tokens = recipe.folder, steps * recipe.tokens_per_step
+    found = checkpoint.saved_checkpoints(folder)
     if found:
-        checkpoint.check_same_run(found[-1], facts, recipe)
+        checkpoint.check_same_run(found[-1], facts, recipe.name)
     if announce is not None:
-        done = found[-1].step if found else 0
-        tokens, epochs = steps * recipe.tokens_per_step, steps * recipe.batch / len(data.train)
+        done, epochs = found[-1].step if found else 0, steps * recipe.batch / len(data.train)
         announce(Plan(steps, tokens, len(data.train), data.shards.documents, data.shards.left_out, epochs, done))
-    weights = prepare(recipe, start.config, start.state, _dtype(recipe, here), here, start.inner_lr_factors)
-    optimizer = checkpoint.optimizer_of(recipe, weights)
+    dtype = best_dtype(here.device) if recipe.compute.dtype == "auto" else getattr(torch, recipe.compute.dtype)
+    weights = prepare(recipe, start.config, start.state, dtype, here, start.inner_lr_factors)
+    optimizer = optimizer_of(recipe.optimizer, weights)
+    run = _Run(recipe, here, data, start, steps, facts, weights, optimizer)
     if found:
         checkpoint.load(found[-1], weights, optimizer)
     if here.first:
-        run.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     here.wait()
-    valid_loss = _steps(recipe, here, data, facts, steps, found, weights, optimizer, progress)
+    valid_loss = _all_steps(run, found[-1] if found else None, progress)
     here.wait()
-    best = checkpoint.best_of(checkpoint.saved_checkpoints(run))
+    best = checkpoint.best_of(checkpoint.saved_checkpoints(folder))
     if recipe.checkpoint.export == "best" and best is not None:
         checkpoint.load(best, weights, optimizer)
-    exported = _export(recipe, here, start, data, weights, steps)
+    exported = _export(run)
     here.wait()
     if here.first:
-        plot(run)
-    last = next(line for line in reversed(read_log(run)) if "loss" in line)
-    tokens = steps * recipe.tokens_per_step
-    return Trained(run, exported, steps, tokens, last["loss"], valid_loss, time.perf_counter() - began)
+        plot(folder)
+    last = next(line for line in reversed(read_log(folder)) if "loss" in line)
+    return Trained(folder, exported, steps, tokens, last["loss"], valid_loss, time.perf_counter() - began)
 
 
-def _steps(
-    recipe: Recipe, here: Processes, data: Data, facts: dict[str, Any], steps: int, found: list[checkpoint.Saved],
-    weights: Weights, optimizer: torch.optim.Optimizer, progress: bool,
-) -> float | None:  # fmt: skip
-    """All steps that are left, with what happens between them; returns the last validation loss."""
-    run, kept = recipe.folder, recipe.checkpoint
-    first = found[-1].step if found else 0
-    record = Record(run, first) if here.first else None
-    valid_loss = found[-1].score if found and first == steps and data.valid is not None else None
+def _all_steps(run: _Run, last: checkpoint.Saved | None, progress: bool) -> float | None:
+    """All steps that are left after the last checkpoint, with what happens between them; returns the last validation
+    loss."""
+    folder, kept, steps, data = run.recipe.folder, run.recipe.checkpoint, run.steps, run.data
+    first = last.step if last else 0
+    record = Record(folder, first) if run.here.first else None
+    valid_loss = last.score if last and first == steps and data.valid is not None else None
     since: list[float] = []
     with (
         Interrupt() as interrupt,
         tqdm(initial=first, total=steps, unit="step", disable=None if progress else True) as bar,
     ):
         for step in range(first + 1, steps + 1):
-            line = _step(recipe, here, data, step, steps, weights, optimizer, interrupt)
-            stop = line.pop("stop")
+            line, stop = _step(run, step, interrupt)
             since.append(line["loss"])
             if record is not None:
                 record.add(line)
@@ -194,17 +197,17 @@ def _steps(
             bar.update()
             score = None
             if data.valid is not None and (step == steps or (kept.evaluate_every and step % kept.evaluate_every == 0)):
-                score, chunks = _validate(recipe, here, data, weights)
-                valid_loss = score
+                valid_loss, chunk_losses = _validate(run, data.valid)
+                score = valid_loss
                 if record is not None:
-                    record.add({"step": step, "valid_loss": score, "valid_chunk_losses": chunks})
+                    record.add({"step": step, "valid_loss": score, "valid_chunk_losses": chunk_losses})
             if stop or step == steps or step % kept.every == 0 or score is not None:
                 if data.valid is None:
                     score = sum(since) / len(since)
-                checkpoint.save(run, step, score, facts, weights, optimizer, here)
+                checkpoint.save(folder, step, score, run.facts, run.weights, run.optimizer, run.here)
                 since = []
-                if here.first:
-                    checkpoint.remove_old(run, kept.keep)
+                if run.here.first:
+                    checkpoint.remove_old(folder, kept.keep)
             if stop and step < steps:
                 raise KeyboardInterrupt(
                     f"stopped after step {step:,} of {steps:,}; the same command goes on from there"
@@ -214,21 +217,18 @@ def _steps(
     return valid_loss
 
 
-def _step(
-    recipe: Recipe, here: Processes, data: Data, step: int, steps: int, weights: Weights,
-    optimizer: torch.optim.Optimizer, interrupt: Interrupt,
-) -> dict[str, Any]:  # fmt: skip
-    """One update, on this process's part of the batch; returns the line for the log."""
+def _step(run: _Run, step: int, interrupt: Interrupt) -> tuple[dict[str, Any], bool]:
+    """One update, on this process's part of the batch: the line for the log, and whether a process wants to stop."""
     began = time.perf_counter()
+    recipe, here, weights, train = run.recipe, run.here, run.weights, run.data.train
     chosen, size = recipe.optimizer, recipe.compute.micro_batch
-    lr = learning_rate(step - 1, steps, chosen.lr, chosen.final_lr, chosen.warmup)
-    scale = inner_lr_scale(step - 1, steps, chosen.inner_warmup_from, chosen.inner_warmup)
-    mine = np.split(data.train.batch(step - 1, recipe.batch, recipe.seed), here.count)[here.rank]
+    lr = learning_rate(step - 1, run.steps, chosen.lr, chosen.final_lr, chosen.warmup)
+    scale = inner_lr_scale(step - 1, run.steps, chosen.inner_warmup_from, chosen.inner_warmup)
+    mine = np.split(train.batch(step - 1, recipe.batch, recipe.seed), here.count)[here.rank]
     pieces = np.split(mine, len(mine) // size)
     sums: torch.Tensor | None = None
     for piece in pieces:
-        tokens = torch.from_numpy(data.train.take(piece)).to(here.device)
-        outer = weights.objective(tokens, scale, weights.inner_lr)
+        outer = weights.objective(torch.from_numpy(train.take(piece)).to(here.device), scale, weights.inner_lr)
         outer.loss.backward()
         weights.collect_gradients()
         measured = torch.stack([outer.chunk_losses.mean(0), outer.grad_norms.mean(0)]).double()
@@ -248,10 +248,10 @@ def _step(
         for master in weights.masters.values():
             if master.grad is not None:
                 master.grad.mul_((chosen.clip / norm.clamp_min(chosen.clip)).item())
-    for group in optimizer.param_groups:
+    for group in run.optimizer.param_groups:
         group["lr"] = lr * group["factor"]
-    optimizer.step()
-    weights.clear_gradients()
+    run.optimizer.step()
+    run.optimizer.zero_grad()
     weights.publish()
     seconds = time.perf_counter() - began
     line: dict[str, Any] = {
@@ -265,38 +265,55 @@ def _step(
         "seconds": seconds,
         "chunk_losses": chunk_losses.tolist(),
         "inner_norms": inner_norms.tolist(),
-        "stop": bool(stop > 0),
     }
     if weights.inner_lr is not None:
         line["inner_lr_factors"] = weights.inner_lr.flatten().tolist()
-    return line
+    return line, bool(stop > 0)
 
 
-def _validate(recipe: Recipe, here: Processes, data: Data, weights: Weights) -> tuple[float, list[float]]:
-    assert data.valid is not None
-    indices = data.valid.spread(recipe.checkpoint.evaluate_sequences)
+def _validate(run: _Run, valid: Sequences) -> tuple[float, list[float]]:
+    """Mean loss of the validation sequences, and the mean of each chunk; nats per token.
+
+    It is measured by reading, as a user of the model would. The sequences are divided between the processes and read
+    one by one.
+    """
+    here, weights, reading = run.here, run.weights, run.reading()
+    chunks = valid.length // reading.chunk
+    indices = valid.spread(run.recipe.checkpoint.evaluate_sequences)
     if weights.sharded:
         weights.objective.unshard()  # type: ignore[operator]
         gather_prime_mlps(weights.model)
-    result = validation_loss(weights.model, data.valid, indices, reading_of(recipe, weights), here)
+    total = torch.zeros(chunks + 1, dtype=torch.float64)
+    for index in indices[here.rank :: here.count]:
+        tokens = torch.from_numpy(valid[int(index)]).unsqueeze(0).to(here.device)
+        state = ReadingState(weights.model, reading)
+        losses: list[float] = []
+        while (left := chunks - len(losses)) > 0:
+            count = min(left, state.slots_left)
+            part = tokens[:, state.position : state.position + count * reading.chunk + 1]
+            losses += [float(result.loss[0]) for result in state.read(part)]
+        total += torch.tensor([*losses, sum(losses) / chunks], dtype=torch.float64)
     if weights.sharded:
         weights.objective.reshard()  # type: ignore[operator]
-    return result
+    means = (here.sum(total.to(here.device)) / len(indices)).tolist()
+    return means[-1], means[:-1]
 
 
-def _export(recipe: Recipe, here: Processes, start: Start, data: Data, weights: Weights, steps: int) -> Path:
+def _export(run: _Run) -> Path:
+    recipe, shards, before = run.recipe, run.data.shards, run.start.provenance
     provenance = {
         "recipe": _without_folders(recipe.identity()),
-        "data": data.shards.sha256,
-        "documents": data.shards.documents,
-        "steps": steps,
-        "tokens": steps * recipe.tokens_per_step,
+        "data": shards.sha256,
+        "documents": shards.documents,
+        "steps": run.steps,
+        "tokens": run.steps * recipe.tokens_per_step,
         "seed": recipe.seed,
-        "commit": _commit(),
-    } | ({"after": start.provenance} if start.provenance else {})
-    reading = reading_of(recipe, weights)
-    trained = {name: tensor for name, tensor in weights.state() if here.first}
-    return export(recipe, start, reading, trained, data.tokenizer, provenance) if here.first else recipe.folder
+        "code": code_identity(),
+    } | ({"after": before} if before else {})
+    trained = {name: tensor for name, tensor in run.weights.state() if run.here.first}
+    if not run.here.first:
+        return recipe.folder
+    return export(recipe, run.start, run.reading(), trained, run.data.tokenizer, provenance)
 
 
 def _without_folders(identity: dict[str, Any]) -> dict[str, Any]:
@@ -309,16 +326,3 @@ def _without_folders(identity: dict[str, Any]) -> dict[str, Any]:
     files = {key: [name(value) for value in data[key]] for key in ("train", "valid")}
     start = {key: model[key] and name(model[key]) for key in ("pretrained", "adapter")}
     return identity | {"data": data | files, "model": model | start}
-
-
-def _commit() -> str:
-    """sha256 over this package's source files: it names the code where there is no repository, as in a wheel."""
-    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _dtype(recipe: Recipe, here: Processes) -> torch.dtype:
-    chosen = recipe.compute.dtype
-    return best_dtype(here.device) if chosen == "auto" else getattr(torch, chosen)

@@ -1,4 +1,8 @@
-"""What a run starts from: random weights, a checkpoint, or a plain model that gets prime MLPs (retrofit)."""
+"""The model that a run starts from, its tokenizer, and what the run leaves for readers.
+
+A run starts from random weights, from a checkpoint, or from a plain model that gets prime MLPs (retrofit). It leaves an
+adapter for its base model, or a model folder of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,18 @@ import torch
 from pydantic import ValidationError
 
 from ttt_docs.errors import UsageError
-from ttt_docs.io import replacing
-from ttt_docs.model.config import ModelConfig
+from ttt_docs.io import cache_folder, replacing
+from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.text.tokenizer import Tokenizer
+from ttt_docs.training.parallel import INNER_LR
 from ttt_docs.training.recipe import Recipe
 from ttt_docs.weights import fetch
-from ttt_docs.weights.adapter import adapted, load_adapter
-from ttt_docs.weights.converted import Checkpoint, load_checkpoint
+from ttt_docs.weights.adapter import adapted, load_adapter, save_adapter
+from ttt_docs.weights.converted import Checkpoint, copy_tokenizer, load_checkpoint, write_checkpoint
 from ttt_docs.weights.loading import retrofit
-from ttt_docs.weights.parameters import State, check_state
-from ttt_docs.weights.registry import cache_folder, resolve
+from ttt_docs.weights.parameters import State, WeightSource, check_state
+from ttt_docs.weights.registry import resolve
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,41 @@ def config_of(recipe: Recipe) -> ModelConfig:
         return recipe.architecture()
     with torch.device("meta"):
         return start_of(recipe).config
+
+
+def export(
+    recipe: Recipe, start: Start, reading: ReadingConfig, trained: State, tokenizer: Path, provenance: dict[str, Any]
+) -> Path:
+    """Writes `adapter.safetensors` if the recipe trains one, else the folder `model`; returns which.
+
+    Both read with the recipe's inner loop from then on; learned inner rates are in `reading`.
+    """
+    trained = {name: tensor for name, tensor in trained.items() if name != INNER_LR}
+    if recipe.trains != "all" and start.base is not None:
+        path = recipe.folder / "adapter.safetensors"
+        assert recipe.model.pretrained is not None
+        save_adapter(
+            path,
+            trained,
+            base=recipe.model.pretrained,
+            base_fingerprint=start.base.fingerprint,
+            config=start.config,
+            reading=reading,
+            provenance=provenance,
+        )
+        return path
+    folder, state = recipe.folder / "model", start.state | trained
+    source = WeightSource(
+        start.config.model_copy(update={"name": recipe.name}),
+        {name: tensor.dtype for name, tensor in state.items()},
+        lambda name: state[name].detach(),
+        "training",
+        (),
+        lambda to: copy_tokenizer(tokenizer, to),
+    )
+    (folder / "manifest.json").unlink(missing_ok=True)  # of an earlier export of the same run
+    facts = {"reading": reading.model_dump(mode="json"), "training": provenance}
+    return write_checkpoint(folder, source, facts, progress=False)
 
 
 def tokenizer_folder(recipe: Recipe) -> Path:

@@ -1,26 +1,30 @@
-"""Which parameters are trained, in what precision they are kept, and how several processes share them.
+"""The processes of a run, and how they share a model in training: float32 masters, gradients, FSDP2.
 
 Every trained parameter has a float32 master, which AdamW updates. Products run on a copy in the compute dtype; prime
 MLPs stay float32, as fast weights do. With several processes, `data` keeps everything everywhere and averages
 gradients; `sharded` (FSDP2) keeps masters, gradients and AdamW's state in parts and gathers the weights for each step.
 
-Gradients are averaged by one explicit all-reduce: DDP's hooks fire on every backward pass, and the inner loop's own
+Gradients are averaged by one explicit all-reduce. DDP's hooks would fire on every backward pass, and the inner loop's
 gradients are backward passes inside the forward pass. FSDP2 wraps the whole outer loss for the same reason: to it the
 inner loop is a part of one forward pass, and it reduces gradients when the backward pass of the loss has ended.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ttt_docs.errors import UsageError
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.training.processes import Processes
 from ttt_docs.training.recipe import Recipe
 from ttt_docs.ttt.outer_loop import OuterLoss, outer_loss
 from ttt_docs.ttt.outer_scan import names_above
@@ -29,6 +33,64 @@ from ttt_docs.weights.parameters import State
 
 #: The learned inner learning rates' name beside the model's parameters.
 INNER_LR = "inner_lr"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    count: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over the processes."""
+        return self.sum(values) / self.count
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over the processes, in every one of them the same bits."""
+        if self.count > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def processes(device: str = "auto") -> Iterator[Processes]:
+    """The processes that torchrun started, connected (NCCL between GPUs, gloo between CPUs); or this one alone.
+
+    Raises:
+        UsageError: a device that is not there.
+    """
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    if cuda and not torch.cuda.is_available():
+        raise UsageError(f"compute.device={device}: no GPU is visible; use cpu")
+    where = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(where)
+    if count == 1:
+        yield Processes(0, 1, 0, where)
+        return
+    # One process may tokenize or validate while the others wait.
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=12))
+    try:
+        yield Processes(rank, count, local_rank, where)
+        dist.barrier()  # the first process writes files at the end: connections are taken down by all at the same time
+    finally:
+        dist.destroy_process_group()
 
 
 class Objective(nn.Module):
@@ -53,7 +115,7 @@ class Objective(nn.Module):
 
 
 @dataclass
-class Weights:
+class TrainedWeights:
     """A model in training."""
 
     objective: Objective
@@ -80,32 +142,24 @@ class Weights:
                 master.grad = grad if master.grad is None else master.grad.add_(grad)
                 copy.grad = None
 
-    def average_gradients(self, processes: Processes, pieces: int) -> None:
+    def average_gradients(self, here: Processes, pieces: int) -> None:
         """From sums over this process's `pieces` of a batch to the mean over all processes'."""
-        for master in self.masters.values():
-            if master.grad is not None:
-                master.grad.div_(pieces)
-        apart = [m for m in self.masters.values() if m.grad is not None and not isinstance(m, DTensor)]
-        if processes.count > 1 and apart:
-            flat = processes.mean(torch.cat([m.grad.flatten() for m in apart]))  # type: ignore[union-attr]
-            for master, grad in zip(apart, flat.split([m.numel() for m in apart]), strict=True):
-                assert master.grad is not None
-                master.grad.copy_(grad.view_as(master))
+        grads = [master.grad for master in self.masters.values() if master.grad is not None]
+        for grad in grads:
+            grad.div_(pieces)
+        whole = [grad for grad in grads if not isinstance(grad, DTensor)]  # FSDP2 has averaged the others
+        if here.count > 1 and whole:
+            flat = here.mean(torch.cat([grad.flatten() for grad in whole]))
+            for grad, mean in zip(whole, flat.split([grad.numel() for grad in whole]), strict=True):
+                grad.copy_(mean.view_as(grad))
 
-    def gradient_norm(self, processes: Processes) -> Tensor:
+    def gradient_norm(self, here: Processes) -> Tensor:
         """The global norm over all trained parameters, float64."""
-        whole, parts = [], []
-        for master in self.masters.values():
-            if isinstance(master.grad, DTensor):
-                parts.append(master.grad.to_local())
-            elif master.grad is not None:
-                whole.append(master.grad)
-        squares = processes.sum(_squares(parts, processes.device)) if self.sharded else 0
-        return (_squares(whole, processes.device) + squares).sqrt()
-
-    def clear_gradients(self) -> None:
-        for master in self.masters.values():
-            master.grad = None
+        grads = [master.grad for master in self.masters.values() if master.grad is not None]
+        whole = [grad for grad in grads if not isinstance(grad, DTensor)]
+        parts = [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
+        of_parts = here.sum(_squares(parts, here.device)) if self.sharded else 0
+        return (_squares(whole, here.device) + of_parts).sqrt()
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -134,45 +188,39 @@ def prepare(
     config: ModelConfig,
     state: State,
     dtype: torch.dtype,
-    processes: Processes,
+    here: Processes,
     inner_lr_factors: tuple[float, ...] = (),
-) -> Weights:
+) -> TrainedWeights:
     """The model on its device, ready to train; `inner_lr_factors` are the learned inner rates to start from, if any."""
-    sharded = recipe.compute.parallel == "sharded" and processes.count > 1
-    model = build_decoder(config, state, processes.device, torch.float32 if sharded else dtype)
+    sharded = recipe.compute.parallel == "sharded" and here.count > 1
+    model = build_decoder(config, state, here.device, torch.float32 if sharded else dtype)
     model.attends = recipe.model.attention
     trained = set(trained_names(recipe, config, state))
     for name, parameter in model.named_parameters():
         if name in trained:
-            own = parameter.detach()
             # The state may map a checkpoint's file or share tensors: what is trained gets memory of its own.
-            replace_parameter(model, name, nn.Parameter(own.clone()))
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(parameter.detach().clone()))
     objective = Objective(model, recipe)
     if sharded:
-        _shard(objective, dtype, processes)
+        _shard(objective, dtype, here)
     masters: dict[str, Tensor] = {}
     copies: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
-        if name not in trained:
-            continue
-        if parameter.dtype == torch.float32:
+        if name in trained:
             masters[name] = parameter
-        else:
-            masters[name], copies[name] = state[name].detach().to(processes.device, torch.float32, copy=True), parameter
+            if parameter.dtype != torch.float32:
+                masters[name] = state[name].detach().to(here.device, torch.float32, copy=True)
+                copies[name] = parameter
     if recipe.learned_inner_lr:
         shape = (config.suffix_blocks, 3) if recipe.learned_inner_lr == "matrix" else (config.suffix_blocks,)
-        rates = torch.ones(shape, device=processes.device)
+        rates = torch.ones(shape, device=here.device)
         if inner_lr_factors:
             # Those of a block [blocks, 1] begin each of its matrices' own; those of matrices are kept.
-            earlier = torch.tensor(inner_lr_factors, device=processes.device).view(config.suffix_blocks, -1)
+            earlier = torch.tensor(inner_lr_factors, device=here.device).view(config.suffix_blocks, -1)
             rates *= earlier if rates.dim() == 2 else earlier.mean(dim=1)
         masters[INNER_LR] = rates.requires_grad_()
-    return Weights(objective, masters, copies, sharded)
-
-
-def replace_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, parameter)
+    return TrainedWeights(objective, masters, copies, sharded)
 
 
 def gather_prime_mlps(model: Decoder) -> None:
@@ -185,11 +233,11 @@ def gather_prime_mlps(model: Decoder) -> None:
             prime.unshard()
 
 
-def _shard(objective: Objective, dtype: torch.dtype, processes: Processes) -> None:
+def _shard(objective: Objective, dtype: torch.dtype, here: Processes) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(processes.device.type, (processes.count,))
+    mesh = init_device_mesh(here.device.type, (here.count,))
     for index in objective.model.config.suffix:
         fully_shard(objective.model.block(index).prime_mlp, mesh=mesh)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
