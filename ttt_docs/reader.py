@@ -15,9 +15,8 @@ from tqdm import tqdm
 from ttt_docs.documents import Document
 from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 from ttt_docs.errors import MemoryMismatchError, ReadingInterrupted, UsageError
-from ttt_docs.generation.answer import answer_from_memory
-from ttt_docs.generation.chat import Conversation, Reply, converse
-from ttt_docs.generation.continuation import continue_text
+from ttt_docs.generation.chat import answer_from_memory, continue_text, converse
+from ttt_docs.generation.reply import Conversation, Reply
 from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import Length, summarize

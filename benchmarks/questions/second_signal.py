@@ -27,12 +27,11 @@ from evaluate import QUESTIONS, load
 from shared import facts
 
 from ttt_docs import Memory, TTTReader
-from ttt_docs.generation.answer import PART_WINDOW, PARTS, SYSTEM
+from ttt_docs.generation.chat import PART_WINDOW, PARTS, SYSTEM
 from ttt_docs.generation.decoding import Decoding, generate
-from ttt_docs.generation.prompting import chat_tokens
+from ttt_docs.generation.reply import end_tokens, prompt_tokens
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import outline
-from ttt_docs.generation.text import end_tokens
 from ttt_docs.lookup import router
 
 WHOLE = (
@@ -59,7 +58,7 @@ class Recorded(Decoding):
 def sureness(reader: TTTReader, memory: Memory, question: str, most: int) -> float:
     """Mean log-probability per token of the memory's answer, decoded greedily as `ask` does."""
     about = outline(memory, reader.tokenizer, min(PARTS, memory.reading.window // PART_WINDOW))
-    prompt = chat_tokens(reader.tokenizer, f"{about}\n\n{question}", SYSTEM)
+    prompt = prompt_tokens(reader.tokenizer, [("system", SYSTEM), ("user", f"{about}\n\n{question}")])
     sampling = sampling_of(max_new_tokens=most, temperature=0.0)
     decoding = Recorded(reader.model, memory, learn=False)
     tokens = list(generate(decoding, prompt, sampling, end_tokens(reader.model.config, reader.tokenizer)))

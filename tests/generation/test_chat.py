@@ -1,11 +1,12 @@
-"""A conversation after a memory: its turns, its reply in pieces, and how that ends."""
+"""A conversation after a memory: its messages, its reply in pieces, and how that ends."""
 
 from __future__ import annotations
 
 import pytest
 
 from ttt_docs.errors import UsageError
-from ttt_docs.generation.chat import _stripped, _turns
+from ttt_docs.generation.chat import _in_order
+from ttt_docs.generation.reply import _stripped
 
 STORY = "The ship lay still, and the captain counted the waves. Nobody spoke to him before the evening came. " * 3
 
@@ -33,18 +34,18 @@ def test_earlier_turns_change_the_reply(tiny_reader, memory):
 
 def test_without_a_memory_the_conversation_stands_alone(tiny_reader):
     reply = tiny_reader.chat(None, [("user", "Hello")], max_new_tokens=5)
-    assert reply.prompt_tokens == len(tiny_reader.tokenizer.encode_chat("Hello"))
+    assert reply.prompt_tokens == len(tiny_reader.tokenizer.encode_chat([("user", "Hello")]))
     assert len(list(reply)) <= 5
 
 
-def test_turns_are_put_in_order():
+def test_messages_are_put_in_order():
     given = [("user", "a"), ("system", "s"), ("user", "b"), ("assistant", "c"), ("user", " "), ("user", "d")]
-    assert _turns(given) == [("system", "s"), ("user", "a\n\nb"), ("assistant", "c"), ("user", "d")]
+    assert _in_order(given) == [("system", "s"), ("user", "a\n\nb"), ("assistant", "c"), ("user", "d")]
     for wrong in ([], [("user", " ")], [("user", "a"), ("assistant", "b")], [("system", "s")]):
         with pytest.raises(UsageError, match="end with a message of the user"):
-            _turns(wrong)
+            _in_order(wrong)
     with pytest.raises(UsageError, match="'tool'"):
-        _turns([("tool", "x"), ("user", "y")])
+        _in_order([("tool", "x"), ("user", "y")])
 
 
 def test_a_conversation_must_fit_the_window(tiny_reader, memory):

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
 from ttt_docs.errors import MemoryMismatchError, UsageError
 from ttt_docs.generation.decoding import Decoding, generate
+from ttt_docs.generation.reply import text_pieces
 from ttt_docs.generation.sampling import sampling_of
-from ttt_docs.generation.text import text_pieces
 from ttt_docs.memory.memory import memories_equal
 from ttt_docs.reader import TTTReader
 
@@ -54,6 +55,13 @@ def test_steps_give_the_logits_of_one_long_prompt(tiny_reader, memory):
     for token in tokens[1:]:
         logits = stepping.step(token)
     torch.testing.assert_close(logits, whole.feed(tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_no_run_is_repeated_however_long_ago_it_was(tiny_reader, memory):
+    decoding = Decoding(tiny_reader.model, memory, learn=False)
+    sampling = sampling_of(max_new_tokens=600, no_repeat_ngram=2, temperature=0, repetition_penalty=1)
+    new = list(generate(decoding, (), sampling, frozenset()))
+    assert len(new) == 600 and len(set(pairwise(new))) == 599
 
 
 def test_learning_can_be_switched_off(tiny_reader, memory):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttt_docs.errors import UsageError
-from ttt_docs.generation.sampling import choose, completions, sampling_of
+from ttt_docs.generation.sampling import Runs, choose, sampling_of
 
 VOCAB = 1000
 seeds = st.integers(0, 2**32)
@@ -73,7 +73,7 @@ def test_completions_are_the_tokens_that_would_repeat_a_run(history, n):
     runs = {tuple(history[i : i + n]) for i in range(len(history) - n + 1)}
     for token in range(4):
         would = len(history) >= n and tuple([*history, token][-n:]) in runs
-        assert (token in completions(history, n)) == would
+        assert (token in Runs(n, history).completions()) == would
 
 
 def test_seed_decides():

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from ttt_docs.errors import UsageError
-from ttt_docs.generation.passages import candidates, is_prose, sections, sentences, surprise
+from ttt_docs.generation.sections import candidates, is_prose, quotes, sections, surprise, written
 from ttt_docs.generation.summary import distinct_runs, finished, outline
 from ttt_docs.memory.memory import memories_equal
 from ttt_docs.text.names import proper_names
-from ttt_docs.text.sentences import quotes, written
+from ttt_docs.text.sentences import sentences
 
 PARTS = [
     "The old harbour of Tarvik lies far to the north, and in winter the ice closes it for many long weeks. "

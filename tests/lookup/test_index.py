@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttt_docs.lookup.passages import LONGEST, SIZE, passages, sentences
+from ttt_docs.lookup.passages import SIZE, passages
 from ttt_docs.lookup.stored import index_of
 from ttt_docs.lookup.terms import language_of, terms
+from ttt_docs.text.sentences import LONGEST, short_sentences
 
 PROSE = "The harbour lay still. Mr. Brown counted the ships, one by one. Nobody came!\n\nThe next day it rained."
 
 
 def test_sentences_of_prose():
-    found = [PROSE[a:b] for a, b in sentences(PROSE)]
+    found = [PROSE[a:b] for a, b in short_sentences(PROSE)]
     assert found == [
         "The harbour lay still.",
         "Mr. Brown counted the ships, one by one.",
@@ -26,13 +27,13 @@ def test_sentences_of_prose():
 
 def test_lines_of_a_table_are_sentences():
     table = "name, amount\nnorth gate, 4471\nsouth gate, 9021"
-    assert [table[a:b] for a, b in sentences(table)] == table.split("\n")
+    assert [table[a:b] for a, b in short_sentences(table)] == table.split("\n")
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet="ab .!?\n\t1-é白", max_size=2000))
 def test_spans_are_in_order_and_leave_out_only_white_space(text):
-    spans = sentences(text)
+    spans = short_sentences(text)
     covered = np.zeros(len(text), dtype=bool)
     reached = 0
     for start, end in spans:
@@ -50,7 +51,7 @@ def test_spans_are_in_order_and_leave_out_only_white_space(text):
 
 def test_passages_overlap():
     text = " ".join(f"Sentence number {i} stands here." for i in range(200))
-    firsts, lasts = passages(sentences(text))
+    firsts, lasts = passages(short_sentences(text))
     assert len(firsts) > 5 and (firsts[1:] < lasts[:-1]).all()
 
 

@@ -184,7 +184,7 @@ def test_loading_imports_no_transformers_and_needs_no_network(source, tmp_path):
         "socket.socket.connect = refuse\n"
         "from ttt_docs.weights.converted import load_checkpoint\n"
         "from ttt_docs.text.tokenizer import Tokenizer\n"
-        "load_checkpoint(sys.argv[1]); Tokenizer(sys.argv[1]).encode_chat('Hi')\n"
+        "load_checkpoint(sys.argv[1]); Tokenizer(sys.argv[1]).encode_chat([('user', 'Hi')])\n"
         "assert not {'transformers', 'huggingface_hub', 'gguf'} & set(sys.modules)\n"
     )
     root = Path(__file__).resolve().parents[2]

@@ -12,6 +12,8 @@ from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.weights.gguf_file import _llama3_scaling, open_gguf
 from ttt_docs.weights.huggingface import open_huggingface
 
+CHAT = [("system", "Be brief."), ("user", "Hi")]
+
 
 def test_a_gguf_file_equals_the_model_it_was_made_from(llama, llama_gguf):
     expected, source = open_huggingface(llama[1]), open_gguf(llama_gguf)
@@ -39,7 +41,7 @@ def test_its_tokenizer_is_the_original_one(llama, llama_gguf, tmp_path):
     for text in (TEXT, "in  1999, and 12,345\n\n\t日本", "<|im_end|>"):
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == text
-    assert ours.encode_chat("Hi", "Be brief.") == theirs.encode_chat("Hi", "Be brief.")
+    assert ours.encode_chat(CHAT) == theirs.encode_chat(CHAT)
     assert (ours.bos_id, ours.eos_id, ours.adds_bos) == (1, 2, False)
 
 

@@ -246,5 +246,5 @@ def test_the_default_model(monkeypatch):
     assert sum(tensor.numel() for tensor in checkpoint.state.values()) == registry.REGISTRY[NAME].parameters
     tokenizer = Tokenizer(checkpoint.folder)
     assert tokenizer.encode("  1999") == [256, 33, 41, 41, 41]  # two spaces are one token, digits stand alone
-    ids = tokenizer.encode_chat("Hi <|im_end|>", "Be brief.")
+    ids = tokenizer.encode_chat([("system", "Be brief."), ("user", "Hi <|im_end|>")])
     assert [token for token in ids if token < 3] == [1, 2, 1, 2, 1]

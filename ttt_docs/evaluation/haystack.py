@@ -14,6 +14,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
+from ttt_docs.text.sentences import short_sentences
+
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
 _QUIZ = "hidden within the following text. Make sure to memorize it. I will quiz you about the"
@@ -100,13 +102,11 @@ class Prose:
 
 def prose_of(texts: Sequence[str], count: Count, longest: int) -> Prose:
     """The sentences of `texts`, one after the other, until there are `longest` tokens of them."""
-    from ttt_docs.lookup.passages import sentences
-
     found: list[str] = []
     tokens: list[int] = []
     total = 0
     for text in texts:
-        spans = sentences(text)
+        spans = short_sentences(text)
         for (start, _), (following, _) in zip(spans, [*spans[1:], (len(text), 0)], strict=True):
             found.append(text[start:following].rstrip(" "))
             tokens.append(count(" " + found[-1]))

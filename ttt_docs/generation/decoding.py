@@ -1,21 +1,22 @@
-"""Decoding from a memory: prompt and generated tokens stand after what was read (METHOD section 3)."""
+"""Decoding from a memory: prompt and generated tokens stand after what was read (docs/method.md section 3)."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
-from ttt_docs.generation.sampling import Sampling, choose
+from ttt_docs.generation.sampling import Runs, Sampling, choose
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decode_step import SingleTokens
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.reading.chunks import state_of
 from ttt_docs.ttt.state import ReadingState
 
-#: Tokens before the newest that a repetition penalty counts.
+#: The newest tokens, which a repetition penalty counts.
 RECENT = 256
 
 
@@ -35,7 +36,7 @@ class Decoding:
         self._single: SingleTokens | None = None
 
     def copy(self) -> Decoding:
-        """An independent decoding at the same place, to continue in more than one way."""
+        """An independent decoding at the same position, to continue in more than one way."""
         other = object.__new__(Decoding)
         other.__dict__.update(self.__dict__)
         other.base, other.tail = self.base.copy(), list(self.tail)
@@ -78,16 +79,20 @@ class Decoding:
 def generate(decoding: Decoding, prompt: Sequence[int], sampling: Sampling, ends: frozenset[int]) -> Iterator[int]:
     """Tokens after `prompt`, at most `sampling.max_new_tokens`; one of `ends` ends them and is not given out.
 
-    The repetition penalty counts the prompt's last tokens, or without a prompt the document's.
+    The repetition penalty counts the last `RECENT` tokens, the prompt's or without a prompt the document's among them.
+    `no_repeat_ngram` counts those, and all that was generated since.
     """
     generator = sampling.generator()
     logits = decoding.feed(prompt) if prompt or decoding.logits is None else decoding.logits
-    history = list(prompt or decoding.tail)[-RECENT:]
+    recent = deque((prompt or decoding.tail)[-RECENT:], maxlen=RECENT)
+    runs = Runs(sampling.no_repeat_ngram, recent) if sampling.no_repeat_ngram else None
     for count in range(sampling.max_new_tokens):
-        token = choose(logits, history[-RECENT:], sampling, generator)
+        token = choose(logits, recent, sampling, generator, runs.completions() if runs else ())
         if token in ends:
             return
         yield token
-        history.append(token)
+        recent.append(token)
+        if runs:
+            runs.add(token)
         if count + 1 < sampling.max_new_tokens:
             logits = decoding.step(token)

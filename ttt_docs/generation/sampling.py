@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -46,19 +47,41 @@ def sampling_of(**values: Any) -> Sampling:
         raise UsageError("; ".join(wrong)) from error
 
 
-def choose(logits: Tensor, history: Sequence[int], sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token after logits [vocab], which are left as they are.
+class Runs:
+    """The runs of `n` tokens that a growing sequence has, so that none of them is repeated."""
 
-    The repetition penalty and `no_repeat_ngram` count the tokens of `history`, the newest last. The same logits,
-    history and generator state give the same token.
+    def __init__(self, n: int, tokens: Iterable[int] = ()) -> None:
+        self._before: deque[int] = deque(maxlen=n - 1)
+        self._after: dict[tuple[int, ...], set[int]] = {}  # n - 1 tokens -> the tokens that came next
+        for token in tokens:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        if len(self._before) == self._before.maxlen:
+            self._after.setdefault(tuple(self._before), set()).add(token)
+        self._before.append(token)
+
+    def completions(self) -> list[int]:
+        """The tokens that would repeat a run, in order."""
+        return sorted(self._after.get(tuple(self._before), ()))
+
+
+def choose(
+    logits: Tensor,
+    recent: Sequence[int],
+    sampling: Sampling,
+    generator: torch.Generator,
+    banned: Sequence[int] = (),
+) -> int:
+    """The next token after logits [vocab], which are left as they are. It is none of `banned`.
+
+    The repetition penalty counts the tokens in `recent`. The same arguments and generator state give the same token.
     """
     logits = logits.detach().to("cpu", torch.float32, copy=True)
-    if sampling.repetition_penalty != 1 and history:
-        _penalize(logits, history, sampling.repetition_penalty)
-    if sampling.no_repeat_ngram:
-        banned = completions(history, sampling.no_repeat_ngram)
-        if banned:
-            logits[banned] = float("-inf")
+    if sampling.repetition_penalty != 1 and recent:
+        _penalize(logits, recent, sampling.repetition_penalty)
+    if banned:
+        logits[list(banned)] = float("-inf")
     if sampling.temperature == 0:
         return int(logits.argmax())
     likely, ids = _candidates(logits, sampling)
@@ -67,20 +90,11 @@ def choose(logits: Tensor, history: Sequence[int], sampling: Sampling, generator
     return int(ids[min(int(torch.searchsorted(weights, drawn, right=True)), len(ids) - 1)])
 
 
-def _penalize(logits: Tensor, history: Sequence[int], penalty: float) -> None:
+def _penalize(logits: Tensor, recent: Sequence[int], penalty: float) -> None:
     """Keskar et al. 2019, section 4.1, as everybody implements it: towards less likely whatever the sign."""
-    seen = torch.tensor(sorted(set(history)))
+    seen = torch.tensor(sorted(set(recent)))
     score = logits[seen]
     logits[seen] = torch.where(score > 0, score / penalty, score * penalty)
-
-
-def completions(history: Sequence[int], n: int) -> list[int]:
-    """Tokens that would make the last `n` tokens a run that `history` has already."""
-    if len(history) < n:
-        return []
-    history = list(history)
-    tail = history[len(history) - n + 1 :]
-    return sorted({history[i + n - 1] for i in range(len(history) - n + 1) if history[i : i + n - 1] == tail})
 
 
 def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,9 @@
-"""Summaries, true to the document before anything else.
+"""Summaries made of the document's own sentences.
 
-A small model that writes freely about a book invents: in a trial with the default model most sentences of its own said
-what the document does not. So a summary is built from the document's sentences. Names, surprise and place in the
-document (`passages`) nominate a few from each part of it, and the model that has read the document chooses the one that
-is likeliest, given the fast weights and the summary so far. Where there is no prose to choose from, and where a
-memory holds no text, the model writes by itself and what it writes is checked.
+A small model that writes freely about a book invents. In a trial with the default model, most of its own sentences said
+what the document does not. So a few sentences of each part of the document are nominated (`sections`), and the model
+that has read the document chooses one of them: the likeliest after its fast weights and the summary so far. Without
+prose to choose from, or without a text in the memory, the model writes by itself, and what it writes is checked.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from typing import Literal, get_args
 import torch
 
 from ttt_docs.errors import UsageError
-from ttt_docs.generation.passages import sections, sentences, surprise
-from ttt_docs.generation.prompting import chat_tokens, reply
+from ttt_docs.generation.reply import Reply, prompt_tokens
 from ttt_docs.generation.results import Evidence, Summary
 from ttt_docs.generation.sampling import Sampling
+from ttt_docs.generation.sections import Quote, quotes, sections, surprise, written
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.reading.chunks import state_of
 from ttt_docs.text.names import Name, proper_names
-from ttt_docs.text.sentences import Quote, quotes, written
+from ttt_docs.text.sentences import sentences
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.ttt.state import ReadingState
 
@@ -92,7 +91,7 @@ def _choose(
     text = memory.text or ""
     state = state_of(model, memory) if memory.position else ReadingState(model, memory.reading)
     device = model.embed.weight.device
-    prompt = chat_tokens(tokenizer, "Summarize the document.", opening=opening)
+    prompt = prompt_tokens(tokenizer, [("user", "Summarize the document.")], opening)
     held = [*memory.pending.tolist(), *prompt]
     state.run(torch.tensor([held[:-1]], device=device))
     last, said = held[-1], opening
@@ -144,7 +143,7 @@ def _written(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Lengt
     limit = min(PARTS[length][2], memory.reading.window // 3)
     shown = tokenizer.decode(tokenizer.encode(text[: 8 * SHOWN])[: min(SHOWN, memory.reading.window // 4)])
     user = f"{shown}\n\nSummarize this document {task}." if shown else f"Summarize the document above {task}."
-    prompt = chat_tokens(tokenizer, user)
+    prompt = prompt_tokens(tokenizer, [("user", user)])
     total = 0
     for attempt in range(RETRIES):
         sampling = Sampling(
@@ -154,9 +153,9 @@ def _written(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Lengt
             seed=seed + attempt,
             max_new_tokens=limit,
         )
-        said, tokens = reply(model, tokenizer, memory, prompt, sampling)
-        total += tokens
-        whole = finished(said)
+        reply = Reply(model, tokenizer, memory, prompt, sampling)
+        whole = finished("".join(reply))
+        total += reply.tokens
         if whole and distinct_runs(whole) >= 0.9:
             return Summary(whole, total)
     lines = [line for line in text.splitlines() if line.strip()]

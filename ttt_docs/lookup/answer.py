@@ -13,7 +13,6 @@ from ttt_docs.lookup.evidence import document_at, quote, unsupported
 from ttt_docs.lookup.extract import COVERED, Value, extract
 from ttt_docs.lookup.forms import form_of
 from ttt_docs.lookup.index import PassageIndex
-from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.places import Place, places, surroundings
 from ttt_docs.lookup.query import Query, only, understand
 from ttt_docs.lookup.reading import LONGEST, asking, copy_answer, read_passages
@@ -23,6 +22,7 @@ from ttt_docs.lookup.stored import index_of
 from ttt_docs.lookup.terms import TOKEN, terms, token_terms
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.sentences import Span
 from ttt_docs.text.tokenizer import Tokenizer
 
 #: Passages that are read and shown, and tokens of text that are read, unless the caller says otherwise.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.query import Kind
-from ttt_docs.text.names import TITLES, word_set
+from ttt_docs.text.names import TITLES, word_list
+from ttt_docs.text.sentences import Span
 
 _UNITS = "one two three four five six seven eight nine"
 _TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
@@ -97,14 +97,4 @@ def _bare(text: str, start: int, a: int, b: int) -> Span | None:
 
 
 _UNIT = re.compile(r"[\s-]+([a-z]\w*)")
-_NO_UNITS = word_set(
-    "a an and are as at be but by for from had has have he her his i in is it its my no nor not of on or our she so "
-    "than that the their them then there they this to was we were when where which who with you your"
-)
-_OPENERS = word_set(
-    "the a an and but or so for yet nor if then when while as at in on of to from by with without after before he she "
-    "it they we you his her its their our your my this that these those there here what who whom whose which where "
-    "why how not no yes oh ah well now i i'm i’m i'll i’ll i've i’ve one some any all every each both neither either "
-    "such once is was were are be been had has have did do does may might must shall will would could should can let "
-    "o mr mrs miss"
-)
+_NO_UNITS, _OPENERS = word_list("no units"), word_list("openers")

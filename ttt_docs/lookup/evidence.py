@@ -10,13 +10,12 @@ from ttt_docs.documents.document import Span as NamedSpan
 from ttt_docs.generation.results import Evidence
 from ttt_docs.lookup.terms import stop_words
 from ttt_docs.memory.memory import Memory, ReadDocument
-from ttt_docs.text.names import word_set
 
 _NUMBER = re.compile(r"\d+(?:[.,:/-]?\d+)*")
 _NAME = re.compile(r"[^\W\d_a-z][\w’'-]+")
 _POSSESSIVE = re.compile(r"['’]s?$")
 #: Capitalized where a sentence begins, and no names.
-_PLAIN = word_set("yes no according")
+_PLAIN = {"yes", "no", "according"}
 _QUOTED = re.compile(r"[“\"«„]([^“”\"«»„]{2,})[”\"»“]")
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from ttt_docs.lookup.candidates import candidates
 from ttt_docs.lookup.index import PassageIndex
-from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.query import Query
 from ttt_docs.lookup.search import Found, Sentence, occurrences
 from ttt_docs.lookup.terms import TOKEN, token_terms
+from ttt_docs.text.sentences import Span
 
 #: Share of the question's weight that a sentence names if it answers by itself; with all the question's keys in it,
 #: fewer other words will do.

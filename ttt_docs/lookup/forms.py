@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 
 from ttt_docs.lookup.candidates import NUMBER_WORDS
-from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.query import Kind
+from ttt_docs.text.sentences import Span
 
 _NUMBER = rf"\d[\d.,/]*|{NUMBER_WORDS}"
 _MONTHS = "january february march april may june july august september october november december"

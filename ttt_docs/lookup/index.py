@@ -12,8 +12,9 @@ from itertools import chain
 
 import numpy as np
 
-from ttt_docs.lookup.passages import Span, passages, sentences
+from ttt_docs.lookup.passages import passages
 from ttt_docs.lookup.terms import TOKEN, language_of, terms, token_terms
+from ttt_docs.text.sentences import Span, short_sentences
 
 #: BM25: how soon more of the same term stops counting, and how much longer passages are held back.
 K1, B = 1.2, 0.75
@@ -86,7 +87,7 @@ def inverse_frequency(frequency: int, passages: int) -> float:
 def build(text: str) -> PassageIndex:
     """The index of a text."""
     language = language_of(text)
-    spans = sentences(text)
+    spans = short_sentences(text)
     vocabulary: dict[str, int] = {}
     known: dict[str, list[int]] = {}
 

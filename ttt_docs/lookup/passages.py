@@ -6,32 +6,12 @@ the text is made of (tables, lists, code).
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
-from ttt_docs.generation.passages import sentences as prose_sentences
+from ttt_docs.text.sentences import Span
 
-#: Characters of a passage, of which at least OVERLAP are the next one's too where sentences allow it; a sentence has
-#: at most LONGEST.
-SIZE, OVERLAP, LONGEST = 700, 150, 500
-_PARAGRAPH = re.compile(r"\S(?:.|\n(?!\s*\n))*")
-_BREAK = re.compile(r"\s+")
-#: Lines shorter than this are not wrapped prose.
-_WRAPPED = 50
-
-Span = tuple[int, int]
-
-
-def sentences(text: str) -> list[Span]:
-    """Spans of all sentences, in order; they do not overlap, and leave out nothing but white space."""
-    found: list[Span] = []
-    for paragraph in _PARAGRAPH.finditer(text):
-        start, end = paragraph.span()
-        pieces = prose_sentences(text, start, end) if _is_wrapped(paragraph.group()) else _lines(text, start, end)
-        for a, b in pieces:
-            found.extend(_short(text, a, b) if b - a > LONGEST else [(a, b)])
-    return found
+#: Characters of a passage, of which at least OVERLAP are the next one's too where sentences allow it.
+SIZE, OVERLAP = 700, 150
 
 
 def passages(spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
@@ -51,29 +31,3 @@ def passages(spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
             following -= 1
         first = following
     return np.array(firsts, dtype=np.int32), np.array(lasts, dtype=np.int32)
-
-
-def _is_wrapped(paragraph: str) -> bool:
-    """Prose: one line, or lines broken where they were full."""
-    lines = paragraph.split("\n")
-    return len(lines) == 1 or sum(map(len, lines[:-1])) / (len(lines) - 1) >= _WRAPPED
-
-
-def _lines(text: str, start: int, end: int) -> list[Span]:
-    spans = []
-    for line in text[start:end].splitlines(keepends=True):
-        if line.strip():
-            spans += prose_sentences(text, start, start + len(line))
-        start += len(line)
-    return spans
-
-
-def _short(text: str, start: int, end: int) -> list[Span]:
-    """A long sentence cut at white space."""
-    pieces = []
-    while end - start > LONGEST:
-        cut = max((m.start() for m in _BREAK.finditer(text, start + LONGEST // 2, start + LONGEST)), default=None)
-        cut = start + LONGEST if cut is None else cut
-        pieces.append((start, cut))
-        start = cut + len(text[cut:end]) - len(text[cut:end].lstrip())
-    return [*pieces, (start, end)] if start < end else pieces

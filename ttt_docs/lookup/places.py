@@ -20,9 +20,9 @@ import numpy as np
 
 from ttt_docs.lookup.forms import form_of
 from ttt_docs.lookup.index import PassageIndex
-from ttt_docs.lookup.passages import Span
 from ttt_docs.lookup.query import Query
 from ttt_docs.lookup.terms import terms, token_terms
+from ttt_docs.text.sentences import Span
 
 #: Characters from a term, and from a word related to one, to where it counts no more.
 REACHES, RELATED_REACHES = (120, 500, 2500), (120, 500)

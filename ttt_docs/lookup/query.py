@@ -10,20 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ttt_docs.lookup.terms import TOKEN, language_of, stop_words, token_terms
-from ttt_docs.text.names import word_set
+from ttt_docs.text.names import word_list
 
 #: What the answer is to be: a quantity, a string that names a thing, a point in time, a proper name, or any span.
 Kind = Literal["uuid", "email", "url", "identifier", "number", "date", "name", "mention", "span"]
 
-#: Words about asking and about documents say little about where the answer stands.
-_ASKING = word_set(
-    "mention mentioned mentions provide provided text document documents passage passages book according following "
-    "given give gives tell find show list state stated say says said exact exactly please quote quoted answer question "
-    "page chapter name called anything contain contains include includes refer refers occur appear number numbers "
-    "many much value values"
-)
-#: What a document may be called; in a question whether it mentions something, not what is to be found.
-_DOCUMENT = word_set("report paper article contract manual novel story file author work letter guide agreement code")
+#: Words about asking say little about where the answer stands; words for a document count for nothing in a question
+#: whether it mentions something.
+_ASKING, _DOCUMENT = word_list("asking"), word_list("documents")
 _ASKING_WEIGHT = 0.3
 _DURATION = "year|date|day|month|time|century|season"
 _PLACE = "city|town|village|country|place|street|island|river|ship|state|region"

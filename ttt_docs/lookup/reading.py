@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ttt_docs.generation.text import end_tokens
-from ttt_docs.lookup.passages import Span
+from ttt_docs.generation.reply import end_tokens
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decode_step import SingleTokens
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.sentences import Span
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.ttt.state import ReadingState
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttt_docs.generation.passages import sentences, surprise
+from ttt_docs.generation.sections import surprise
 from ttt_docs.memory.checks import FAST_NAMES
 from ttt_docs.memory.memory import Memory, ReadDocument
+from ttt_docs.text.sentences import sentences
 
 if TYPE_CHECKING:
     from ttt_docs.reader import TTTReader

@@ -1,37 +1,35 @@
-"""The proper names of a text, by how it writes them: with a capital where no sentence begins.
+"""The proper names of a text, found by how the text writes them.
 
-No list of names and no model: a word counts as a name if it is capitalized in the middle of sentences and hardly ever
-written small. Works for every script that has capitals; a text without names gives none.
+A word is a name if it has a capital in the middle of sentences and is hardly ever written small. There is no list of
+names, and no model runs. This works for every script that has capitals; a text without names gives none.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 
-def word_set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
+@cache
+def word_list(name: str) -> frozenset[str]:
+    """One of the word lists of `words.json`, in lower case."""
+    return frozenset(_word_lists()[name].split())
+
+
+@cache
+def _word_lists() -> dict[str, str]:
+    return json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
 
 
 #: Not names by themselves; before a name they do not end a sentence ("Mr. Smith").
-TITLES = word_set(
-    "mr mrs ms miss master mister dr doctor prof professor sir lord lady dame madam madame mademoiselle monsieur mme "
-    "mlle messrs captain capt colonel col major general gen lieutenant lieut sergeant count countess duke duchess "
-    "baron baroness marquis marquise prince princess king queen emperor saint st rev reverend father mother brother "
-    "sister uncle aunt cousin judge inspector president herr frau señor señora signor signora don donna van von de "
-    "la le du"
-)
-_NO_NAMES = word_set(
-    "i i'm i'll i've i'd o oh ah god heaven monday tuesday wednesday thursday friday saturday sunday january february "
-    "march april may june july august september october november december chapter book volume vol part section page "
-    "figure fig table plate appendix note footnote illustration preface introduction contents index no nos ibid ed am "
-    "pm bc ad english french german american european christian latin greek"
-)
+TITLES = word_list("titles")
+_NO_NAMES, _DETERMINERS = word_list("no names"), word_list("determiners")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _APOSTROPHE = re.compile(r"['’](s|S)?$|['’].*$")
-_DETERMINERS = word_set("the a an der die das den dem ein eine einen einem einer le la les un une el los las il lo")
 
 
 @dataclass(frozen=True)

@@ -1,82 +1,88 @@
-"""The sentences of a passage that can stand alone in a summary."""
+"""A text cut into its sentences, each an exact span of it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from ttt_docs.generation.passages import Passage, sentences
-from ttt_docs.text.names import Name, word_set
+from ttt_docs.text.names import TITLES
 
-#: Characters of a sentence that a summary quotes; scripts without spaces say as much in fewer.
-SIZE = (45, 260)
-DENSE_SIZE = (12, 120)
-#: A sentence that opens with one of these needs the one before it.
-_LEANING = word_set(
-    "he she it they we you this that these those his her their its him them such there here both neither either thus "
-    "hence therefore another others nor or because which who whom whose what when where why how instantly "
-    "immediately suddenly presently afterwards later upon meantime once"
-)
-_PRONOUN = re.compile(r"(?<!\w)(?:he|she|it|they|his|her|him|them|their|this|that|these|those|you|your)(?!\w)", re.I)
-_FIRST_PERSON = re.compile(r"(?<!\w)(?:I|my|me|we|our|us|you|your)(?!\w)")
-_CONNECTIVE = re.compile(
-    r"(?:(?:and|but|now|so|for|yet|then|still|moreover|however|indeed|again|also|besides|accordingly|meanwhile),?\s+)+",
-    re.IGNORECASE,
-)
-_SPOKEN = re.compile(r"[\"“”«»„?!\[\]{}|=<>]|^\W*[—–-]|\.\.\.|…|(?<!\w)'(?=\w)|^\S+:")
-_MARKS = re.compile(r"(?<!\w)_|_(?!\w)")
+#: Characters text[start:end], as (start, end).
+Span = tuple[int, int]
+#: Runs of lines without an empty line between them.
+PARAGRAPH = re.compile(r"\S(?:.|\n(?!\s*\n))*")
+SENTENCE_END = re.compile(r"(?:[.!?…]+|[。！？]+)[\"'”’»)\]_*]*(?=\s|$)|[。！？]+[」』”]*")
+_LAST_WORD = re.compile(r"(?<!\w)(\w+)\W*$")
+#: Titles that are written with a dot, and the characters to look back for one.
+_DOTTED = TITLES - {"sir", "king", "queen", "la", "le"}
+_LONGEST_TITLE = max(map(len, _DOTTED)) + 4
+#: `short_sentences` have at most this many characters.
+LONGEST = 500
+#: Lines shorter than this are not wrapped prose.
+_WRAPPED = 50
 
 
-@dataclass(frozen=True)
-class Quote:
-    """A sentence `text[start:end]` of the document, how a summary writes it, and its score."""
-
-    start: int
-    end: int
-    written: str
-    score: float
-
-
-def written(sentence: str) -> str:
-    """A sentence on one line, without emphasis marks and without the conjunction that ties it to the one before."""
-    line = _MARKS.sub("", " ".join(sentence.split())).replace("--", "—")
-    line = re.sub(r"(?<=\w)- (?=[a-z])", "-", line)
-    opening = _CONNECTIVE.match(line)
-    if opening and not line[opening.end() :][:1].isspace() and len(line) > opening.end():
-        rest = line[opening.end() :]
-        line = rest[0].upper() + rest[1:]
-    return line
-
-
-def quotes(text: str, passage: Passage, names: Sequence[Name]) -> list[Quote]:
-    """The sentences of a passage that are understood without the ones around them, in order."""
-    low, high = SIZE if text.count(" ") > 0.05 * len(text) else DENSE_SIZE
-    found = []
-    for start, end in sentences(text, passage.start, passage.end):
-        line = written(text[start:end])
-        if _inside_speech(text[passage.start : start]):
+def sentences(text: str, start: int = 0, end: int | None = None) -> list[Span]:
+    """Spans of the sentences in text[start:end], white space around them left out."""
+    end = len(text) if end is None else end
+    spans, begin = [], start
+    for match in SENTENCE_END.finditer(text, start, end):
+        rest = text[match.end() : min(match.end() + 3, end)].lstrip()
+        if rest[:1].islower() or (match.group()[0] == "." and _abbreviated(text, begin, match.start())):
             continue
-        if not low <= len(line) <= high or _SPOKEN.search(line) or line.count("(") != line.count(")"):
-            continue
-        first = re.match(r"\W*(\w+)", line)
-        if first is None or first.group(1).lower() in _LEANING or not first.group(1)[0].isalnum():
-            continue
-        if first.group(1)[0].islower() or line[-1] not in ".。":
-            continue
-        found.append(Quote(start, end, line, _score(line, names) + 0.5 * passage.score))
+        spans.append((begin, match.end()))
+        begin = match.end()
+    spans.append((begin, end))
+    return [span for span in (trimmed(text, *span) for span in spans) if span[0] < span[1]]
+
+
+def trimmed(text: str, start: int, end: int) -> Span:
+    """The span without white space around it; empty or reversed where it holds nothing else."""
+    piece = text[start:end]
+    return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
+
+
+def _abbreviated(text: str, start: int, dot: int) -> bool:
+    """Whether the dot at `dot` ends a title or an initial, and no sentence."""
+    word = _LAST_WORD.search(text, max(start, dot - _LONGEST_TITLE), dot)
+    last = word.group(1) if word else ""
+    return last.lower() in _DOTTED or (len(last) == 1 and last.isupper() and last != "I")
+
+
+def short_sentences(text: str) -> list[Span]:
+    """The smallest pieces of a text that are looked at by themselves: sentences of prose, lines of tables and lists.
+
+    The spans are in order and do not overlap. They leave out nothing but white space. Longer pieces are cut.
+    """
+    found: list[Span] = []
+    for paragraph in PARAGRAPH.finditer(text):
+        start, end = paragraph.span()
+        pieces = sentences(text, start, end) if _is_wrapped(paragraph.group()) else _lines(text, start, end)
+        for piece in pieces:
+            found.extend(_cut(text, *piece))
     return found
 
 
-def _inside_speech(before: str) -> bool:
-    """Whether a quotation that began earlier in the passage is still open."""
-    return before.count("“") > before.count("”") or before.count("„") > before.count("“") or before.count('"') % 2 == 1
+def _is_wrapped(paragraph: str) -> bool:
+    """Prose: one line, or lines broken where they were full."""
+    lines = paragraph.split("\n")
+    return len(lines) == 1 or sum(map(len, lines[:-1])) / (len(lines) - 1) >= _WRAPPED
 
 
-def _score(line: str, names: Sequence[Name]) -> float:
-    named = [name for name in names if name.within(line)]
-    weight = sum((name.count / names[0].count) ** 0.5 for name in named[:3]) if names else 0.0
-    early = any(name.within(line[:60]) for name in named)
-    leaning = len(_PRONOUN.findall(line)) + 1.0 * len(_FIRST_PERSON.findall(line))
-    size = min(len(line), 140) / 140
-    return 1.5 * weight + 0.7 * early + 0.8 * size - 0.25 * leaning - 0.3 * line.count(";") - 0.1 * line.count("—")
+def _lines(text: str, start: int, end: int) -> list[Span]:
+    spans = []
+    for line in text[start:end].splitlines(keepends=True):
+        if line.strip():
+            spans += sentences(text, start, start + len(line))
+        start += len(line)
+    return spans
+
+
+def _cut(text: str, start: int, end: int) -> list[Span]:
+    """A sentence, cut at white space if it is longer than `LONGEST`."""
+    pieces = []
+    while end - start > LONGEST:
+        breaks = re.compile(r"\s+").finditer(text, start + LONGEST // 2, start + LONGEST)
+        cut = max((match.start() for match in breaks), default=start + LONGEST)
+        pieces.append((start, cut))
+        start = trimmed(text, cut, end)[0]
+    return [*pieces, (start, end)] if start < end else pieces

@@ -14,10 +14,6 @@ from ttt_docs.errors import CheckpointError
 _SLOT = "\ue000{}\ue000"  # stands for a message in a template; private-use characters: no template has them
 
 
-def _messages(user: str, system: str | None) -> list[tuple[str, str]]:
-    return ([] if system is None else [("system", system)]) + [("user", user)]
-
-
 class Tokenizer:
     """The tokenizer of a checkpoint folder.
 
@@ -84,40 +80,27 @@ class Tokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of `ids`. Bytes that are no valid UTF-8 come out as U+FFFD."""
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, control tokens left out. Bytes that are no valid UTF-8 come out as U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
 
-    def stream(self, skip_special: bool = True) -> StreamDecoder:
+    def stream(self) -> StreamDecoder:
         """A decoder for tokens that come one at a time."""
-        return StreamDecoder(self, skip_special)
+        return StreamDecoder(self)
 
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 
-    def render_chat(self, user: str, system: str | None = None) -> str:
-        """The chat prompt as text, ready for the assistant's turn; `encode_chat` makes the tokens of it.
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of a conversation of (role, text), ready for the assistant's next message.
 
-        A template that knows no system role gets the system text in front of the user's. White space around both is
-        stripped, as most templates do. A thinking switch (Qwen 3's `enable_thinking`) is off.
+        The roles are an optional "system", then "user" and "assistant" by turns. Only the template's own control tokens
+        are control tokens. A template that knows no system role gets the system text in front of the user's. White
+        space around each text is stripped, as most templates do. A thinking switch (Qwen 3's `enable_thinking`) is off.
 
         Raises:
             CheckpointError: no chat template (a base model), or one that cannot be rendered.
-        """
-        parts, contents = self._chat_parts(_messages(user, system))
-        return "".join(contents.get(part, part) for part in parts)
-
-    def encode_chat(self, user: str, system: str | None = None) -> list[int]:
-        """Tokens of `render_chat`, where only the template's own control tokens are control tokens."""
-        return self.encode_conversation(_messages(user, system))
-
-    def encode_conversation(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Tokens of a conversation of (role, text), as `encode_chat`: an optional "system", then "user" and
-        "assistant" in turns, ready for the assistant's next.
-
-        Raises:
-            CheckpointError: as `render_chat`.
         """
         parts, contents = self._chat_parts(messages)
         ids: list[int] = []
@@ -137,18 +120,18 @@ class Tokenizer:
     def _chat_parts(self, messages: Sequence[tuple[str, str]]) -> tuple[list[str], dict[str, str]]:
         """The rendered template cut at the slots for the contents, and what goes into each slot."""
         contents = {_SLOT.format(index): text.strip() for index, (_, text) in enumerate(messages)}
-        turns = [{"role": role, "content": slot} for slot, (role, _) in zip(contents, messages, strict=True)]
-        if len(turns) > 1 and turns[0]["role"] == "system":
-            system, user, *rest = turns
+        slots = [{"role": role, "content": slot} for slot, (role, _) in zip(contents, messages, strict=True)]
+        if len(slots) > 1 and slots[0]["role"] == "system":
+            system, user, *rest = slots
             try:
-                rendered = self._render(turns)
+                rendered = self._render(slots)
             except CheckpointError:
                 rendered = ""
             if system["content"] not in rendered:
                 both = f"{system['content']}\n\n{user['content']}"
                 rendered = self._render([{"role": "user", "content": both}, *rest])
         else:
-            rendered = self._render(turns)
+            rendered = self._render(slots)
         if not all(slot in rendered for slot in contents):
             raise CheckpointError("the chat template leaves out the user's message")
         parts = re.split(f"({'|'.join(map(re.escape, contents))})", rendered)
@@ -206,8 +189,8 @@ class StreamDecoder:
 
     _HOLD = 8  # tokens; a character has at most 4 bytes, so more than that is no character in the making
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
-        self._tokenizer, self._skip_special = tokenizer, skip_special
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self._ids: list[int] = []  # the tokens already shown that give the next ones their context, then the new ones
         self._shown = 0
 
@@ -228,6 +211,6 @@ class StreamDecoder:
 
     def _new_text(self) -> tuple[str, str]:
         # Decoding with the tokens before keeps what some decoders do at the start of a text (strip a space) out of it.
-        before = self._tokenizer.decode(self._ids[: self._shown], self._skip_special)
-        text = self._tokenizer.decode(self._ids, self._skip_special)
+        before = self._tokenizer.decode(self._ids[: self._shown])
+        text = self._tokenizer.decode(self._ids)
         return text, text[len(before) :]

@@ -1,8 +1,8 @@
-"""The salient passages of a document: what a summary is built on.
+"""The salient passages of each part of a document, and the sentences that a summary can quote from them.
 
-A passage is a paragraph, or a few sentences of a long one. It scores by the proper names and frequent words it carries,
-by how much reading it surprised the model, and by standing in running prose. They are grouped by the part of the
-document they stand in, so that a summary can cover it all.
+A passage is a paragraph, or a few sentences of a long one, in running prose. Its score grows with the proper names and
+the frequent words in it, and with how much it surprised the model that read it. Passages are grouped by the part of the
+document they stand in, so that a summary covers all of it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttt_docs.memory.memory import Memory
-from ttt_docs.text.names import TITLES, Name
+from ttt_docs.text.names import Name, word_list
 from ttt_docs.text.segments import segments
+from ttt_docs.text.sentences import PARAGRAPH, SENTENCE_END, Span, sentences, trimmed
 from ttt_docs.text.tokenizer import Tokenizer
 
 #: Characters of a passage.
 SHORTEST, LONGEST = 120, 900
-_PARAGRAPH = re.compile(r"\S(?:.|\n(?!\s*\n))*")
-_SENTENCE_END = re.compile(r"(?:[.!?…]+|[。！？]+)[\"'”’»)\]_*]*(?=\s|$)|[。！？]+[」』”]*")
-_LAST_WORD = re.compile(r"(?<!\w)(\w+)\W*$")
-#: Titles that are written with a dot, and the characters to look back for one.
-_DOTTED = TITLES - {"sir", "king", "queen", "la", "le"}
-_LONGEST_TITLE = max(map(len, _DOTTED)) + 4
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _NOT_PROSE = re.compile(
     r"copyright|all rights reserved|gutenberg|transcriber|typograph|hyphenation|unbalanced quotation|isbn|proofread|"
@@ -35,6 +30,19 @@ _NOT_PROSE = re.compile(
     re.IGNORECASE,
 )
 _QUOTES = '"“”«»„'
+#: Characters of a sentence that a summary quotes; scripts without spaces say as much in fewer.
+SIZE = (45, 260)
+DENSE_SIZE = (12, 120)
+#: A sentence that opens with one of these needs the one before it.
+_LEANING = word_list("leaning")
+_PRONOUN = re.compile(r"(?<!\w)(?:he|she|it|they|his|her|him|them|their|this|that|these|those|you|your)(?!\w)", re.I)
+_FIRST_PERSON = re.compile(r"(?<!\w)(?:I|my|me|we|our|us|you|your)(?!\w)")
+_CONNECTIVE = re.compile(
+    r"(?:(?:and|but|now|so|for|yet|then|still|moreover|however|indeed|again|also|besides|accordingly|meanwhile),?\s+)+",
+    re.IGNORECASE,
+)
+_SPOKEN = re.compile(r"[\"“”«»„?!\[\]{}|=<>]|^\W*[—–-]|\.\.\.|…|(?<!\w)'(?=\w)|^\S+:")
+_MARKS = re.compile(r"(?<!\w)_|_(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -46,26 +54,14 @@ class Passage:
     score: float
 
 
-def sentences(text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
-    """Spans of the sentences in text[start:end], white space around them left out."""
-    end = len(text) if end is None else end
-    spans, begin = [], start
-    for match in _SENTENCE_END.finditer(text, start, end):
-        rest = text[match.end() : min(match.end() + 3, end)].lstrip()
-        if rest[:1].islower() or (match.group()[0] == "." and _abbreviated(text, begin, match.start())):
-            continue
-        spans.append((begin, match.end()))
-        begin = match.end()
-    spans.append((begin, end))
-    trimmed = [(a + len(text[a:b]) - len(text[a:b].lstrip()), a + len(text[a:b].rstrip())) for a, b in spans]
-    return [(a, b) for a, b in trimmed if a < b]
+@dataclass(frozen=True)
+class Quote:
+    """A sentence `text[start:end]` of the document, how a summary writes it, and its score."""
 
-
-def _abbreviated(text: str, start: int, dot: int) -> bool:
-    """Whether the dot at `dot` ends a title or an initial, and no sentence."""
-    word = _LAST_WORD.search(text, max(start, dot - _LONGEST_TITLE), dot)
-    last = word.group(1) if word else ""
-    return last.lower() in _DOTTED or (len(last) == 1 and last.isupper() and last != "I")
+    start: int
+    end: int
+    written: str
+    score: float
 
 
 def surprise(memory: Memory, tokenizer: Tokenizer) -> np.ndarray | None:
@@ -109,7 +105,7 @@ def candidates(text: str, names: Sequence[Name], losses: np.ndarray | None = Non
     frequent = Counter(word.lower() for word in _WORD.findall(text))
     total = sum(frequent.values())
     found = []
-    for match in _PARAGRAPH.finditer(text):
+    for match in PARAGRAPH.finditer(text):
         if match.end() - match.start() < SHORTEST or not is_prose(match.group()):
             continue
         for start, end in _pieces(text, match.start(), match.end()):
@@ -134,16 +130,16 @@ def is_prose(text: str) -> bool:
     capitals = sum(c.isupper() for c in text)
     lines = text.split("\n")
     even = len(lines) < 3 or sum(map(len, lines)) / len(lines) > 45  # verse and tables have short lines
-    ends = bool(_SENTENCE_END.search(text[-6:]))
+    ends = bool(SENTENCE_END.search(text[-6:]))
     enough = letters > 0.7 * len(text) and digits < 0.03 * len(text) and capitals < 0.12 * letters
     return enough and even and ends and not _NOT_PROSE.search(text)
 
 
-def _pieces(text: str, start: int, end: int) -> list[tuple[int, int]]:
+def _pieces(text: str, start: int, end: int) -> list[Span]:
     """A paragraph, or the runs of whole sentences it is cut into if it is long."""
     if end - start <= LONGEST:
         return [(start, end)]
-    pieces: list[tuple[int, int]] = []
+    pieces: list[Span] = []
     for a, b in sentences(text, start, end):
         if pieces and b - pieces[-1][0] <= LONGEST:
             pieces[-1] = (pieces[-1][0], b)
@@ -186,5 +182,48 @@ def _stretches(text: str, parts: int) -> list[Passage]:
         bounds = [(i, min(i + LONGEST, len(text))) for i in range(0, len(text), LONGEST)]
     else:
         bounds = [(i * len(text) // parts, i * len(text) // parts + LONGEST) for i in range(parts)]
-    spans = [(a + len(text[a:b]) - len(text[a:b].lstrip()), a + len(text[a:b].rstrip())) for a, b in bounds]
-    return [Passage(a, b, 0.0) for a, b in spans if a < b]
+    return [Passage(a, b, 0.0) for a, b in (trimmed(text, *span) for span in bounds) if a < b]
+
+
+def written(sentence: str) -> str:
+    """A sentence on one line, without emphasis marks and without the conjunction that ties it to the one before."""
+    line = _MARKS.sub("", " ".join(sentence.split())).replace("--", "—")
+    line = re.sub(r"(?<=\w)- (?=[a-z])", "-", line)
+    opening = _CONNECTIVE.match(line)
+    if opening and not line[opening.end() :][:1].isspace() and len(line) > opening.end():
+        rest = line[opening.end() :]
+        line = rest[0].upper() + rest[1:]
+    return line
+
+
+def quotes(text: str, passage: Passage, names: Sequence[Name]) -> list[Quote]:
+    """The sentences of a passage that are understood without the ones around them, in order."""
+    low, high = SIZE if text.count(" ") > 0.05 * len(text) else DENSE_SIZE
+    found = []
+    for start, end in sentences(text, passage.start, passage.end):
+        line = written(text[start:end])
+        if _inside_speech(text[passage.start : start]):
+            continue
+        if not low <= len(line) <= high or _SPOKEN.search(line) or line.count("(") != line.count(")"):
+            continue
+        first = re.match(r"\W*(\w+)", line)
+        if first is None or first.group(1).lower() in _LEANING or not first.group(1)[0].isalnum():
+            continue
+        if first.group(1)[0].islower() or line[-1] not in ".。":
+            continue
+        found.append(Quote(start, end, line, _line_score(line, names) + 0.5 * passage.score))
+    return found
+
+
+def _inside_speech(before: str) -> bool:
+    """Whether a quotation that began earlier in the passage is still open."""
+    return before.count("“") > before.count("”") or before.count("„") > before.count("“") or before.count('"') % 2 == 1
+
+
+def _line_score(line: str, names: Sequence[Name]) -> float:
+    named = [name for name in names if name.within(line)]
+    weight = sum((name.count / names[0].count) ** 0.5 for name in named[:3]) if names else 0.0
+    early = any(name.within(line[:60]) for name in named)
+    leaning = len(_PRONOUN.findall(line)) + 1.0 * len(_FIRST_PERSON.findall(line))
+    size = min(len(line), 140) / 140
+    return 1.5 * weight + 0.7 * early + 0.8 * size - 0.25 * leaning - 0.3 * line.count(";") - 0.1 * line.count("—")
