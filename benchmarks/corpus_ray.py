@@ -23,8 +23,8 @@ from ingest import numbers, ratio
 from shared import add_common, facts
 
 from ttt_docs import MemoryStore, TTTReader
-from ttt_docs.corpus.ingest import ingest_corpus
-from ttt_docs.corpus.work import Settings
+from ttt_docs.corpus.batches import Settings
+from ttt_docs.corpus.ingestion import ingest_corpus
 
 
 def open_reader(options: argparse.Namespace) -> TTTReader:

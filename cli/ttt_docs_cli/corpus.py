@@ -65,9 +65,8 @@ def ingest(
     A document that cannot be read is named with its reason; the others are read, and the exit code is 1.
     """
     from ttt_docs import MemoryStore
-    from ttt_docs.corpus.ingest import ingest_corpus
-    from ttt_docs.corpus.sources import corpus_sources
-    from ttt_docs.corpus.work import Settings
+    from ttt_docs.corpus.batches import Settings
+    from ttt_docs.corpus.ingestion import corpus_sources, ingest_corpus
     from ttt_docs_cli.opening import open_reader
 
     sources = corpus_sources(documents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 
 import pytest
@@ -9,9 +10,8 @@ import torch
 from corpus_reading import open_tiny
 
 from ttt_docs import MemoryStore, StoreError, UsageError
-from ttt_docs.corpus.ingest import ingest_corpus
-from ttt_docs.corpus.sources import corpus_sources
-from ttt_docs.corpus.work import AHEAD, Settings
+from ttt_docs.corpus.batches import AHEAD, Settings
+from ttt_docs.corpus.ingestion import corpus_sources, ingest_corpus
 from ttt_docs.documents import load_document
 from ttt_docs.store.store import memory_key
 
@@ -92,6 +92,16 @@ def test_compact_memories(reader, books, tmp_path):
     assert all(store.get(entry.key).change is not None for entry in store.list())
 
 
+def test_a_text_too_long_to_be_compacted_costs_only_itself(reader, books, tmp_path, monkeypatch):
+    store = MemoryStore(tmp_path / "store")
+    long = books / "long.txt"
+    long.write_text("".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(600)), "utf-8")
+    monkeypatch.setattr("ttt_docs.corpus.batches.COMPACT_BYTES", 68_000)
+    report = ingest(reader, corpus_sources(books), store, compact=True)
+    assert report.count("read") == 9 and [one.source for one in report.failed] == [str(long)]
+    assert "too small" in report.failed[0].reason and len(store.keys()) == 9
+
+
 def test_batches_are_of_similar_length_and_no_more_is_held(reader, books, tmp_path, monkeypatch):
     batches, alive, genuine = [], [], load_document
 
@@ -105,7 +115,7 @@ def test_batches_are_of_similar_length_and_no_more_is_held(reader, books, tmp_pa
         alive[:] = [] if len(batches) % AHEAD == 0 else alive
         return type(reader).ingest_batch(reader, documents, **options)
 
-    monkeypatch.setattr("ttt_docs.corpus.work.load_document", load)
+    monkeypatch.setattr("ttt_docs.corpus.batches.load_document", load)
     monkeypatch.setattr(reader, "ingest_batch", ingest_batch)
     ingest(reader, corpus_sources(books), MemoryStore(tmp_path / "store"), batch=2)
     assert [len(batch) for batch in batches] == [2, 2, 2, 2, 1]
@@ -137,6 +147,33 @@ def test_sources(books, tmp_path):
     for nothing in (tmp_path / "none", tmp_path / "*.pdf"):
         with pytest.raises(UsageError, match="there is no"):
             corpus_sources(nothing)
+
+
+def test_what_a_folder_has_and_nobody_can_read_is_listed(reader, books, tmp_path, monkeypatch, caplog):
+    (books / "broken.txt").symlink_to(books / "gone")
+    (books / "locked").mkdir()
+    (books / "report.docx").write_text("not a document")
+    (books / ".hidden").write_text("nobody's business")
+    genuine = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return genuine(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # root may read everything
+    report = ingest(reader, corpus_sources(books), MemoryStore(tmp_path / "store"))
+    reasons = {os.path.basename(outcome.source): outcome.reason for outcome in report.failed}
+    assert report.count("read") == 9 and reasons.keys() == {"broken.txt", "locked"}
+    assert "no such file" in reasons["broken.txt"] and "no permission" in reasons["locked"]
+    assert "1 left out" in caplog.text and "report.docx" in caplog.text and ".hidden" not in caplog.text
+    assert str(books / "broken.txt") in corpus_sources(str(books / "*.txt"))
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="a list is a UTF-8 text file"):
+        corpus_sources(tmp_path / "list.txt")
 
 
 def test_keys_are_those_of_reading_one_by_one(reader, books, tmp_path):

@@ -10,9 +10,8 @@ import pytest
 from corpus_reading import open_mortal, open_tiny
 
 from ttt_docs import MemoryStore
-from ttt_docs.corpus.ingest import ingest_corpus
-from ttt_docs.corpus.sources import corpus_sources
-from ttt_docs.corpus.work import Settings
+from ttt_docs.corpus.batches import Settings
+from ttt_docs.corpus.ingestion import corpus_sources, ingest_corpus
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
@@ -20,13 +19,16 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture(scope="module")
 def cluster():
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")  # a busy machine starts processes slowly
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
-    options = {"log_to_driver": False, "include_dashboard": False, "object_store_memory": 100_000_000}
-    ray.init(num_cpus=2, runtime_env=environment, **options)
-    yield
-    ray.shutdown()
+    """Its processes get what they need from the environment: with a runtime_env, Ray starts an agent for it first, and
+    cannot use the processes that it has started ahead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_register_timeout_seconds", "300")  # a busy machine starts processes slowly
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=80_000_000)
+        yield
+        ray.shutdown()
 
 
 def test_a_killed_worker_costs_nothing(cluster, books, tmp_path):
@@ -54,6 +56,7 @@ def test_a_killed_worker_costs_nothing(cluster, books, tmp_path):
     assert store.get(store.find(name="5.txt")[0].key).tokens.equal(open_tiny().ingest(books / "5.txt").tokens)
 
 
+@pytest.mark.long  # four processes, one after the other
 def test_a_document_that_always_kills_is_named(cluster, books, tmp_path):
     for path in books.iterdir():
         if path.name not in ("1.txt", "2.txt"):

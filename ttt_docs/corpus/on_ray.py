@@ -1,7 +1,7 @@
 """A corpus on Ray: actors hold the model, groups of documents are their tasks, memories go straight to the store.
 
-A new actor takes the place of one that dies, and its groups are given out again; what it had stored by then is not read
-again. No actor has more than `WAITING` groups before it, and the driver holds names and outcomes only.
+A new actor takes the place of one that dies, and the group that it read is given out again. What it had stored by then
+is not read again. An actor has one group at a time, and the driver holds names and outcomes only.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from ttt_docs.corpus.work import AHEAD, Outcome, Settings, read_sources
+from ttt_docs.corpus.batches import AHEAD, Outcome, Settings, read_sources
 from ttt_docs.errors import TTTDocsError, UsageError
 from ttt_docs.reader import TTTReader
 from ttt_docs.store.store import MemoryStore
 
-#: Groups given to an actor before it has finished the first of them.
-WAITING = 2
+#: Groups that each worker gets at least, where there are enough documents, so that all end at about the same time.
+SHARES = 2
 #: Times a group is given out before its documents count as failed: a document that kills whoever reads it must not
-#: keep the others from being read.
+#: keep the others from being read. As often an actor is started that cannot start.
 TRIES = 3
 
 
@@ -70,76 +70,51 @@ def read_on_ray(
             ray.shutdown()
 
 
-class _Slot:
-    """The place of one actor, and the groups given to it, the one it is at first."""
-
-    def __init__(self, start: Callable[[], Any]) -> None:
-        self._start = start
-        self.failed_starts = 0
-        self.renew()
-
-    def renew(self) -> None:
-        self.actor = self._start()
-        self.ready = self.actor.ready.remote()
-        self.given: dict[Any, tuple[list[str], int]] = {}  # what Ray promises -> group, and how many times given out
-
-    def started(self, ray: Any) -> bool:
-        try:
-            return bool(ray.get(self.ready))
-        except ray.exceptions.RayActorError:
-            return False
-
-    def give(self, group: list[str], tries: int, settings: Settings) -> None:
-        again = settings if tries == 1 else replace(settings, resume=True)
-        self.given[self.actor.read.remote(group, again)] = group, tries
-
-
 def _run(
     ray: Any, start: Callable[[], Any], workers: int, sources: Sequence[str], settings: Settings
 ) -> Iterator[Outcome]:
-    groups = deque((list(group), 1) for group in _groups(sources, workers, settings.batch))
-    slots = [_Slot(start) for _ in range(min(workers, len(groups)))]
-    while groups or any(slot.given for slot in slots):
-        for _ in range(WAITING):
-            for slot in slots:
-                if groups and len(slot.given) < WAITING:
-                    slot.give(*groups.popleft(), settings)
-        (done,), _ = ray.wait([promise for slot in slots for promise in slot.given], num_returns=1)
-        slot = next(slot for slot in slots if done in slot.given)
+    share = -(-len(sources) // (workers * SHARES * settings.batch))
+    size = max(1, min(AHEAD, share)) * settings.batch  # enough to find documents of similar length in
+    waiting = deque((list(sources[first : first + size]), 1) for first in range(0, len(sources), size))
+    idle = [_started(start) for _ in range(min(workers, len(waiting)))]
+    busy: dict[Any, tuple[tuple[Any, Any], list[str], int]] = {}  # by what Ray promises
+    failed_starts = 0
+    while waiting or busy:
+        while waiting and idle:
+            (actor, ready), (group, tries) = idle.pop(), waiting.popleft()
+            again = settings if tries == 1 else replace(settings, resume=True)
+            busy[actor.read.remote(group, again)] = (actor, ready), group, tries
+        (done,), _ = ray.wait(list(busy), num_returns=1)
+        (actor, ready), group, tries = busy.pop(done)
         try:
             outcomes = ray.get(done)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayActorError as error:
-            # Only what the dead process was at may have killed it; what waited behind that is given out as before.
-            (group, tries), *waiting = slot.given.values()
-            groups.extendleft(reversed(waiting))
-            if slot.started(ray):
-                slot.failed_starts = 0
-                yield from _again(groups, group, tries, str(error))
-            else:
-                slot.failed_starts += 1
-                groups.appendleft((group, tries))
-                if slot.failed_starts == TRIES:
+            try:
+                ray.get(ready)
+            except ray.exceptions.RayActorError:
+                failed_starts += 1
+                waiting.appendleft((group, tries))
+                if failed_starts == TRIES:
                     raise TTTDocsError(f"no process that reads could be started {TRIES} times: {error}") from None
-            slot.renew()
+            else:
+                failed_starts = 0
+                if tries < TRIES:
+                    waiting.append((group, tries + 1))
+                elif len(group) > 1:  # one of them kills its reader: which?
+                    waiting.extend(([source], TRIES) for source in group)
+                else:
+                    yield Outcome(group[0], "failed", reason=f"the process that read it died {tries} times ({error})")
+            if waiting:
+                idle.append(_started(start))
         else:
-            del slot.given[done]
+            failed_starts = 0
+            idle.append((actor, ready))
             yield from outcomes
 
 
-def _again(groups: deque[tuple[list[str], int]], group: list[str], tries: int, reason: str) -> Iterator[Outcome]:
-    """Gives out a group whose reader died once more; one document that it happens with too often has failed."""
-    if tries < TRIES:
-        groups.append((group, tries + 1))
-    elif len(group) > 1:
-        groups.extend(([source], TRIES) for source in group)
-    else:
-        yield Outcome(group[0], "failed", reason=f"the process that read it died {tries} times ({reason})")
-
-
-def _groups(sources: Sequence[str], workers: int, batch: int) -> Iterator[Sequence[str]]:
-    """Groups large enough to find documents of similar length in, and small enough that all workers have some."""
-    share = -(-len(sources) // (workers * WAITING * batch)) * batch
-    size = max(batch, min(AHEAD * batch, share))
-    return (sources[first : first + size] for first in range(0, len(sources), size))
+def _started(start: Callable[[], Any]) -> tuple[Any, Any]:
+    """An actor, and the promise that it has started."""
+    actor = start()
+    return actor, actor.ready.remote()

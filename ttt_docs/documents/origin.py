@@ -116,6 +116,7 @@ def _open_path(path: Path) -> IO[bytes]:
     try:
         path = path.expanduser()
         if path.is_dir():
+            os.scandir(path).close()  # no permission is another reason than being a folder
             raise IsADirectoryError
         return open(path, "rb")
     except FileNotFoundError:

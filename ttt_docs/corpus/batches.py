@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,7 +14,7 @@ from ttt_docs.memory.memory import COMPACT_BYTES
 from ttt_docs.reader import TTTReader
 from ttt_docs.store.store import MemoryStore, memory_key
 
-#: Documents loaded at a time, in batches: among so many, those of similar length are put together.
+#: Batches of documents that are loaded at a time: among so many, those of similar length are put together.
 AHEAD = 4
 
 
@@ -46,7 +45,7 @@ class CorpusReport:
 
     @property
     def tokens(self) -> int:
-        """Read now: tokens of documents that were there already do not count."""
+        """Tokens that were read now, without those of documents that were there already."""
         return sum(outcome.tokens for outcome in self.outcomes)
 
     def as_json(self) -> dict[str, Any]:
@@ -74,10 +73,10 @@ class Settings:
 def read_sources(
     reader: TTTReader, store: MemoryStore, sources: Iterable[str], settings: Settings
 ) -> Iterator[Outcome]:
-    """Reads documents into the store, and says of each what became of it, as soon as that is known.
+    """Reads documents into the store, and yields what became of each as soon as that is known.
 
-    Not more than `AHEAD` batches of texts and one batch of states are held at a time. A document that cannot be read
-    costs nothing but itself; a store that cannot be written to ends the work.
+    At most `AHEAD` batches of texts and one batch of states are held at a time. A document that cannot be read or
+    compacted has failed, and the others are read. A store that cannot be written to ends the work (StoreError).
     """
     remaining = iter(sources)
     seen: set[str] = set()
@@ -87,7 +86,7 @@ def read_sources(
             try:
                 document = load_document(source, max_bytes=settings.max_bytes)
             except DocumentError as error:
-                yield Outcome(source, "failed", reason=str(error))
+                yield _failed(source, error)
                 continue
             key = memory_key([document.sha256], reader.fingerprint, reader.reading)
             if key in seen or (settings.resume and key in store):
@@ -97,28 +96,30 @@ def read_sources(
             loaded.append((source, key, document))
         loaded.sort(key=lambda one: len(one[2]))
         for first in range(0, len(loaded), settings.batch):
-            yield from _read_batch(reader, store, loaded[first : first + settings.batch], settings)
+            yield from _read_batch(reader, store, loaded[first : first + settings.batch], settings.compact)
 
 
 def _read_batch(
-    reader: TTTReader, store: MemoryStore, batch: Sequence[tuple[str, str, Document]], settings: Settings
+    reader: TTTReader, store: MemoryStore, batch: Sequence[tuple[str, str, Document]], compact: bool
 ) -> Iterator[Outcome]:
     try:
         memories = reader.ingest_batch([document for _, _, document in batch])
     except (TTTDocsError, RuntimeError) as error:
         if len(batch) == 1:
-            yield Outcome(batch[0][0], "failed", reason=_sentence(error))
+            yield _failed(batch[0][0], error)
             return
         for one in batch:  # which of them it was
-            yield from _read_batch(reader, store, [one], settings)
+            yield from _read_batch(reader, store, [one], compact)
         return
     for (source, key, _), memory in zip(batch, memories, strict=True):
-        store.put(memory.compact(reader, COMPACT_BYTES) if settings.compact else memory)
-        yield Outcome(source, "read", key, tokens=len(memory.tokens))
+        try:
+            stored = memory.compact(reader, COMPACT_BYTES) if compact else memory
+        except (TTTDocsError, RuntimeError) as error:
+            yield _failed(source, error)
+        else:
+            store.put(stored)
+            yield Outcome(source, "read", key, tokens=len(memory.tokens))
 
 
-def _sentence(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)) or type(error).__name__
-
-
-OnOutcome = Callable[[Outcome], None]
+def _failed(source: str, error: Exception) -> Outcome:
+    return Outcome(source, "failed", reason=" ".join(str(error).split()) or type(error).__name__)
