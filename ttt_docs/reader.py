@@ -37,7 +37,7 @@ from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.adapter import SHIPPED, adapted, base_of, chosen_adapter, is_adapter
 from ttt_docs.weights.converted import derived_fingerprint, load_checkpoint, reading_of
 from ttt_docs.weights.loading import build_decoder, device_of, dtype_of, retrofit
-from ttt_docs.weights.registry import resolve
+from ttt_docs.weights.registry import advice, full_name, resolve
 
 OnChunk = Callable[[ChunkReport], None]
 
@@ -147,7 +147,13 @@ class TTTReader:
                 "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             ) from error
         model = build_decoder(config, state, where, numbers)
-        return cls(model, Tokenizer(checkpoint.folder), reading, name=str(name), fingerprint=fingerprint)
+        return cls(
+            model,
+            Tokenizer(checkpoint.folder),
+            reading,
+            name=full_name(str(name), checkpoint.manifest),
+            fingerprint=fingerprint,
+        )
 
     def ingest(
         self,
@@ -388,7 +394,8 @@ class TTTReader:
         if memory.fingerprint != self.fingerprint:
             raise MemoryMismatchError(
                 f"this memory was read with another model ({memory.model}, fingerprint {memory.fingerprint[:12]}) than "
-                f"this reader's ({self.name}, {self.fingerprint[:12]}): load that model, or read the document again"
+                f"this reader's ({self.name}, {self.fingerprint[:12]}): {advice(memory.model, self.name)}, or read the "
+                "document again"
             )
         if not fits(self.model.config, memory):
             raise MemoryMismatchError(

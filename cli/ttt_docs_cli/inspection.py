@@ -57,13 +57,13 @@ def _draw(
 ) -> None:
     from ttt_docs.io import check_writable, replacing
     from ttt_docs.report import examine, html_page, save_plot
-    from ttt_docs.weights.registry import REGISTRY, info
+    from ttt_docs.weights.registry import entry_of, info
     from ttt_docs_cli.opening import reader_of
 
     for target in filter(None, (html, plot)):
         check_writable(Path(target))
     reader = None
-    if model is not None or (memory.model in REGISTRY and info(memory.model)["installed"]):
+    if model is not None or (entry_of(memory.model) and info(memory.model)["installed"]):
         reader = reader_of(file, memory, model, "cpu", None)
     else:
         note(f"The model {memory.model} is not here: surprising passages and the fast weights' change are left out.")

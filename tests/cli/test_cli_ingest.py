@@ -12,7 +12,7 @@ from ttt_docs.memory import inspect_memory, memories_equal
 def test_reads_a_document_beside_it(book, run, load):
     result = run("ingest", book, *SMALL)
     memory = load("book.ttt")
-    assert memory.text == TEXT and memory.model == "smollm2-135m"
+    assert memory.text == TEXT and memory.model == "smollm2-135m@bf16"
     assert (memory.reading.window, memory.reading.chunk, memory.reading.learn) == (64, 32, True)
     assert f"{len(memory.tokens):,} tokens" in result.stdout and "nats per token" in result.stdout
     assert result.stderr == ""  # no progress bar where there is no terminal

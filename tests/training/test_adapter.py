@@ -98,7 +98,7 @@ def test_an_adapter_opens_its_base_only_from_the_registry(trained, monkeypatch):
     with pytest.raises(CheckpointError, match="open that model, and give the file as its adapter"):
         TTTReader.from_pretrained(path)
     name = str(folder / "plain")
-    monkeypatch.setitem(registry.REGISTRY, name, registry.REGISTRY["smollm2-135m"])
+    monkeypatch.setitem(registry.REGISTRY, name, replace(registry.REGISTRY["smollm2-135m"], name=name))
     monkeypatch.setattr(registry, "pull", lambda name: Path(name))
     assert TTTReader.from_pretrained(path).fingerprint == TTTReader.from_pretrained(name, adapter=path).fingerprint
 

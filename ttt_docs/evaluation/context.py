@@ -24,7 +24,7 @@ from ttt_docs.reader import TTTReader
 from ttt_docs.text.segments import segments
 from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.adapter import SHIPPED
-from ttt_docs.weights.registry import REGISTRY
+from ttt_docs.weights.registry import entry_of
 
 #: Tokens of which a reading keeps the mean loss.
 BUCKET = 1024
@@ -61,7 +61,7 @@ def _full(base: Base) -> TTTReader:
 
 def _trained(base: Base, name: Literal["adapter", "control"], **settings: Any) -> TTTReader:
     file = base.adapter if name == "adapter" else base.control
-    entry = REGISTRY.get(base.model)
+    entry = entry_of(base.model)
     if file is None or (file == SHIPPED and (entry is None or entry.adapter is None)):
         raise UsageError(f"there is no {name} to read with: say with --{name} where that file is")
     return base.open(adapter=file, **settings)

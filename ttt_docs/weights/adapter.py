@@ -27,7 +27,7 @@ from ttt_docs.weights.converted import Checkpoint, derived_fingerprint
 from ttt_docs.weights.loading import retrofit
 from ttt_docs.weights.lowrank import LowRank, compress
 from ttt_docs.weights.parameters import State, parameter_shapes
-from ttt_docs.weights.registry import REGISTRY
+from ttt_docs.weights.registry import REGISTRY, advice, candidates, entry_of, full_name, info
 
 #: In place of an adapter's path: the one that comes with this package for the model, if there is one.
 SHIPPED = "shipped"
@@ -191,7 +191,7 @@ def _shipped_adapter(name: str, checkpoint: Checkpoint) -> Adapter | None:
 
     The name may stand for the same weights at another precision (the hub's, or a GGUF file's): a change fits both.
     """
-    entry = REGISTRY.get(name)
+    entry = entry_of(name)
     if entry is None or entry.adapter is None:
         return None
     adapter = load_adapter(str(files("ttt_docs.weights") / "adapters" / entry.adapter))
@@ -207,19 +207,21 @@ def is_adapter(name: str | PathLike[str]) -> bool:
 
 
 def base_of(path: str | PathLike[str]) -> str:
-    """The base model that an adapter names, if it is in the registry: a file may come from a stranger, and shall not
-    make anyone open a path or address.
+    """The base model that an adapter names, in the variant it was trained on if that is here.
+
+    Only a registry name is taken: a file may come from a stranger, and shall not make anyone open a path or address.
 
     Raises:
         CheckpointError: not an adapter, or one whose base goes by no registry name.
     """
-    base = load_adapter(path).base
-    if base not in REGISTRY:
+    adapter = load_adapter(path)
+    if entry_of(adapter.base) is None:
         raise CheckpointError(
-            f"{path} is an adapter for {base!r}, which is none of {', '.join(REGISTRY)}: open that model, and give the "
-            "file as its adapter"
+            f"{path} is an adapter for {adapter.base!r}, which is none of {', '.join(REGISTRY)}: open that model, and "
+            "give the file as its adapter"
         )
-    return base
+    names = candidates(adapter.base)
+    return next((name for name in names if info(name).get("fingerprint") == adapter.base_fingerprint), adapter.base)
 
 
 def adapted(checkpoint: Checkpoint, adapter: Adapter) -> tuple[State, str]:
@@ -243,10 +245,11 @@ def adapted(checkpoint: Checkpoint, adapter: Adapter) -> tuple[State, str]:
 
 def _check_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
     if checkpoint.fingerprint != adapter.base_fingerprint:
+        name = full_name(checkpoint.config.name, checkpoint.manifest)
         raise CheckpointError(
             f"{adapter.path} was trained for another model ({adapter.base}, fingerprint "
-            f"{adapter.base_fingerprint[:12]}) than {checkpoint.config.name} ({checkpoint.fingerprint[:12]}): "
-            "open that one with it"
+            f"{adapter.base_fingerprint[:12]}) than {name} ({checkpoint.fingerprint[:12]}): "
+            + advice(adapter.base, name)
         )
 
 

