@@ -29,7 +29,7 @@ import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
-import ttt_docs
+from ttt_docs._version import __version__
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.weights.parameters import State, WeightSource, check_state, parameter_shapes
@@ -102,7 +102,7 @@ def write_checkpoint(
                 source.write_tokenizer(building)
             manifest = {
                 "format": FORMAT_VERSION,
-                "package": f"ttt-docs {ttt_docs.__version__}",
+                "package": f"ttt-docs {__version__}",
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "source": {
                     "kind": source.kind,
