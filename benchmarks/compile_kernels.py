@@ -30,7 +30,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from ttt_docs.kernels.attention import triton as attention_launches
+from ttt_docs.kernels.attention import triton_tiles as attention_launches
 from ttt_docs.kernels.attention.definition import Sinks
 from ttt_docs.kernels.attention.triton import window_attention_triton
 from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton

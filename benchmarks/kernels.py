@@ -24,9 +24,10 @@ import torch
 from gpu_shared import add_common, ceilings, config_of, device_of, facts, median, take_turns, write
 from torch import Tensor
 
-from ttt_docs.kernels.attention import triton as attention_launches
+from ttt_docs.kernels.attention import triton_tiles as attention_launches
 from ttt_docs.kernels.attention.definition import window_attention_reference
-from ttt_docs.kernels.attention.triton import Tiles, window_attention_triton
+from ttt_docs.kernels.attention.triton import window_attention_triton
+from ttt_docs.kernels.attention.triton_tiles import Tiles
 from ttt_docs.kernels.backends import REFERENCE
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
 from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton

@@ -22,8 +22,8 @@ import torch
 import triton
 from compile_kernels import BIN, attention, compiled, printed, recorded
 
-from ttt_docs.kernels.attention import triton as attention_launches
-from ttt_docs.kernels.attention.triton import TILES, Tiles
+from ttt_docs.kernels.attention import triton_tiles as attention_launches
+from ttt_docs.kernels.attention.triton_tiles import TILES, Tiles
 from ttt_docs.kernels.gpu import MAX_HEAD_DIM
 
 #: Query and key heads of a model with this head dimension.

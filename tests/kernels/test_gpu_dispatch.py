@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels import gpu
-from ttt_docs.kernels.attention import triton as attention
+from ttt_docs.kernels.attention import triton_tiles as attention
 from ttt_docs.kernels.backends import REFERENCE
 from ttt_docs.kernels.dispatch import kernels_for
 from ttt_docs.kernels.gpu import attention_pytorch, gpu_kernels

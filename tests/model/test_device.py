@@ -6,8 +6,9 @@ from tiny_model import TINY, tiny_decoder
 
 pytest.importorskip("triton")
 
-from ttt_docs.kernels.attention import triton as attention
-from ttt_docs.kernels.attention.triton import Tiles, window_attention_triton
+from ttt_docs.kernels.attention import triton_tiles as attention
+from ttt_docs.kernels.attention.triton import window_attention_triton
+from ttt_docs.kernels.attention.triton_tiles import Tiles
 from ttt_docs.kernels.backends import REFERENCE, Kernels
 from ttt_docs.kernels.inner_step import triton as sgd
 from ttt_docs.model.config import ReadingConfig

@@ -6,7 +6,7 @@ from test_outer import READING, assert_same, gradients, several_tiles, tiny, tok
 
 pytest.importorskip("triton")
 
-from ttt_docs.kernels.attention import triton as attention
+from ttt_docs.kernels.attention import triton_tiles as attention
 from ttt_docs.kernels.backends import Kernels
 from ttt_docs.kernels.cross_entropy import triton as cross_entropy
 from ttt_docs.kernels.dispatch import training_kernels_for

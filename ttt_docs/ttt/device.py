@@ -189,7 +189,7 @@ def prefix_of_group(state: ReadingState, tokens: Tensor, first: int, group: int)
 
 
 def _tile_rows(model: Decoder) -> int:
-    from ttt_docs.kernels.attention.triton import tiles_for
+    from ttt_docs.kernels.attention.triton_tiles import tiles_for
 
     return tiles_for("forward_rows", model.dtype, model.config.head_dim, model.embed.weight.device).rows
 

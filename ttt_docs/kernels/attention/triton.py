@@ -1,311 +1,324 @@
-"""Window attention on the device, twice differentiable: launches and autograd. Results are defined by
-`ttt_docs.kernels.attention.definition.window_attention_reference`."""
+"""Window attention on the device, twice differentiable. Results are those of `window_attention_reference`.
+
+Names: P the weights, dP = dO V^T, D = rowsum(P * dP), dS = P * (dP - D); a, b, c the cotangents of dQ, dK, dV; s the
+scale (METHOD section 8). Because the log-sum-exp L of each row is a result too, with gradient l, D is D - l where it is
+subtracted from dP (`along` below), while the correction m of the second derivative keeps one D of each kind.
+
+Every kernel rebuilds a tile of P from q, k and L. A program owns a tile of query rows (`*_rows`) or of keys
+(`*_keys`) and walks over the tiles of the other side that the window lets it see, and no others: memory is linear and
+nothing is accumulated across programs, so results do not change from run to run.
+
+q [batch, heads, new, HEAD], k, v [batch, kv_heads, keys, HEAD] with any strides but 1 for the last axis; all other
+matrices are token-major, [batch, tokens, heads, HEAD] in memory; row vectors are [batch, heads, new].
+"""
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from ttt_docs.kernels.attention.definition import Sinks
-from ttt_docs.kernels.attention.triton_kernels import backward_keys, backward_rows, forward_rows
-from ttt_docs.kernels.attention.triton_second_kernels import second_keys, second_rows
-from ttt_docs.kernels.triton_tiles import accumulator, empty_token_major, parts, precision, token_major, wide
+from ttt_docs.kernels.attention.triton_second import second_backward
+from ttt_docs.kernels.attention.triton_tiles import (
+    LOG2E,
+    accumulate,
+    head_of,
+    launch,
+    load_tile,
+    range_of_keys,
+    range_of_rows,
+    row_sums,
+    scores,
+    store_tile,
+    visible,
+    zero_tile,
+)
+from ttt_docs.kernels.triton_common import empty_token_major, needs_grad, second_derivative, sums_of, token_major, wide
 
 
-class Tiles(NamedTuple):
-    """One kernel's shape: query rows and keys of a tile, warps of a program, depth of the software pipeline, and the
-    registers of a thread where they are held down (so that two programs fit on a multiprocessor)."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
-    registers: int | None = None
-
-
-#: By kernel, for 16-bit operands on compute capability 9: the first entry whose limit is not below the head dimension.
-#: Chosen by what the compiler says (benchmarks/compile_kernels.py): the largest tiles without spilled registers.
-TILES: dict[str, dict[int, Tiles]] = {
-    "forward_rows": {
-        64: Tiles(128, 64, 8, 3, 128),
-        96: Tiles(128, 128, 8, 2),
-        128: Tiles(128, 32, 8, 2),
-        256: Tiles(64, 32, 8, 2),
-    },
-    "backward_rows": {
-        64: Tiles(128, 64, 8, 3),
-        96: Tiles(128, 64, 8, 2),
-        128: Tiles(128, 32, 8, 2),
-        256: Tiles(64, 32, 8, 2),
-    },
-    "backward_keys": {96: Tiles(64, 128, 8, 2), 128: Tiles(32, 128, 8, 2), 256: Tiles(32, 32, 8, 1)},
-    "second_rows": {80: Tiles(128, 32, 8, 2), 128: Tiles(128, 16, 8, 2), 256: Tiles(16, 32, 8, 1)},
-    "second_keys": {
-        80: Tiles(32, 128, 8, 2),
-        96: Tiles(16, 128, 8, 2),
-        128: Tiles(64, 32, 8, 1),
-        256: Tiles(16, 16, 8, 1),
-    },
-}
-#: The same on compute capability 8; up to a head dimension of 128 they fit 99 KiB of shared memory.
-TILES_8: dict[str, dict[int, Tiles]] = {
-    "forward_rows": {96: Tiles(128, 64, 8, 3), 128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
-    "backward_rows": {128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
-    "backward_keys": {96: Tiles(32, 128, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 64, 8, 1)},
-    "second_rows": {
-        64: Tiles(32, 32, 4, 2),
-        96: Tiles(32, 16, 4, 2),
-        128: Tiles(32, 32, 4, 2),
-        256: Tiles(16, 32, 8, 1),
-    },
-    "second_keys": {
-        64: Tiles(32, 32, 4, 2),
-        96: Tiles(16, 32, 4, 2),
-        128: Tiles(32, 32, 8, 1),
-        256: Tiles(16, 16, 8, 1),
-    },
-}
-#: Float32, on both, runs without matrix units, for checks more than for speed: small tiles, no pipeline.
-WIDE_TILES = {kernel: {256: Tiles(16, 16, 4 if kernel == "backward_rows" else 8, 1)} for kernel in TILES}
+@triton.jit
+def _sink_tiles(
+    sink_q, sink_k, sink_v, sink_hidden, flat, rows, new, sinks, batch, head, HEADS, GROUP, HEAD, SINKS, HIDDEN
+):  # fmt: skip
+    """Keys and values of the sinks, scores [rows, SINKS], and which of them count."""
+    sink = tl.arange(0, SINKS)
+    sink_base = (batch * (HEADS // GROUP) + head // GROUP) * sinks * HEAD
+    own_q = load_tile(sink_q + flat, rows, HEADS * HEAD, new, HEAD)
+    own_k = load_tile(sink_k + sink_base, sink, HEAD, sinks, HEAD)
+    own_v = load_tile(sink_v + sink_base, sink, HEAD, sinks, HEAD)
+    shown = (sink[None, :] < sinks) & (rows[:, None] < new)
+    if HIDDEN:
+        shown = shown & (tl.load(sink_hidden + rows[:, None] * sinks + sink[None, :], mask=shown, other=1) == 0)
+    return own_k, own_v, scores(own_q, own_k), shown
 
 
-@cache
-def generation(device: torch.device) -> int:
-    """Whose tiles fit: 9 for compute capability 9 and 10, or where there is no device to ask, else 8 (capability 12 has
-    less shared memory than either)."""
-    return 9 if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10) else 8
+@triton.jit
+def _forward_tiles(acc, top, total, q, k, v, kr, vr, i, low, high, keys, window, HEAD, KEYS, SCALE, MASKED):
+    """Online softmax over keys [low, high): `top` the largest score so far (in log2 units), `total` the sum."""
+    for start in range(low, high, KEYS):
+        rows = tl.arange(0, KEYS)
+        here_k = k + tl.cast(start, tl.int64) * kr
+        here_v = v + tl.cast(start, tl.int64) * vr
+        s = scores(q, load_tile(here_k, rows, kr, keys - start, HEAD, MASKED))
+        if MASKED:
+            s = tl.where(visible(i[:, None], (start + rows)[None, :], window), s, float("-inf"))
+            new_top = tl.maximum(top, tl.max(s, 1) * (SCALE * LOG2E))
+            base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        else:
+            new_top = tl.maximum(top, tl.max(s, 1) * (SCALE * LOG2E))
+            base = new_top
+        p = tl.exp2(s * (SCALE * LOG2E) - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(p, 1)
+        acc = [part * shrink[:, None] for part in acc]
+        acc = accumulate(acc, p, load_tile(here_v, rows, vr, keys - start, HEAD, MASKED))
+        top = new_top
+    return acc, top, total
 
 
-def tiles_for(kernel: str, dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles:
-    table = WIDE_TILES
-    if dtype.itemsize == 2:
-        table = TILES if generation(device) >= 9 else TILES_8
-    return next(tiles for limit, tiles in table[kernel].items() if head_dim <= limit)
+@triton.jit
+def forward_rows(
+    q, k, v, sink_q, sink_k, sink_v, sink_hidden, out, log_total,
+    qb, qh, qr, kb, kh, kr, vb, vh, vr, new, keys, window, sinks, SINKS: tl.constexpr, HIDDEN: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """out = P V and log_total; with SINKS (their number, padded) the sinks' keys join the softmax."""
+    SCALE: tl.constexpr = HEAD**-0.5
+    ACC: tl.constexpr = sums_of(q.dtype.element_ty)
+    first_row = tl.program_id(0) * ROWS
+    batch, head = head_of(HEADS)
+    rows = first_row + tl.arange(0, ROWS)
+    i = keys - new + rows
+    q = load_tile(q + batch * qb + head * qh, rows, qr, new, HEAD)
+    k += batch * kb + head // GROUP * kh
+    v += batch * vb + head // GROUP * vh
+    flat = (batch * new * HEADS + head) * HEAD
+
+    acc = zero_tile(ROWS, HEAD, ACC)
+    top = tl.full([ROWS], float("-inf"), dtype=ACC)
+    total = tl.zeros([ROWS], dtype=ACC)
+    if SINKS > 0:
+        _, own_v, s, shown = _sink_tiles(
+            sink_q, sink_k, sink_v, sink_hidden, flat, rows, new, sinks, batch, head, HEADS, GROUP, HEAD, SINKS, HIDDEN
+        )
+        s = tl.where(shown, s, float("-inf"))
+        top = tl.max(s, 1) * (SCALE * LOG2E)
+        base = tl.where(top == float("-inf"), 0.0, top)
+        p = tl.exp2(s * (SCALE * LOG2E) - base[:, None])
+        total = tl.sum(p, 1)
+        acc = accumulate(acc, p, own_v)
+
+    bounds = range_of_rows(first_row, new, keys, window, ROWS, KEYS)
+    for step in tl.static_range(3):
+        acc, top, total = _forward_tiles(
+            acc, top, total, q, k, v, kr, vr, i, bounds[step], bounds[step + 1], keys, window,
+            HEAD, KEYS, SCALE, step != 1,
+        )  # fmt: skip
+
+    store_tile(out + flat, rows, HEADS * HEAD, new, [part / total[:, None] for part in acc], HEAD)
+    vector = (batch * HEADS + head) * new + rows
+    tl.store(log_total + vector, top / LOG2E + tl.log(total), mask=rows < new)
 
 
-class _Shape(NamedTuple):
-    """Everything but tensors. `window` counts keys; the first `constant` keys get no gradient."""
-
-    window: int
-    constant: int
-
-
-def _meta(kernel: str, q: Tensor, k: Tensor) -> dict[str, Any]:
-    heads, head_dim = q.shape[1], q.shape[3]
-    first, second = parts(head_dim)
-    tiles = tiles_for(kernel, q.dtype, head_dim, q.device)
-    meta: dict[str, Any] = {
-        "HEADS": heads,
-        "GROUP": heads // k.shape[1],
-        "HEAD": head_dim,
-        "D1": first,
-        "D2": second,
-        "ROWS": tiles.rows,
-        "KEYS": tiles.keys,
-        "SCALE": head_dim**-0.5,
-        "ACC": accumulator(q.dtype),
-        "PRECISION": precision(q.dtype),
-        "num_warps": tiles.warps,
-        "num_stages": tiles.stages,
-    }
-    if tiles.registers is not None:
-        meta["maxnreg"] = tiles.registers
-    return meta
+@triton.jit
+def _backward_tiles(acc, q, do, log2_total, along, k, v, kr, vr, i, low, high, keys, window, HEAD, KEYS, SCALE, MASKED):
+    for start in range(low, high, KEYS):
+        rows = tl.arange(0, KEYS)
+        own_k = load_tile(k + tl.cast(start, tl.int64) * kr, rows, kr, keys - start, HEAD, MASKED)
+        own_v = load_tile(v + tl.cast(start, tl.int64) * vr, rows, vr, keys - start, HEAD, MASKED)
+        p = tl.exp2(scores(q, own_k) * (SCALE * LOG2E) - log2_total[:, None])
+        if MASKED:
+            p = tl.where(visible(i[:, None], (start + rows)[None, :], window), p, 0.0)
+        acc = accumulate(acc, p * (scores(do, own_v) - along[:, None]), own_k)
+    return acc
 
 
-def _strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
-    return (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+@triton.jit
+def backward_rows(
+    q, k, v, sink_q, sink_k, sink_v, sink_hidden, out, grad_out, log_total, grad_log_total,
+    grad_q, grad_sink_q, along_out,
+    qb, qh, qr, kb, kh, kr, vb, vh, vr, new, keys, window, sinks,
+    SINKS: tl.constexpr, HIDDEN: tl.constexpr, LOG_TOTAL_GRAD: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """dQ = s dS K, the sinks' queries likewise, and `along` = rowsum(dO * O) - l for `backward_keys`."""
+    SCALE: tl.constexpr = HEAD**-0.5
+    ACC: tl.constexpr = sums_of(q.dtype.element_ty)
+    first_row = tl.program_id(0) * ROWS
+    batch, head = head_of(HEADS)
+    rows = first_row + tl.arange(0, ROWS)
+    i = keys - new + rows
+    q = load_tile(q + batch * qb + head * qh, rows, qr, new, HEAD)
+    k += batch * kb + head // GROUP * kh
+    v += batch * vb + head // GROUP * vh
+    flat = (batch * new * HEADS + head) * HEAD
+    do = load_tile(grad_out + flat, rows, HEADS * HEAD, new, HEAD)
+    along = row_sums(do, load_tile(out + flat, rows, HEADS * HEAD, new, HEAD))
+    vector = (batch * HEADS + head) * new + rows
+    if LOG_TOTAL_GRAD:
+        along -= tl.load(grad_log_total + vector, mask=rows < new, other=0.0)
+    tl.store(along_out + vector, along, mask=rows < new)
+    log2_total = tl.load(log_total + vector, mask=rows < new, other=float("inf")) * LOG2E
+
+    bounds = range_of_rows(first_row, new, keys, window, ROWS, KEYS)
+    acc = zero_tile(ROWS, HEAD, ACC)
+    for step in tl.static_range(3):
+        acc = _backward_tiles(
+            acc, q, do, log2_total, along, k, v, kr, vr, i, bounds[step], bounds[step + 1], keys, window,
+            HEAD, KEYS, SCALE, step != 1,
+        )  # fmt: skip
+    store_tile(grad_q + flat, rows, HEADS * HEAD, new, [part * SCALE for part in acc], HEAD)
+
+    if SINKS > 0:
+        own_k, own_v, s, shown = _sink_tiles(
+            sink_q, sink_k, sink_v, sink_hidden, flat, rows, new, sinks, batch, head, HEADS, GROUP, HEAD, SINKS, HIDDEN
+        )
+        p = tl.where(shown, tl.exp2(s * (SCALE * LOG2E) - log2_total[:, None]), 0.0)
+        grad_s = p * (scores(do, own_v) - along[:, None])
+        acc = accumulate(zero_tile(ROWS, HEAD, ACC), grad_s, own_k)
+        store_tile(grad_sink_q + flat, rows, HEADS * HEAD, new, [part * SCALE for part in acc], HEAD)
 
 
-def _unit(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+@triton.jit
+def backward_keys(
+    q, k, v, grad_out, log_total, along, grad_k, grad_v,
+    qb, qh, qr, kb, kh, kr, vb, vh, vr, new, keys, window, constant,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """dK = s dS^T Q and dV = P^T dO of the keys after the first `constant`, summed over the query heads of a group."""
+    SCALE: tl.constexpr = HEAD**-0.5
+    KV_HEADS: tl.constexpr = HEADS // GROUP
+    ACC: tl.constexpr = sums_of(q.dtype.element_ty)
+    first_key = constant + tl.program_id(0) * KEYS
+    batch, kv_head = head_of(KV_HEADS)
+    j = first_key + tl.arange(0, KEYS)
+    k = load_tile(k + batch * kb + kv_head * kh, j, kr, keys, HEAD)
+    v = load_tile(v + batch * vb + kv_head * vh, j, vr, keys, HEAD)
+    dk = zero_tile(KEYS, HEAD, ACC)
+    dv = zero_tile(KEYS, HEAD, ACC)
+    low, high = range_of_keys(first_key, new, keys, window, KEYS, ROWS)
+    for member in range(GROUP):
+        head = kv_head * GROUP + member
+        flat = grad_out + (batch * new * HEADS + head) * HEAD
+        vector = (batch * HEADS + head) * new
+        for start in range(low, high, ROWS):
+            rows = start + tl.arange(0, ROWS)
+            own_q = load_tile(q + batch * qb + head * qh, rows, qr, new, HEAD)
+            do = load_tile(flat, rows, HEADS * HEAD, new, HEAD)
+            log2_total = tl.load(log_total + vector + rows, mask=rows < new, other=float("inf")) * LOG2E
+            shift = tl.load(along + vector + rows, mask=rows < new, other=0.0)
+            seen = visible((keys - new + rows)[None, :], j[:, None], window)
+            p = tl.where(seen, tl.exp2(scores(k, own_q) * (SCALE * LOG2E) - log2_total[None, :]), 0.0)
+            dv = accumulate(dv, p, do)
+            dk = accumulate(dk, p * (scores(v, do) - shift[None, :]), own_q)
+    flat_k = (batch * (keys - constant) * KV_HEADS + kv_head) * HEAD
+    store_tile(grad_k + flat_k, j - constant, KV_HEADS * HEAD, keys - constant, [part * SCALE for part in dk], HEAD)
+    store_tile(grad_v + flat_k, j - constant, KV_HEADS * HEAD, keys - constant, dv, HEAD)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, shape: _Shape, sinks: Sinks | None) -> tuple[Tensor, Tensor]:
+def _sink_arguments(sinks: Sinks | None) -> tuple[tuple[Tensor | None, ...], int, dict[str, Any]]:
+    """Tensors, number and constants that `forward_rows` and `backward_rows` take for the sinks."""
+    if sinks is None:
+        return (None,) * 4, 0, {"SINKS": 0, "HIDDEN": False}
+    hidden = None if sinks.hidden is None else sinks.hidden.contiguous().view(torch.uint8)
+    count = sinks.k.shape[2]
+    constants = {"SINKS": max(16, triton.next_power_of_2(count)), "HIDDEN": hidden is not None}
+    return (token_major(sinks.q), sinks.k.contiguous(), sinks.v.contiguous(), hidden), count, constants
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: Sinks | None) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp [batch, heads, new] (natural logarithm; float32, float64 for float64)."""
-    batch, heads, new, _ = q.shape
-    out = empty_token_major(q, new)
-    log_total = q.new_empty(batch, heads, new, dtype=wide(q.dtype))
-    meta = _meta("forward_rows", q, k)
-    forward_rows[(triton.cdiv(new, meta["ROWS"]), batch * heads)](
-        q, k, v, *_sink_tensors(sinks), out, log_total,
-        *_strides(q, k, v), new, k.shape[2], shape.window, 0 if sinks is None else sinks.k.shape[2],
-        **_sink_meta(sinks), **meta,
-    )  # fmt: skip
+    out, log_total = empty_token_major(q), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
+    of_sinks, count, constants = _sink_arguments(sinks)
+    launch(forward_rows, (q, k, v, *of_sinks, out, log_total), window, count, **constants)
     return out, log_total
 
 
-def _sink_tensors(sinks: Sinks | None) -> tuple[Tensor | None, ...]:
-    if sinks is None:
-        return None, None, None, None
-    hidden = None if sinks.hidden is None else sinks.hidden.contiguous().view(torch.uint8)
-    return token_major(sinks.q), sinks.k.contiguous(), sinks.v.contiguous(), hidden
-
-
-def _sink_meta(sinks: Sinks | None) -> dict[str, Any]:
-    if sinks is None:
-        return {"SINKS": 0, "HIDDEN": False}
-    return {"SINKS": max(16, triton.next_power_of_2(sinks.k.shape[2])), "HIDDEN": sinks.hidden is not None}
-
-
-class _Gradients(NamedTuple):
-    q: Tensor
-    k: Tensor | None
-    v: Tensor | None
-    sink_q: Tensor | None
-    along: Tensor  # rowsum(dO * O) - gradient of the log-sum-exp
-
-
 def _backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    shape: _Shape,
-    sinks: Sinks | None,
-    out: Tensor,
-    log_total: Tensor,
-    grad_out: Tensor,
-    grad_log_total: Tensor | None,
-    for_keys: bool = True,
-) -> _Gradients:
-    batch, heads, new, _ = q.shape
-    kv_heads, keys = k.shape[1], k.shape[2]
-    grad_q, along = empty_token_major(q, new), torch.empty_like(log_total)
-    grad_sink_q = None if sinks is None else empty_token_major(q, new)
-    meta = _meta("backward_rows", q, k)
-    backward_rows[(triton.cdiv(new, meta["ROWS"]), batch * heads)](
-        q, k, v, *_sink_tensors(sinks), out, grad_out, log_total, grad_log_total, grad_q, grad_sink_q, along,
-        *_strides(q, k, v), new, keys, shape.window, 0 if sinks is None else sinks.k.shape[2],
-        LOG_TOTAL_GRAD=grad_log_total is not None, **_sink_meta(sinks), **meta,
+    q: Tensor, k: Tensor, v: Tensor, window: int, sinks: Sinks | None, out: Tensor, log_total: Tensor,
+    grad_out: Tensor, grad_log_total: Tensor | None, own: int,
+) -> tuple[tuple[Tensor | None, ...], Tensor]:  # fmt: skip
+    """Gradients for q, the last `own` keys and values, and the sinks' queries; and `along`."""
+    grad_out, along = token_major(grad_out), torch.empty_like(log_total)
+    grad_q, grad_sink_q = empty_token_major(q), None if sinks is None else empty_token_major(q)
+    of_sinks, count, constants = _sink_arguments(sinks)
+    given = out, grad_out, log_total, grad_log_total
+    launch(
+        backward_rows, (q, k, v, *of_sinks, *given, grad_q, grad_sink_q, along), window, count,
+        LOG_TOTAL_GRAD=grad_log_total is not None, **constants,
     )  # fmt: skip
-    if not for_keys:
-        return _Gradients(grad_q, None, None, grad_sink_q, along)
-    grad_k, grad_v = (empty_token_major(k, keys - shape.constant) for _ in range(2))
-    meta = _meta("backward_keys", q, k)
-    backward_keys[(triton.cdiv(keys - shape.constant, meta["KEYS"]), batch * kv_heads)](
-        q, k, v, grad_out, log_total, along, grad_k, grad_v,
-        *_strides(q, k, v), new, keys, shape.window, shape.constant, **meta,
-    )  # fmt: skip
-    return _Gradients(grad_q, grad_k, grad_v, grad_sink_q, along)
+    if own == 0:
+        return (grad_q, None, None, grad_sink_q), along
+    constant = k.shape[2] - own
+    grad_k, grad_v = (empty_token_major(k[:, :, constant:]) for _ in range(2))
+    tensors = q, k, v, grad_out, log_total, along, grad_k, grad_v
+    launch(backward_keys, tensors, window, constant, over_keys=True)
+    return (grad_q, grad_k, grad_v, grad_sink_q), along
 
 
 class _Attention(torch.autograd.Function):
-    """Output and log-sum-exp. Gradient reaches q and own_k, own_v: the keys after the first `constant`, which k, v
-    (constants to autograd) contain."""
+    """Output and log-sum-exp. Gradient reaches q, own_k and own_v, the last keys and values, which k, v (constants to
+    autograd) contain, and sink_q. Sinks' keys and values, if there are any, are constants, as while reading: they join
+    the softmax inside the kernels, and there is gradient for the output only."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, k: Tensor, v: Tensor, shape: _Shape
-    ) -> tuple[Tensor, Tensor]:
-        out, log_total = _forward(q, k, v, shape, None)
-        ctx.shape = shape
-        ctx.save_for_backward(q, own_k, own_v, k, v, out, log_total)
+        ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, sink_q: Tensor | None, k: Tensor, v: Tensor,
+        sinks: Sinks | None, window: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        out, log_total = _forward(q, k, v, window, sinks)
+        ctx.window = window
+        ctx.save_for_backward(q, own_k, own_v, sink_q, k, v, out, log_total, *(sinks or (None,) * 4)[1:])
         ctx.set_materialize_grads(False)
         return out, log_total
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_log_total: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, own_k, own_v, k, v, out, log_total = ctx.saved_tensors
-        if grad_out is None:
-            grad_out = torch.zeros_like(out)
-        grads = _AttentionBackward.apply(
-            q, own_k, own_v, grad_out, grad_log_total, k, v, out.detach(), log_total.detach(), ctx.shape
-        )
-        return (*grads, None, None, None)
+        q, own_k, own_v, sink_q, k, v, out, log_total, *rest = ctx.saved_tensors
+        inputs, window = (q, own_k, own_v, sink_q), ctx.window
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        if sink_q is None:
+            constants = k, v, out.detach(), log_total.detach(), window
+            grads = _AttentionBackward.apply(q, own_k, own_v, grad_out, grad_log_total, *constants)
+        elif torch.is_grad_enabled():  # a gradient of this gradient is wanted: go through what has one
+            merged = _merged(q, own_k, own_v, k, v, Sinks(sink_q, *rest), window)
+            found = iter(
+                torch.autograd.grad(merged, [x for x in inputs if x.requires_grad], grad_out, create_graph=True)
+            )
+            grads = tuple(next(found) if x.requires_grad else None for x in inputs)
+        else:
+            own = own_k.shape[2] if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else 0
+            grads, _ = _backward(q, k, v, window, Sinks(sink_q, *rest), out, log_total, grad_out, None, own)
+        return *grads, *(None,) * (8 - len(grads))
 
 
 class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
-        q: Tensor,
-        own_k: Tensor,
-        own_v: Tensor,
-        grad_out: Tensor,
-        grad_log_total: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        log_total: Tensor,
-        shape: _Shape,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, grad_out: Tensor, grad_log_total: Tensor | None,
+        k: Tensor, v: Tensor, out: Tensor, log_total: Tensor, window: int,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
         grad_out = token_major(grad_out)
         grad_log_total = None if grad_log_total is None else grad_log_total.contiguous()
-        grads = _backward(q, k, v, shape, None, out, log_total, grad_out, grad_log_total)
-        assert grads.k is not None and grads.v is not None
-        ctx.shape = shape
-        ctx.save_for_backward(q, k, v, grad_out, grad_log_total, log_total, grads.along)
-        return grads.q, grads.k, grads.v
+        own = own_k.shape[2]
+        grads, along = _backward(q, k, v, window, None, out, log_total, grad_out, grad_log_total, own)
+        ctx.window = window
+        ctx.save_for_backward(q, k, v, grad_out, grad_log_total, log_total, along)
+        return grads[:3]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, grad_out, grad_log_total, log_total, along = ctx.saved_tensors
-        shape: _Shape = ctx.shape
-        batch, heads, new, _ = q.shape
-        kv_heads, keys = k.shape[1], k.shape[2]
-        a = token_major(a)
-        b, c = (token_major(torch.nn.functional.pad(x, (0, 0, shape.constant, 0))) for x in (b, c))
-        grad_q, grad_grad_out = empty_token_major(q, new), empty_token_major(q, new)
-        g, m = torch.empty_like(along), torch.empty_like(along)
-        meta = _meta("second_rows", q, k)
-        second_rows[(triton.cdiv(new, meta["ROWS"]), batch * heads)](
-            q, k, v, grad_out, a, b, c, log_total, along, grad_log_total, grad_q, grad_grad_out, g, m,
-            *_strides(q, k, v), new, keys, shape.window, LOG_TOTAL_GRAD=grad_log_total is not None, **meta,
-        )  # fmt: skip
-        grad_k, grad_v = (empty_token_major(k, keys - shape.constant) for _ in range(2))
-        meta = _meta("second_keys", q, k)
-        second_keys[(triton.cdiv(keys - shape.constant, meta["KEYS"]), batch * kv_heads)](
-            q, k, v, grad_out, a, b, c, log_total, along, g, m, grad_k, grad_v,
-            *_strides(q, k, v), new, keys, shape.window, shape.constant, **meta,
-        )  # fmt: skip
-        grad_of_log_total = g if grad_log_total is not None else None
-        return grad_q, grad_k, grad_v, grad_grad_out, grad_of_log_total, None, None, None, None, None
+    @second_derivative
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return second_backward(*ctx.saved_tensors, cotangents, ctx.window)  # type: ignore[arg-type]
 
 
-class _ReadingAttention(torch.autograd.Function):
-    """With sinks that are constants, as while reading: they join the softmax inside the kernels."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        q: Tensor,
-        own_k: Tensor,
-        own_v: Tensor,
-        sink_q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        sinks: Sinks,
-        shape: _Shape,
-    ) -> Tensor:
-        out, log_total = _forward(q, k, v, shape, sinks)
-        ctx.shape = shape
-        ctx.save_for_backward(q, own_k, own_v, sink_q, k, v, sinks.k, sinks.v, sinks.hidden, out, log_total)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, own_k, own_v, sink_q, k, v, sink_k, sink_v, hidden, out, log_total = ctx.saved_tensors
-        sinks = Sinks(sink_q, sink_k, sink_v, hidden)
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: go through what has one
-            merged = _merged(q, own_k, own_v, k, v, sinks, ctx.shape)
-            inputs = [x for x in (q, own_k, own_v, sink_q) if x.requires_grad]
-            found = iter(torch.autograd.grad(merged, inputs, grad_out, create_graph=True))
-            grads = [next(found) if x.requires_grad else None for x in (q, own_k, own_v, sink_q)]
-            return (*grads, None, None, None, None)
-        for_keys = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        sizes = q, k, v, ctx.shape, sinks, out, log_total, token_major(grad_out), None
-        found_grads = _backward(*sizes, for_keys=for_keys)
-        return found_grads.q, found_grads.k, found_grads.v, found_grads.sink_q, None, None, None, None
-
-
-def _merged(q: Tensor, own_k: Tensor, own_v: Tensor, k: Tensor, v: Tensor, sinks: Sinks, shape: _Shape) -> Tensor:
+def _merged(q: Tensor, own_k: Tensor, own_v: Tensor, k: Tensor, v: Tensor, sinks: Sinks, window: int) -> Tensor:
     """Window and sinks each by itself, joined by their log-sum-exps in PyTorch: gradient for everything, twice."""
-    out, log_total = _Attention.apply(q, own_k, own_v, k, v, shape)
+    out, log_total = _Attention.apply(q, own_k, own_v, None, k, v, None, window)
     batch, heads, new, head_dim = q.shape
     kv_heads = sinks.k.shape[1]
     sink_q = sinks.q.reshape(batch, kv_heads, heads // kv_heads, new, head_dim)
@@ -329,19 +342,14 @@ def window_attention_triton(
 ) -> Tensor:
     """As `window_attention_reference`, differentiable twice. `newest` are the newest tokens' keys and values: where k
     is a cache that autograd does not follow, gradient reaches them alone. Memory is linear in the number of keys."""
-    q, k, v = _unit(q), _unit(k), _unit(v)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     keys = k.shape[2]
-    new = q.shape[2]
-    own_k, own_v, constant = k, v, 0
-    if newest is not None and not (k.requires_grad or v.requires_grad):
-        own_k, own_v, constant = *newest, keys - newest[0].shape[2]
-    shape = _Shape(min(window or keys, keys), constant)
-    wanted = torch.is_grad_enabled() and (q.requires_grad or own_k.requires_grad or own_v.requires_grad)
-    if sinks is not None and torch.is_grad_enabled() and (sinks.k.requires_grad or sinks.v.requires_grad):
-        return _merged(q, own_k, own_v, k, v, sinks, shape)
-    if not (wanted or (sinks is not None and torch.is_grad_enabled() and sinks.q.requires_grad)):
-        return _forward(q, k, v, shape, sinks)[0]
-    assert new <= keys
-    if sinks is None:
-        return _Attention.apply(q, own_k, own_v, k.detach(), v.detach(), shape)[0]
-    return _ReadingAttention.apply(q, own_k, own_v, sinks.q, k.detach(), v.detach(), sinks, shape)
+    window = min(window or keys, keys)
+    own_k, own_v = (k, v) if newest is None or k.requires_grad or v.requires_grad else newest
+    if sinks is not None and needs_grad(sinks.k, sinks.v):
+        return _merged(q, own_k, own_v, k, v, sinks, window)
+    sink_q = None if sinks is None else sinks.q
+    if not needs_grad(q, own_k, own_v, sink_q):
+        return _forward(q, k, v, window, sinks)[0]
+    assert q.shape[2] <= keys
+    return _Attention.apply(q, own_k, own_v, sink_q, k.detach(), v.detach(), sinks, window)[0]

@@ -4,12 +4,15 @@ The products go to cuBLAS, tile by tile of the vocabulary, small enough for a ti
 between them is one pass. The losses' gradient for the hidden states is made in the forward pass, while a tile's
 exponentials are at hand: two products, and none again for them in the backward pass.
 
-Twice: with Dl = (P - Y) * g (Y the targets' one-hot rows, g the losses' gradients) the gradients are Dl head and
-Dl^T x; given their cotangents a and B, Z = a head^T + x B^T and T = g P (Z - rowsum(P Z)):
+Twice: with Dl = (P - Y) * g (P = exp(logits - lse), Y the targets' one-hot rows, g the losses' gradients) the gradients
+are Dl head and Dl^T x; given their cotangents a and B, Z = a head^T + x B^T and T = g P (Z - rowsum(P Z)):
 
     for x: T head + Dl B      for head: T^T x + Dl^T a      for g: rowsum(P Z) - Z at the target
 
 Without B, rowsum(P Z) = a (P head)^T, and P head - Y head is what the forward pass made: no pass over the vocabulary.
+
+A kernel's tile is [rows, columns] from vocabulary entry `first` on; a program holds one row of it in registers. Logits
+and Z are float32 whatever the products' operands are: bfloat16 would round a logit of 20 by up to 0.06.
 """
 
 from __future__ import annotations
@@ -19,21 +22,87 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from ttt_docs.kernels.cross_entropy.triton_kernels import (
-    exponentials,
-    logit_gradients,
-    second_gradients,
-    second_sums,
-)
-from ttt_docs.kernels.triton_tiles import traced, wanted, wide
+from ttt_docs.kernels.triton_common import needs_grad, second_derivative, traced, wanted, wide
 
 #: Rows done at once, and logits per tile: 32 MB in float32. COLUMNS bounds what one program holds in registers.
 ROWS, TILE, COLUMNS = 2048, 1 << 23, 8192
 WARPS = 8
 
 _MIXED_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()  # torch 2.8 and later: 16-bit operands, float32 result
+
+
+@triton.jit
+def _row_of(logits, columns, WIDTH):
+    """This program's row, where it begins in memory, the tile's columns, which exist, and the row's logits."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    inside = column < columns
+    start = row * columns
+    return row, start, column, inside, tl.load(logits + start + column, mask=inside, other=float("-inf"))
+
+
+@triton.jit
+def exponentials(
+    logits, targets, top, total, score, shrink, out, first, columns, WITH_OUT: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Online softmax over tiles: out = exp(logit - top) with the largest logit so far; `shrink` is what sums over
+    earlier tiles have to be multiplied with; `score` the target's logit, once its tile has come."""
+    row, start, column, inside, x = _row_of(logits, columns, WIDTH)
+    before = tl.load(top + row)
+    now = tl.maximum(before, tl.max(x, 0))
+    e = tl.exp(x - now)
+    factor = tl.exp(before - now)
+    tl.store(total + row, tl.load(total + row) * factor + tl.sum(e, 0))
+    tl.store(top + row, now)
+    tl.store(shrink + row, factor)
+    target = tl.load(targets + row) - first
+    if (target >= 0) & (target < columns):
+        tl.store(score + row, tl.sum(tl.where(column == target, x, 0.0), 0))
+    if WITH_OUT:
+        tl.store(out + start + column, e, mask=inside)
+
+
+@triton.jit
+def logit_gradients(logits, targets, log_total, grad, out, first, columns, WIDTH: tl.constexpr):
+    """out = (P - one-hot of the target) * gradient of the row's loss."""
+    row, start, column, inside, x = _row_of(logits, columns, WIDTH)
+    p = tl.exp(x - tl.load(log_total + row))
+    hit = column == tl.load(targets + row) - first
+    result = (p - tl.where(hit, 1.0, 0.0)) * tl.load(grad + row)
+    tl.store(out + start + column, result, mask=inside)
+
+
+@triton.jit
+def second_sums(logits, z, targets, log_total, mean_z, target_z, first, columns, WIDTH: tl.constexpr):
+    """mean_z = sum over the vocabulary of P * Z, tile by tile, and Z at the target."""
+    row, start, column, inside, x = _row_of(logits, columns, WIDTH)
+    value = tl.load(z + start + column, mask=inside, other=0.0)
+    p = tl.exp(x - tl.load(log_total + row))
+    tl.store(mean_z + row, tl.load(mean_z + row) + tl.sum(p * value, 0))
+    target = tl.load(targets + row) - first
+    if (target >= 0) & (target < columns):
+        tl.store(target_z + row, tl.sum(tl.where(column == target, value, 0.0), 0))
+
+
+@triton.jit
+def second_gradients(logits, z, targets, log_total, mean_z, grad, out, direct, first, columns, WIDTH: tl.constexpr):
+    """out = grad * P * (Z - mean_z), the gradient of the logits, and `direct` as in `logit_gradients`."""
+    row, start, column, inside, x = _row_of(logits, columns, WIDTH)
+    value = tl.load(z + start + column, mask=inside, other=0.0)
+    p = tl.exp(x - tl.load(log_total + row))
+    hit = column == tl.load(targets + row) - first
+    g = tl.load(grad + row)
+    result = g * p * (value - tl.load(mean_z + row))
+    tl.store(out + start + column, result, mask=inside)
+    tl.store(direct + start + column, (p - tl.where(hit, 1.0, 0.0)) * g, mask=inside)
+
+
+def _launch(kernel: Any, logits: Tensor, *others: Any, **options: bool) -> None:
+    rows, columns = logits.shape
+    kernel[(rows,)](logits, *others, columns, WIDTH=triton.next_power_of_2(columns), num_warps=WARPS, **options)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -45,64 +114,56 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
-def _tiles(head: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
-    """(first entry, its rows of the head) for every tile of the vocabulary."""
+def _tiles(head: Tensor, rows: int) -> Iterator[tuple[int, slice, Tensor]]:
+    """(first entry, all entries, their rows of the head) for every tile of the vocabulary."""
     columns = min(COLUMNS, max(1024, triton.next_power_of_2(TILE // max(rows, 1))))
     for first in range(0, head.shape[0], columns):
-        yield first, head[first : first + columns]
+        entries = slice(first, first + columns)
+        yield first, entries, head[entries]
 
 
-def _meta(part: Tensor) -> dict[str, Any]:
-    return {"WIDTH": triton.next_power_of_2(part.shape[0]), "num_warps": WARPS}
+def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """ROWS rows of each, as the kernels want them: contiguous (the gradient of a sum is one number, expanded)."""
+    return list(zip(*(t.contiguous().split(ROWS) for t in tensors), strict=True))
 
 
-def _score(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _score(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, ...]:
     """Log-sum-exps [rows], losses [rows] and, if asked for, the losses' gradients for x [rows, dim], in float32."""
     rows, dtype = x.shape[0], wide(x.dtype)
     top = x.new_full((rows,), float("-inf"), dtype=dtype)
     total, score, shrink = (x.new_zeros(rows, dtype=dtype) for _ in range(3))
     mean = torch.zeros_like(x, dtype=dtype) if with_grad else None
-    for first, part in _tiles(head, rows):
+    for first, _, part in _tiles(head, rows):
         logits = _product(x, part.t())
         e = torch.empty_like(logits, dtype=x.dtype) if with_grad else None
-        exponentials[(rows,)](
-            logits, targets, top, total, score, shrink, e, first, part.shape[0], WITH_OUT=with_grad, **_meta(part)
-        )
+        _launch(exponentials, logits, targets, top, total, score, shrink, e, first, WITH_OUT=with_grad)
         if mean is not None and e is not None:
             torch.addcmul(_product(e, part), mean, shrink.unsqueeze(1), out=mean)
     log_total = top + total.log()
-    if mean is not None:
-        mean = mean.div_(total.unsqueeze(1)).sub_(head[targets])
-    return log_total, log_total - score, mean
+    nll = log_total - score
+    return (log_total, nll) if mean is None else (log_total, nll, mean.div_(total.unsqueeze(1)).sub_(head[targets]))
 
 
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """As the kernels want them: contiguous (the gradient of a sum is one number, expanded)."""
-    return zip(*(t.contiguous().split(ROWS) for t in tensors), strict=True)
-
-
-def _scores(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _scores(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, ...]:
     results = [_score(piece, head, target, with_grad) for piece, target in _pieces(x, targets)]
-    log_total, nll, grads = zip(*results, strict=True)
-    return torch.cat(log_total), torch.cat(nll), torch.cat(grads) if with_grad else None
+    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, ignore: int | None) -> Tensor:  # type: ignore[override]
         counted = None if ignore is None else targets != ignore
-        log_total, nll, slope = _scores(x, head, targets, with_grad=ctx.needs_input_grad[0])
-        ctx.save_for_backward(x, head, targets, counted, log_total, slope)
+        log_total, nll, *slope = _scores(x, head, targets, with_grad=ctx.needs_input_grad[0])
+        ctx.save_for_backward(x, head, targets, counted, log_total, *slope)
         return nll if counted is None else nll * counted
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, head, targets, counted, log_total, slope = ctx.saved_tensors
+        x, head, targets, counted, log_total, *slope = ctx.saved_tensors
         if counted is not None:
             grad_nll = grad_nll * counted
-        asked = wanted(ctx, 0), wanted(ctx, 1)
-        grads = _LinearCrossEntropyBackward.apply(x, head, grad_nll, targets, log_total, slope, *asked)
-        return (*grads, None, None)
+        constants = targets, log_total, slope[0] if slope else None, wanted(ctx, 0), wanted(ctx, 1)
+        return *_LinearCrossEntropyBackward.apply(x, head, grad_nll, *constants), None, None
 
 
 class _LinearCrossEntropyBackward(torch.autograd.Function):
@@ -119,32 +180,28 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
         if not for_head:
             return grad_x, None
         grad_head = torch.empty_like(head)
-        pieces = list(_pieces(x, grad_nll, targets, log_total))
-        for first, part in _tiles(head, len(pieces[0][0])):
-            of_part = _TileGradient(grad_head, first, part, len(pieces))
+        pieces = _pieces(x, grad_nll, targets, log_total)
+        for first, entries, part in _tiles(head, len(pieces[0][0])):
+            of_part = _TileGradient(grad_head[entries], len(pieces))
             for own_x, grad, target, total in pieces:
                 logits = _product(own_x, part.t())
                 of_logits = torch.empty_like(logits, dtype=x.dtype)
-                logit_gradients[(own_x.shape[0],)](
-                    logits, target, total, grad, of_logits, first, part.shape[0], **_meta(part)
-                )
+                _launch(logit_gradients, logits, target, total, grad, of_logits, first)
                 of_part.add(of_logits, own_x)
-            of_part.write()
         return grad_x, grad_head
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    @second_derivative
+    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
         x, head, grad_nll, targets, log_total, slope = ctx.saved_tensors
-        if a is None and b is None:
-            return (None,) * 8
         cotangent = torch.zeros_like(x) if a is None else a
         next_head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
-        pieces = list(_pieces(x, cotangent, grad_nll, targets, log_total))
+        pieces = _pieces(x, cotangent, grad_nll, targets, log_total)
+        tiles = list(_tiles(head, len(pieces[0][0])))
 
-        def z_of(x: Tensor, a: Tensor, first: int, part: Tensor) -> Tensor:
-            z = _product(a, part.t())
-            return z if b is None else z.add_(_product(x, b[first : first + part.shape[0]].t()))
+        def logits_and_z(x: Tensor, a: Tensor, entries: slice, part: Tensor) -> tuple[Tensor, Tensor]:
+            logits, z = _product(x, part.t()), _product(a, part.t())
+            return logits, z if b is None else z.add_(_product(x, b[entries].t()))
 
         if b is None and slope is not None:
             wide_a = cotangent.to(slope.dtype)
@@ -152,62 +209,50 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
             means = (next_grad + (wide_a * head[targets]).sum(1)).split(ROWS)
         else:
             sums = [(torch.zeros_like(total), torch.zeros_like(total)) for *_, total in pieces]
-            for first, part in _tiles(head, len(pieces[0][0])):
-                for (own_x, own_a, _, target, total), (mean_z, target_z) in zip(pieces, sums, strict=True):
-                    logits, z = _product(own_x, part.t()), z_of(own_x, own_a, first, part)
-                    second_sums[(len(own_x),)](
-                        logits, z, target, total, mean_z, target_z, first, part.shape[0], **_meta(part)
-                    )
-            means = [mean_z for mean_z, _ in sums]
+            for first, entries, part in tiles:
+                for (own_x, own_a, _, target, total), own_sums in zip(pieces, sums, strict=True):
+                    _launch(second_sums, *logits_and_z(own_x, own_a, entries, part), target, total, *own_sums, first)
+            means = tuple(mean_z for mean_z, _ in sums)
             next_grad = torch.cat([mean_z - target_z for mean_z, target_z in sums])
         next_x = [torch.zeros_like(own_x, dtype=wide(x.dtype)) for own_x, *_ in pieces]
         beside = [torch.cat([own_x, own_a]) for own_x, own_a, *_ in pieces]
-        for first, part in _tiles(head, len(pieces[0][0])):
-            of_part = _TileGradient(next_head, first, part, len(pieces))
-            for (own_x, own_a, grad, target, total), mean_z, of_x, both in zip(
-                pieces, means, next_x, beside, strict=True
-            ):
-                logits, z = _product(own_x, part.t()), z_of(own_x, own_a, first, part)
+        for first, entries, part in tiles:
+            of_part = None if next_head is None else _TileGradient(next_head[entries], len(pieces))
+            for piece, mean_z, of_x, both in zip(pieces, means, next_x, beside, strict=True):
+                own_x, own_a, grad, target, total = piece
+                logits, z = logits_and_z(own_x, own_a, entries, part)
                 ways = logits.new_empty(2, *logits.shape, dtype=x.dtype)  # through the logits, and direct
-                second_gradients[(len(own_x),)](
-                    logits, z, target, total, mean_z, grad, *ways, first, part.shape[0], **_meta(part)
-                )
+                _launch(second_gradients, logits, z, target, total, mean_z, grad, *ways, first)
                 of_x += _product(ways[0], part)
                 if b is not None:
-                    of_x += _product(ways[1], b[first : first + part.shape[0]])
-                of_part.add(ways.flatten(0, 1), both)
-            of_part.write()
-        of_x = torch.cat([part.to(x.dtype) for part in next_x])
-        return of_x, next_head, next_grad.to(grad_nll.dtype), None, None, None, None, None
+                    of_x += _product(ways[1], b[entries])
+                if of_part is not None:
+                    of_part.add(ways.flatten(0, 1), both)
+        return torch.cat([part.to(x.dtype) for part in next_x]), next_head, next_grad.to(grad_nll.dtype)
 
 
 class _TileGradient:
-    """The gradient of a tile of the head, `part` from entry `first` on: the sum of a^T b over pieces of rows. The head
-    is large: with one piece the product itself writes to its place in `grad`, with several only their sum does."""
+    """The gradient of a tile of the head: the sum of a^T b over pieces of rows. The head is large: with one piece the
+    product itself writes into `tile`, with several only their sum does, when the last has come."""
 
-    def __init__(self, grad: Tensor | None, first: int, part: Tensor, pieces: int) -> None:
-        self.place = None if grad is None else grad[first : first + part.shape[0]]
-        self.pieces = pieces
+    def __init__(self, tile: Tensor, pieces: int) -> None:
+        self.tile, self.pieces, self.left = tile, pieces, pieces
         self.total: Tensor | None = None
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        if self.place is None:
-            return
+        self.left -= 1
         if self.pieces == 1:
-            torch.mm(a.t(), b, out=self.place)
-        elif self.total is None:
-            self.total = _product(a.t(), b)
-        else:
-            self.total += _product(a.t(), b)
-
-    def write(self) -> None:
-        if self.place is not None and self.total is not None:
-            self.place.copy_(self.total)
+            torch.mm(a.t(), b, out=self.tile)
+            return
+        product = _product(a.t(), b)
+        self.total = product if self.total is None else self.total.add_(product)
+        if self.left == 0:
+            self.tile.copy_(self.total)
 
 
 def linear_cross_entropy_triton(x: Tensor, head: Tensor, targets: Tensor, ignore: int | None = None) -> Tensor:
     """As `linear_cross_entropy_reference`, differentiable twice with respect to x [rows, dim] and head [vocab, dim]."""
-    if torch.is_grad_enabled() and (x.requires_grad or head.requires_grad):
+    if needs_grad(x, head):
         return _LinearCrossEntropy.apply(traced(x), traced(head), targets, ignore)
     nll = _scores(x, head, targets, with_grad=False)[1]
     return nll if ignore is None else nll * (targets != ignore)

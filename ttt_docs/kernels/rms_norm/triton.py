@@ -1,38 +1,152 @@
-"""RMSNorm on the device, twice differentiable, and a residual with the norms around it in one pass."""
+"""RMSNorm on the device, twice differentiable, and a residual with the norms around it in one pass.
+
+A program holds whole rows: one read of each input, one write of each output. With r = (mean(x^2) + eps)^(-1/2),
+v = dy * w, n the length of a row and sums over it:
+
+    y  = r x w
+    dx = r v - r^3 (x.v) x / n            dw = sum over rows of r x dy
+    cotangents a of dx, e of dw; q = x.a, t = x.v, z = x.(e dy):
+    grad_dy = w (r a - r^3 q x / n) + r e x
+    grad_w  = sum over rows of dy (r a - r^3 q x / n)
+    grad_x  = r e dy - r^3 ((a.v + z) x + t a + q v) / n + 3 r^5 q t x / n^2
+
+Row `i` of x starts at (i // GROUPS) * stride + (i % GROUPS) * group_stride, so that heads inside a wider matrix need no
+copy; all other matrices are contiguous [rows, DIM].
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from ttt_docs.kernels.rms_norm.triton_kernels import add_norm_forward, norm_backward, norm_forward, norm_second
-from ttt_docs.kernels.triton_tiles import accumulator, traced, wanted, wide
-
-
-class _Rows(NamedTuple):
-    """How the rows of a tensor [..., dim] lie in memory."""
-
-    tensor: Tensor
-    rows: int
-    groups: int
-    stride: int
-    group_stride: int
-
-
-def _rows_of(x: Tensor) -> _Rows:
-    dim = x.shape[-1]
-    rows = x.numel() // dim
-    if x.dim() == 4 and x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1):  # heads of a wider matrix
-        return _Rows(x, rows, x.shape[2], x.stride(1), x.stride(2))
-    return _Rows(x.contiguous(), rows, 1, dim, 0)
-
+from ttt_docs.kernels.triton_common import load, needs_grad, second_derivative, sums_of, traced, wanted, wide
 
 #: Programs that keep a device busy. Where there would be more, each does several groups of rows one after the other,
 #: and fewer shares of the weight's gradient go through memory.
 PROGRAMS = 1024
+
+
+@triton.jit
+def _rows_of(group, rows, stride, group_stride, GROUPS, DIM, WIDTH, ROWS):
+    """Of a group of rows: where they lie in x and in contiguous matrices [ROWS, WIDTH], and which elements exist."""
+    row = group * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)
+    inside = (row[:, None] < rows) & (column[None, :] < DIM)
+    start = (row // GROUPS) * stride + (row % GROUPS) * group_stride
+    return start[:, None] + column[None, :], row[:, None] * DIM + column[None, :], inside
+
+
+@triton.jit
+def _load_row(x, DIM, WIDTH):
+    column = tl.arange(0, WIDTH)
+    return load(x + column, column < DIM)[None, :]
+
+
+@triton.jit
+def _scale(x, eps, DIM):
+    """1 / rms of each row."""
+    return 1.0 / tl.sqrt(tl.sum(x * x, 1) / DIM + eps)
+
+
+@triton.jit
+def norm_forward(
+    x, weight, y, rows, stride, group_stride,
+    EPS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    group = tl.program_id(0).to(tl.int64)
+    of_x, offsets, inside = _rows_of(group, rows, stride, group_stride, GROUPS, DIM, WIDTH, ROWS)
+    value = load(x + of_x, inside)
+    w = _load_row(weight, DIM, WIDTH)
+    tl.store(y + offsets, value * _scale(value, EPS, DIM)[:, None] * w, mask=inside)
+
+
+@triton.jit
+def add_norm_forward(
+    x, delta, post_weight, weight, total, y, rows,
+    POST: tl.constexpr, EPS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """total = x + delta (or x + its norm, with POST) and y = the norm of total: a residual and the next pre-norm."""
+    _, offsets, inside = _rows_of(tl.program_id(0).to(tl.int64), rows, DIM, 0, 1, DIM, WIDTH, ROWS)
+    added = load(delta + offsets, inside)
+    if POST:
+        w = _load_row(post_weight, DIM, WIDTH)
+        added = added * _scale(added, EPS, DIM)[:, None] * w
+    summed = load(x + offsets, inside) + added
+    tl.store(total + offsets, summed, mask=inside)
+    w = _load_row(weight, DIM, WIDTH)
+    rounded = summed.to(total.dtype.element_ty).to(summed.dtype)
+    tl.store(y + offsets, rounded * _scale(rounded, EPS, DIM)[:, None] * w, mask=inside)
+
+
+@triton.jit
+def norm_backward(
+    x, weight, grad_y, addend, grad_x, grad_weight, rows, stride, group_stride,
+    ADD: tl.constexpr, FOR_WEIGHT: tl.constexpr, EPS: tl.constexpr, GROUPS: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TIMES: tl.constexpr,
+):  # fmt: skip
+    """dx (plus `addend`: the gradient that reaches x past the norm) and each program's share of dw [programs, DIM]."""
+    w = _load_row(weight, DIM, WIDTH)
+    share = tl.zeros([WIDTH], dtype=sums_of(x.dtype.element_ty))
+    for step in range(TIMES):
+        group = tl.program_id(0).to(tl.int64) * TIMES + step
+        of_x, offsets, inside = _rows_of(group, rows, stride, group_stride, GROUPS, DIM, WIDTH, ROWS)
+        value = load(x + of_x, inside)
+        dy = load(grad_y + offsets, inside)
+        r = _scale(value, EPS, DIM)
+        v = dy * w
+        t = tl.sum(value * v, 1)
+        dx = r[:, None] * v - (r * r * r * t / DIM)[:, None] * value
+        if ADD:
+            dx += load(addend + offsets, inside)
+        tl.store(grad_x + offsets, dx, mask=inside)
+        if FOR_WEIGHT:
+            share += tl.sum(dy * value * r[:, None], 0)
+    if FOR_WEIGHT:
+        column = tl.arange(0, WIDTH)
+        tl.store(grad_weight + tl.program_id(0) * DIM + column, share, mask=column < DIM)
+
+
+@triton.jit
+def norm_second(
+    x, weight, grad_y, a, e, grad_x, grad_grad_y, grad_weight, rows, stride, group_stride,
+    WITH_E: tl.constexpr, FOR_WEIGHT: tl.constexpr, EPS: tl.constexpr, GROUPS: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TIMES: tl.constexpr,
+):  # fmt: skip
+    share = tl.zeros([WIDTH], dtype=sums_of(x.dtype.element_ty))
+    for step in range(TIMES):
+        group = tl.program_id(0).to(tl.int64) * TIMES + step
+        of_x, offsets, inside = _rows_of(group, rows, stride, group_stride, GROUPS, DIM, WIDTH, ROWS)
+        value = load(x + of_x, inside)
+        dy = load(grad_y + offsets, inside)
+        cotangent = load(a + offsets, inside)
+        w = _load_row(weight, DIM, WIDTH)
+        r = _scale(value, EPS, DIM)
+        cube = r * r * r / DIM
+        v = dy * w
+        q = tl.sum(value * cotangent, 1)
+        t = tl.sum(value * v, 1)
+        p = tl.sum(cotangent * v, 1)
+        rejected = r[:, None] * cotangent - (cube * q)[:, None] * value
+        if FOR_WEIGHT:
+            share += tl.sum(dy * rejected, 0)
+        d_dy = rejected * w
+        d_x = -(cube * t)[:, None] * cotangent - (cube * q)[:, None] * v
+        if WITH_E:
+            of_weight = _load_row(e, DIM, WIDTH)
+            along = of_weight * dy
+            p += tl.sum(value * along, 1)
+            d_dy += r[:, None] * of_weight * value
+            d_x += r[:, None] * along
+        d_x += (3.0 * cube * r * r * q * t / DIM - cube * p)[:, None] * value
+        tl.store(grad_x + offsets, d_x, mask=inside)
+        tl.store(grad_grad_y + offsets, d_dy, mask=inside)
+    if FOR_WEIGHT:
+        column = tl.arange(0, WIDTH)
+        tl.store(grad_weight + tl.program_id(0) * DIM + column, share, mask=column < DIM)
 
 
 def times(programs: int, for_weight: bool) -> int:
@@ -40,39 +154,50 @@ def times(programs: int, for_weight: bool) -> int:
     return max(1, programs // PROGRAMS) if for_weight else 1
 
 
-def _meta(dim: int, dtype: torch.dtype, operands: int) -> dict[str, Any]:
+def _meta(dim: int, operands: int) -> dict[str, int]:
     """Rows per program such that a thread holds at most some 16 elements of each of few operands, fewer of many."""
     width = triton.next_power_of_2(dim)
     warps = 4 if width <= 2048 else 8 if width <= 4096 else 16
     rows = max(1, (warps * 32 * (16 if operands <= 3 else 8)) // width)
-    return {"DIM": dim, "WIDTH": width, "ROWS": rows, "ACC": accumulator(dtype), "num_warps": warps}
+    return {"DIM": dim, "WIDTH": width, "ROWS": rows, "num_warps": warps}
+
+
+def _layout(x: Tensor) -> tuple[Tensor, int, int, int, int]:
+    """x, copied where its rows lie in no regular way, and its number of rows, stride, group_stride and GROUPS."""
+    rows = x.numel() // x.shape[-1]
+    if x.dim() == 4 and x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1):  # heads of a wider matrix
+        return x, rows, x.stride(1), x.stride(2), x.shape[2]
+    return x.contiguous(), rows, x.shape[-1], 0, 1
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)  # contiguous, whatever x is
 
 
 def _forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    lay = _rows_of(x)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    meta = _meta(x.shape[-1], x.dtype, 2)
-    norm_forward[(triton.cdiv(lay.rows, meta["ROWS"]),)](
-        lay.tensor, weight, y, lay.rows, lay.stride, lay.group_stride, EPS=eps, GROUPS=lay.groups, **meta
-    )
+    x, rows, stride, group_stride, groups = _layout(x)
+    y, meta = _empty(x), _meta(x.shape[-1], 2)
+    grid = (triton.cdiv(rows, meta["ROWS"]),)
+    norm_forward[grid](x, weight, y, rows, stride, group_stride, EPS=eps, GROUPS=groups, **meta)
     return y
 
 
-def _backward(
-    x: Tensor, weight: Tensor, grad: Tensor, addend: Tensor | None, eps: float, for_weight: bool
-) -> tuple[Tensor, Tensor | None]:
-    lay, dim = _rows_of(x), x.shape[-1]
-    meta = _meta(dim, x.dtype, 3)
-    meta["TIMES"] = times(triton.cdiv(lay.rows, meta["ROWS"]), for_weight)
-    programs = triton.cdiv(lay.rows, meta["ROWS"] * meta["TIMES"])
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+def _launch_gradient(
+    kernel: Any, operands: int, x: Tensor, weight: Tensor, others: tuple[Tensor | None, ...], eps: float,
+    for_weight: bool, **options: bool,
+) -> Tensor | None:  # fmt: skip
+    """Runs `norm_backward` or `norm_second`; `others` are what they take between the weight and its gradient. Returns
+    that one, if it is asked for."""
+    (x, rows, stride, group_stride, groups), dim = _layout(x), x.shape[-1]
+    meta = _meta(dim, operands)
+    meta["TIMES"] = times(triton.cdiv(rows, meta["ROWS"]), for_weight)
+    programs = triton.cdiv(rows, meta["ROWS"] * meta["TIMES"])
     shares = x.new_empty(programs, dim, dtype=wide(x.dtype)) if for_weight else None
-    norm_backward[(programs,)](
-        lay.tensor, weight, grad.contiguous(), None if addend is None else addend.contiguous(), grad_x, shares,
-        lay.rows, lay.stride, lay.group_stride,
-        ADD=addend is not None, FOR_WEIGHT=for_weight, EPS=eps, GROUPS=lay.groups, **meta,
+    kernel[(programs,)](
+        x, weight, *others, shares, rows, stride, group_stride,
+        FOR_WEIGHT=for_weight, EPS=eps, GROUPS=groups, **options, **meta,
     )  # fmt: skip
-    return grad_x, None if shares is None else shares.sum(0).to(weight.dtype)
+    return None if shares is None else shares.sum(0).to(weight.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -84,9 +209,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        grad_x, grad_weight = _RMSNormBackward.apply(x, weight, grad, None, ctx.eps, wanted(ctx, 1))
-        return grad_x, grad_weight, None
+        return *_RMSNormBackward.apply(*ctx.saved_tensors, grad, None, ctx.eps, wanted(ctx, 1)), None
 
 
 class _RMSNormBackward(torch.autograd.Function):
@@ -99,36 +222,26 @@ class _RMSNormBackward(torch.autograd.Function):
         ctx.save_for_backward(x, weight, grad)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
-        return _backward(x, weight, grad, addend, eps, for_weight)
+        grad_x = _empty(x)
+        others = grad.contiguous(), None if addend is None else addend.contiguous(), grad_x
+        add = addend is not None
+        return grad_x, _launch_gradient(norm_backward, 3, x, weight, others, eps, for_weight, ADD=add)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, a: Tensor | None, e: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @second_derivative
+    def backward(ctx: Any, a: Tensor | None, e: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, grad = ctx.saved_tensors
-        if a is None and e is None:
-            return None, None, None, None, None, None
-        addend_grad = a if ctx.needs_input_grad[3] else None
+        grad_x, grad_grad = _empty(x), _empty(x)
         cotangent = torch.zeros(x.shape, dtype=x.dtype, device=x.device) if a is None else a.contiguous()
-        lay, dim = _rows_of(x), x.shape[-1]
-        for_weight = ctx.needs_input_grad[1]
-        meta = _meta(dim, x.dtype, 6)
-        meta["TIMES"] = times(triton.cdiv(lay.rows, meta["ROWS"]), for_weight)
-        programs = triton.cdiv(lay.rows, meta["ROWS"] * meta["TIMES"])
-        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        grad_grad = torch.empty_like(grad_x)
-        shares = x.new_empty(programs, dim, dtype=wide(x.dtype)) if for_weight else None
-        norm_second[(programs,)](
-            lay.tensor, weight, grad.contiguous(), cotangent, e, grad_x, grad_grad, shares,
-            lay.rows, lay.stride, lay.group_stride,
-            WITH_E=e is not None, FOR_WEIGHT=for_weight, EPS=ctx.eps, GROUPS=lay.groups, **meta,
-        )  # fmt: skip
-        grad_weight = None if shares is None else shares.sum(0).to(weight.dtype)
-        return grad_x, grad_weight, grad_grad, addend_grad, None, None
+        others = grad.contiguous(), cotangent, e, grad_x, grad_grad
+        for_weight, with_e = ctx.needs_input_grad[1], e is not None
+        grad_weight = _launch_gradient(norm_second, 6, x, weight, others, ctx.eps, for_weight, WITH_E=with_e)
+        return grad_x, grad_weight, grad_grad, a if ctx.needs_input_grad[3] else None
 
 
 def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `rms_norm_reference`, differentiable twice with respect to x [..., dim] and weight [dim]."""
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if needs_grad(x, weight):
         return _RMSNorm.apply(traced(x), traced(weight), eps)
     return _forward(x, weight, eps)
 
@@ -138,8 +251,7 @@ def _add_forward(
 ) -> tuple[Tensor, Tensor]:
     x, delta = x.contiguous(), delta.contiguous()
     total, y = torch.empty_like(x), torch.empty_like(x)
-    meta = _meta(x.shape[-1], x.dtype, 4)
-    rows = x.numel() // x.shape[-1]
+    meta, rows = _meta(x.shape[-1], 4), x.numel() // x.shape[-1]
     add_norm_forward[(triton.cdiv(rows, meta["ROWS"]),)](
         x, delta, post_weight, weight, total, y, rows, POST=post_weight is not None, EPS=eps, **meta
     )
@@ -173,7 +285,5 @@ def add_rms_norm_triton(
     x: Tensor, delta: Tensor, post_weight: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """As `Kernels.residual_norm`: x + delta (normed with `post_weight` first, if given) and the norm of that sum."""
-    inputs = (x, delta, post_weight, weight)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return _AddRMSNorm.apply(x, delta, post_weight, weight, eps)
-    return _add_forward(x, delta, post_weight, weight, eps)
+    run = _AddRMSNorm.apply if needs_grad(x, delta, post_weight, weight) else _add_forward
+    return run(x, delta, post_weight, weight, eps)

@@ -1,7 +1,11 @@
-"""SwiGLU MLP on the device, twice differentiable, with shared or per-sequence weights.
+"""SwiGLU MLP on the device, twice differentiable, with weights shared by the batch or of each sequence's own.
 
-The products go to cuBLAS; what stands between them is one pass each. Kept for the backward pass: x and the first
-product. The activation is made again there, in the pass that makes the gradient of the first product.
+The products go to cuBLAS. What stands between them is one element-wise pass: each input is read once, each output
+written once. Kept for the backward pass are x and the first product; the activation is made again there, in the pass
+that makes the gradient of the first product.
+
+`both` [tokens, 2 * HIDDEN] is the first product: the gates and, right of them, the ups; h = silu(gate) * up. With s =
+sigmoid(gate), silu' = s (1 + gate (1 - s)) and silu'' = s (1 - s) (2 + gate (1 - 2 s)).
 """
 
 from __future__ import annotations
@@ -10,40 +14,97 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from ttt_docs.kernels.swiglu.definition import batched_linear
-from ttt_docs.kernels.swiglu.triton_kernels import gate_backward, gate_forward, gate_second
-from ttt_docs.kernels.triton_tiles import accumulator, traced, wanted
+from ttt_docs.kernels.triton_common import load, needs_grad, second_derivative, traced, wanted
 
 #: Elements per program: 16 bytes per thread and load, twice.
 BLOCK = 2048
 WARPS = 4
 
 
-def _launch(both: Tensor) -> tuple[tuple[int], int, dict[str, Any]]:
-    hidden = both.shape[-1] // 2
-    count = both.numel() // 2
-    meta = {"HIDDEN": hidden, "BLOCK": BLOCK, "ACC": accumulator(both.dtype), "num_warps": WARPS}
-    return (triton.cdiv(count, BLOCK),), count, meta
+@triton.jit
+def _offsets(count, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
+    """A program's elements in [tokens, HIDDEN], their gates in [tokens, 2 * HIDDEN], and which of them exist."""
+    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return element, element + element // HIDDEN * HIDDEN, element < count
 
 
-def _half(both: Tensor) -> Tensor:
+@triton.jit
+def _load_both(both, gates, inside, HIDDEN: tl.constexpr):
+    return load(both + gates, inside), load(both + gates + HIDDEN, inside)
+
+
+@triton.jit
+def gate_forward(both, h, count, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
+    element, gates, inside = _offsets(count, HIDDEN, BLOCK)
+    gate, up = _load_both(both, gates, inside, HIDDEN)
+    tl.store(h + element, gate * tl.sigmoid(gate) * up, mask=inside)
+
+
+@triton.jit
+def gate_backward(
+    both, grad_h, grad_both, h, count, WITH_H: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """grad_both from grad_h; with WITH_H also h again, which the forward pass did not keep."""
+    element, gates, inside = _offsets(count, HIDDEN, BLOCK)
+    gate, up = _load_both(both, gates, inside, HIDDEN)
+    grad = load(grad_h + element, inside)
+    s = tl.sigmoid(gate)
+    silu = gate * s
+    tl.store(grad_both + gates, grad * up * (s + silu * (1.0 - s)), mask=inside)
+    tl.store(grad_both + gates + HIDDEN, grad * silu, mask=inside)
+    if WITH_H:
+        tl.store(h + element, silu * up, mask=inside)
+
+
+@triton.jit
+def gate_second(
+    both, grad_h, a, b, of_grad_h, of_both, count, WITH_B: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Gradients for grad_h and for both, given the cotangents a of grad_both and (WITH_B) b of h."""
+    element, gates, inside = _offsets(count, HIDDEN, BLOCK)
+    gate, up = _load_both(both, gates, inside, HIDDEN)
+    grad = load(grad_h + element, inside)
+    a_gate, a_up = _load_both(a, gates, inside, HIDDEN)
+    s = tl.sigmoid(gate)
+    silu = gate * s
+    slope = s + silu * (1.0 - s)
+    bend = s * (1.0 - s) * (2.0 + gate * (1.0 - 2.0 * s))
+    d_grad = a_gate * up * slope + a_up * silu
+    d_up = a_gate * grad * slope
+    d_gate = a_gate * grad * up * bend + a_up * grad * slope
+    if WITH_B:
+        cotangent = load(b + element, inside)
+        d_up += cotangent * silu
+        d_gate += cotangent * up * slope
+    tl.store(of_grad_h + element, d_grad, mask=inside)
+    tl.store(of_both + gates, d_gate, mask=inside)
+    tl.store(of_both + gates + HIDDEN, d_up, mask=inside)
+
+
+def _launch(kernel: Any, both: Tensor, *others: Tensor | None, **options: bool) -> None:
+    count, hidden = both.numel() // 2, both.shape[-1] // 2
+    grid = (triton.cdiv(count, BLOCK),)
+    kernel[grid](both, *others, count, HIDDEN=hidden, BLOCK=BLOCK, num_warps=WARPS, **options)
+
+
+def _empty_hidden(both: Tensor) -> Tensor:
     return both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
 
 
-def _activate(both: Tensor) -> Tensor:
-    h = _half(both)
-    grid, count, meta = _launch(both)
-    gate_forward[grid](both, h, count, **meta)
+def _activated(both: Tensor) -> Tensor:
+    h = _empty_hidden(both)
+    _launch(gate_forward, both, h)
     return h
 
 
-def _deactivate(both: Tensor, grad_h: Tensor, with_h: bool) -> tuple[Tensor, Tensor | None]:
+def _activation_grad(both: Tensor, grad_h: Tensor, with_h: bool) -> tuple[Tensor, Tensor | None]:
     """grad_both and, if asked for, h."""
-    grad_both, h = torch.empty_like(both), _half(both) if with_h else None
-    grid, count, meta = _launch(both)
-    gate_backward[grid](both, grad_h, grad_both, h, count, WITH_H=with_h, **meta)
+    grad_both, h = torch.empty_like(both), _empty_hidden(both) if with_h else None
+    _launch(gate_backward, both, grad_h, grad_both, h, WITH_H=with_h)
     return grad_both, h
 
 
@@ -66,7 +127,7 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:  # type: ignore[override]
         both = batched_linear(x, w13)
         ctx.save_for_backward(x, w13, w2, both)
-        return batched_linear(_activate(both), w2)
+        return batched_linear(_activated(both), w2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -79,12 +140,12 @@ class _SwiGLUBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, w13: Tensor, w2: Tensor, grad: Tensor, both: Tensor,
-        for_x: bool, for_w13: bool, for_w2: bool,
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        ctx: Any, x: Tensor, w13: Tensor, w2: Tensor, grad: Tensor, both: Tensor, *asked: bool
+    ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(x, w13, w2, grad, both)
         ctx.set_materialize_grads(False)
-        grad_both, h = _deactivate(both, _back(grad, w2), with_h=for_w2)
+        for_x, for_w13, for_w2 = asked
+        grad_both, h = _activation_grad(both, _back(grad, w2), with_h=for_w2)
         return (
             _back(grad_both, w13) if for_x else None,
             _weight_grad(grad_both, x, w13) if for_w13 else None,
@@ -92,48 +153,41 @@ class _SwiGLUBackward(torch.autograd.Function):
         )
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, of_x: Tensor | None, of_w13: Tensor | None, of_w2: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    @second_derivative
+    def backward(ctx: Any, of_x: Tensor | None, of_w13: Tensor | None, of_w2: Tensor | None) -> tuple[Any, ...]:
         x, w13, w2, grad, both = ctx.saved_tensors
-        if of_x is None and of_w13 is None and of_w2 is None:
-            return (None,) * 8
-        needs_x, needs_w13, needs_w2, needs_grad = ctx.needs_input_grad[:4]
         grad_h = _back(grad, w2)
         # Cotangents: a of grad_both (through the gradients for x and w13), b of h (through the one for w2).
-        a = torch.zeros_like(both) if of_x is None and of_w13 is None else None
-        if of_x is not None:
-            a = batched_linear(of_x, w13)
-        if of_w13 is not None:
-            through = batched_linear(x, of_w13)
-            a = through if a is None else a.add_(through)
+        a = _sum(
+            None if of_x is None else batched_linear(of_x, w13), None if of_w13 is None else batched_linear(x, of_w13)
+        )
+        a = torch.zeros_like(both) if a is None else a
         b = None if of_w2 is None else _back(grad, of_w2)
-
         of_grad_h, of_both = torch.empty_like(grad_h), torch.empty_like(both)
-        grid, count, meta = _launch(both)
-        gate_second[grid](both, grad_h, a, b, of_grad_h, of_both, count, WITH_B=b is not None, **meta)
-        grad_both, h = _deactivate(both, grad_h, with_h=of_w2 is not None)
+        _launch(gate_second, both, grad_h, a, b, of_grad_h, of_both, WITH_B=b is not None)
+        grad_both, h = _activation_grad(both, grad_h, with_h=of_w2 is not None)
 
         next_x = next_w13 = next_w2 = next_grad = None
-        if needs_x:
-            next_x = _back(of_both, w13)
-            if of_w13 is not None:
-                next_x += _back(grad_both, of_w13)
-        if needs_w13:
-            next_w13 = _weight_grad(of_both, x, w13)
-            if of_x is not None:
-                next_w13 += _weight_grad(grad_both, of_x, w13)
-        if needs_w2:
+        if ctx.needs_input_grad[0]:
+            next_x = _sum(_back(of_both, w13), None if of_w13 is None else _back(grad_both, of_w13))
+        if ctx.needs_input_grad[1]:
+            next_w13 = _sum(_weight_grad(of_both, x, w13), None if of_x is None else _weight_grad(grad_both, of_x, w13))
+        if ctx.needs_input_grad[2]:
             next_w2 = _weight_grad(grad, of_grad_h, w2)
-        if needs_grad:
-            next_grad = batched_linear(of_grad_h, w2)
-            if of_w2 is not None:
-                assert h is not None
-                next_grad += batched_linear(h, of_w2)
-        return next_x, next_w13, next_w2, next_grad, None, None, None, None
+        if ctx.needs_input_grad[3]:
+            next_grad = _sum(batched_linear(of_grad_h, w2), None if h is None else batched_linear(h, of_w2))
+        return next_x, next_w13, next_w2, next_grad
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b of what there is, in place."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a.add_(b)
 
 
 def swiglu_triton(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     """As `swiglu_reference`, differentiable twice with respect to all three."""
-    if torch.is_grad_enabled() and (x.requires_grad or w13.requires_grad or w2.requires_grad):
+    if needs_grad(x, w13, w2):
         return _SwiGLU.apply(traced(x), traced(w13), traced(w2))
-    return batched_linear(_activate(batched_linear(x, w13)), w2)
+    return batched_linear(_activated(batched_linear(x, w13)), w2)

@@ -1,0 +1,83 @@
+"""What the Triton kernels share: types that sums are kept in, memory layouts, and autograd around the launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.constexpr_function
+def sums_of(dtype):  # type: ignore[no-untyped-def]
+    """The type for sums over `dtype`: float32, and float64 for float64 (in the interpreter only)."""
+    return tl.float64 if dtype == tl.float64 else tl.float32
+
+
+@triton.jit
+def widened(x):
+    """x in the type for sums."""
+    return x.to(sums_of(x.dtype))
+
+
+@triton.jit
+def load(pointers, inside):
+    """Numbers in the type for sums, zeros outside."""
+    return widened(tl.load(pointers, mask=inside, other=0.0))
+
+
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    """As `sums_of`, for a dtype of torch."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """As `sums_of`, a dtype of torch for tensors of sums."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def token_major(x: Tensor) -> Tensor:
+    """x [batch, heads, tokens, d], in memory [batch, tokens, heads, d]: the order of the projections."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def empty_token_major(like: Tensor) -> Tensor:
+    """Of that shape [batch, heads, tokens, d], in memory [batch, tokens, heads, d]."""
+    batch, heads, tokens, d = like.shape
+    return like.new_empty(batch, tokens, heads, d).transpose(1, 2)
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd would follow an operation on these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def traced(x: Tensor | None) -> Any:
+    """x as `wanted` can tell whether its gradient is: autograd does not say so of leaves."""
+    return x.view_as(x) if x is not None and x.requires_grad and x.is_leaf else x
+
+
+def wanted(ctx: Any, tensor: int) -> bool:
+    """Inside a backward pass: whether the gradient of the forward pass's tensor number `tensor` is asked for now.
+
+    `ctx.needs_input_grad` says only that it could be. The inner step asks for the fast weights' gradients alone while
+    all parameters require gradient; it must not pay for the others' products.
+    """
+    node = ctx.next_functions[tensor][0]
+    return node is not None and torch._C._will_engine_execute_node(node)
+
+
+def second_derivative(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """For the `backward` of a Function that is itself a gradient: gradients of its first inputs from the cotangents of
+    its results. The other inputs get none, nothing is computed where all cotangents are None, and there is no third
+    derivative."""
+
+    @torch.autograd.function.once_differentiable
+    def run(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads = () if all(x is None for x in cotangents) else backward(ctx, *cotangents)
+        return *grads, *(None,) * (len(ctx.needs_input_grad) - len(grads))
+
+    return run
