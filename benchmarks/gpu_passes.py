@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
 from ttt_docs.kernels.cross_entropy import triton as cross_entropy
-from ttt_docs.kernels.gpu import _with_triton
+from ttt_docs.kernels.gpu import TritonKernels
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.device import AHEAD, Buffers, _places, device_step, prefix_of_group
@@ -133,7 +133,7 @@ def model_of(config: ModelConfig) -> Decoder:
 def after_a_window(config: ModelConfig, reading: ReadingConfig) -> ReadingState:
     """A state that has filled its window, at the beginning of a group of prefix chunks."""
     model = model_of(config)
-    state = ReadingState(model, reading, kernels=_with_triton(flash=False, strict=True))
+    state = ReadingState(model, reading, kernels=TritonKernels(strict=True))
     group = AHEAD * reading.chunk
     state.position = -(-(reading.window + reading.sinks) // group) * group
     for cache in state.caches:
@@ -173,7 +173,7 @@ def training_passes(
     """Of the outer loss of sequences and its gradient for all parameters."""
     passes = Passes(batch * fast_weights(config))
     model = model_of(config).requires_grad_(True)
-    kernels = _with_triton(flash=False, strict=True)
+    kernels = TritonKernels(strict=True)
     tokens = torch.empty(batch, length + 1, dtype=torch.int64, device="meta")
     with counted(passes):
         passes.phase = "step"
@@ -184,7 +184,7 @@ def training_passes(
 def full_attention_passes(config: ModelConfig, length: int, batch: int, recompute: bool) -> Passes:
     """Of an ordinary step of the plain transformer of the same size, its attention left out."""
     passes, model = Passes(0), model_of(config).requires_grad_(True)
-    kernels = with_full_attention(_with_triton(flash=False, strict=True), _NoAttention.apply)
+    kernels = with_full_attention(TritonKernels(strict=True), _NoAttention.apply)
     tokens = torch.empty(batch, length + 1, dtype=torch.int64, device="meta")
     with counted(passes):
         passes.phase = "step"

@@ -52,14 +52,16 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def launched_kernels() -> set[str]:
-    """Names of all kernels that are launched, by their constants in capitals: what they call has names only."""
+    """Names of all kernels that are launched; what they call begins with an underscore or lives in a shared module."""
     from triton.runtime import JITFunction
     from triton.runtime.interpreter import InterpretedFunction
 
     import ttt_docs.kernels as kernels
 
     packages = pkgutil.walk_packages(kernels.__path__, "ttt_docs.kernels.")
-    modules = [m.name for m in packages if m.name.endswith("_kernels")]
+    shared = "triton_common", "triton_tiles"
+    names = [m.name for m in packages if m.name.split(".")[-1].startswith("triton")]
+    modules = [name for name in names if not name.endswith(shared)]
     members = [
         (name, value, module)
         for module in (importlib.import_module(m) for m in modules)

@@ -14,7 +14,7 @@ from ttt_docs.kernels import gpu
 from ttt_docs.kernels.attention import triton_tiles as attention
 from ttt_docs.kernels.backends import REFERENCE
 from ttt_docs.kernels.dispatch import kernels_for
-from ttt_docs.kernels.gpu import attention_pytorch, gpu_kernels
+from ttt_docs.kernels.gpu import SdpaKernels, gpu_kernels, with_flash
 
 CPU = torch.device("cpu")
 Warns = Callable[[str | None], AbstractContextManager[None]]
@@ -127,7 +127,7 @@ def test_plain_attention_without_gradient(new: int, keys: int, window: int | Non
     q = torch.randn(2, 4, new, 8)
     k, v = (torch.randn(2, 2, keys, 8) for _ in range(2))
     newest = k[:, :, keys - new :], v[:, :, keys - new :]
-    found = attention_pytorch(q, k, v, window, None, newest)
+    found = SdpaKernels().window_attention(q, k, v, window, None, newest)
     torch.testing.assert_close(found, REFERENCE.window_attention(q, k, v, window, None, newest))
 
 
@@ -139,7 +139,7 @@ def test_flash_attention_takes_only_what_it_can(monkeypatch: pytest.MonkeyPatch)
         return q
 
     monkeypatch.setattr(gpu, "_flash_attention", flash)
-    run = gpu._attention(True, None, False)
+    run = with_flash(SdpaKernels()).window_attention
     q, k, v = (torch.randn(1, 1, 4, 16, dtype=torch.bfloat16) for _ in range(3))
     run(q, k, v, 3, None, (k, v))
     assert calls == [3]

@@ -313,7 +313,7 @@ class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     @second_derivative
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        return second_backward(*ctx.saved_tensors, cotangents, ctx.window)  # type: ignore[arg-type]
+        return second_backward(ctx.saved_tensors, cotangents, ctx.window)
 
 
 def _merged(q: Tensor, own_k: Tensor, own_v: Tensor, k: Tensor, v: Tensor, sinks: Sinks, window: int) -> Tensor:

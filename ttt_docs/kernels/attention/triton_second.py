@@ -155,11 +155,11 @@ def second_keys(
 
 
 def second_backward(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, grad_log_total: Tensor | None, log_total: Tensor, along: Tensor,
-    cotangents: tuple[Tensor, Tensor, Tensor], window: int,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """From the cotangents of the gradients for q and the last keys and values: gradients for q, those keys and values,
-    grad_out and grad_log_total."""
+    saved: tuple[Tensor, ...], cotangents: tuple[Tensor, ...], window: int
+) -> tuple[Tensor | None, ...]:
+    """From the cotangents of the gradients for q and for the last keys and values: gradients for q, those keys and
+    values, grad_out and grad_log_total. `saved` are q, k, v, grad_out, grad_log_total (or None), log_total, along."""
+    q, k, v, grad_out, grad_log_total, log_total, along = saved
     a, own_b, own_c = cotangents
     constant = k.shape[2] - own_b.shape[2]
     b, c = (token_major(torch.nn.functional.pad(x, (0, 0, constant, 0))) for x in (own_b, own_c))

@@ -134,7 +134,8 @@ def load_tile(base, rows, stride, limit, HEAD, MASKED: tl.constexpr = True):
     first = _load_part(base, rows, stride, limit, 0, WIDTHS[0], HEAD, MASKED)
     if WIDTHS[1] == 0:
         return (first,)
-    return first, _load_part(base, rows, stride, limit, WIDTHS[0], WIDTHS[1], HEAD, MASKED)
+    else:  # (not after it: Triton compiles what follows a return inside `if`)
+        return first, _load_part(base, rows, stride, limit, WIDTHS[0], WIDTHS[1], HEAD, MASKED)
 
 
 @triton.jit

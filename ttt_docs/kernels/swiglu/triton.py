@@ -175,7 +175,7 @@ class _SwiGLUBackward(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             next_w2 = _weight_grad(grad, of_grad_h, w2)
         if ctx.needs_input_grad[3]:
-            next_grad = _sum(batched_linear(of_grad_h, w2), None if h is None else batched_linear(h, of_w2))
+            next_grad = _sum(batched_linear(of_grad_h, w2), None if h is None else batched_linear(h, of_w2))  # type: ignore[arg-type]
         return next_x, next_w13, next_w2, next_grad
 
 
