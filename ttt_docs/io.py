@@ -124,6 +124,15 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ttt-docs"))
 
 
+def readable_bytes(count: float) -> str:
+    """A number of bytes for people: 999 bytes, 1.0 KB, 132.2 MB."""
+    for unit in ("bytes", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 class Interrupt:
     """Inside the `with`, the first SIGINT only sets `requested`; the second raises KeyboardInterrupt at once.
 

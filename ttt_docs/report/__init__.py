@@ -1,7 +1,7 @@
 """What a memory shows of its reading: one page to look at, or the loss curve alone."""
 
+from ttt_docs.report.charts import save_plot
 from ttt_docs.report.findings import Findings, examine
 from ttt_docs.report.page import html_page
-from ttt_docs.report.plot import save_plot
 
 __all__ = ["Findings", "examine", "html_page", "save_plot"]

@@ -1,19 +1,24 @@
-"""The report's pictures as SVG, each drawn for the width it is shown at so that its letters keep their size."""
+"""What `charts.svg.jinja` needs to draw the report's pictures; and the loss curve alone, with matplotlib."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ttt_docs.report.findings import Change, Findings, Stretch
-from ttt_docs.report.markup import Markup, element, join
+from ttt_docs.errors import UsageError
+from ttt_docs.io import replacing
+from ttt_docs.report.findings import FastWeightChange, Findings
 
 #: Average width of a character of the small labels, in pixels.
 CHARACTER = 6.4
-MATRICES = ("w1", "w2", "w3")
 #: Pixels from the curve to the number of a passage: the first that is free, above rather than below.
 SPOT_PLACES = (-13, 13, -31, 31, -49, 49, -67, 67)
+#: The least that a part of a strip is shown with, in pixels.
+SLIVER = 3.0
 
 
 class Frame(NamedTuple):
@@ -52,53 +57,57 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def loss_curve(findings: Findings, width: int, height: int, key: str) -> Markup:
-    """The loss along the document; `key` keeps the ids of two pictures in one page apart."""
-    points = findings.curve
-    last = points[-1].end
+def loss_curve(findings: Findings, width: int) -> dict[str, Any]:
+    """The loss along the document: frame, ticks, paths and labels, in pixels."""
+    points, height = findings.curve, 260 + width // 12
     values = [point.loss for point in points]
     room = (max(values) - min(values) or 1) * 0.06
     low, high = max(min(values) - room, 0.0), max(values) + room
-    frame = Frame(40, width - 8, 46, height - 40, (0, last), (low, high))
-    trend = _path([(frame.x((p.start + p.end) / 2), frame.y(p.trend)) for p in points])
-    fine = _path([(frame.x((p.start + p.end) / 2), frame.y(p.loss)) for p in points])
-    assert findings.mean is not None
-    level = frame.y(findings.mean)
-    return _picture(
-        f"curve-{key}",
-        width,
-        height,
-        "Loss along the document",
-        f"Loss in nats per token over {last:,} tokens, between {min(values):.2f} and {max(values):.2f}; "
-        f"the mean is {findings.mean:.2f}.",
-        *_bands(findings, frame),
-        *_y_axis(frame, nice_ticks(low, high, 6), lambda tick: f"{tick:.2f}".rstrip("0").rstrip(".")),
-        *_x_axis(frame, last, most=4 if width < 500 else 8),
-        element("line", x1=frame.left, x2=frame.right, y1=level, y2=level, class_="mean"),
-        element("path", d=fine, class_="fine"),
-        element("path", d=trend, class_="trend"),
-        *_spots(findings, frame),
-        *(_hover(findings, frame, index) for index in range(len(points))),
-        element("text", "tokens read", x=frame.right, y=height - 4, class_="axis end"),
-        element("text", "nats per token", x=2, y=12, class_="axis"),
-    )
+    frame = Frame(40, width - 8, 46, height - 40, (0, points[-1].end), (low, high))
+    middles = [frame.x((point.start + point.end) / 2) for point in points]
+    widths = [frame.x(chapter.end) - frame.x(chapter.start) for chapter in findings.chapters]
+    labels = _labels([chapter.label for chapter in findings.chapters], widths)
+    return {
+        "frame": frame,
+        "width": width,
+        "height": height,
+        "low": min(values),
+        "high": max(values),
+        "y_ticks": nice_ticks(low, high, 6),
+        "x_ticks": nice_ticks(0, points[-1].end, 4 if width < 500 else 8),
+        "fine": _path(middles, [frame.y(loss) for loss in values]),
+        "trend": _path(middles, [frame.y(point.trend) for point in points]),
+        "chapters": list(zip(findings.chapters, labels, strict=True)),
+        "spots": list(_spots(findings, frame)),
+    }
 
 
-def _bands(findings: Findings, frame: Frame) -> list[Markup]:
-    """Chapters as alternating bands with their names above, as far as they fit; documents as lines."""
-    parts = []
-    ends = [(frame.x(chapter.start), frame.x(chapter.end)) for chapter in findings.chapters]
-    labels = _labels([chapter.label for chapter in findings.chapters], [right - left for left, right in ends])
-    for index, ((left, right), label) in enumerate(zip(ends, labels, strict=True)):
-        if index % 2 == 0:
-            size = {"width": right - left, "height": frame.bottom - frame.top}
-            parts.append(element("rect", x=left, y=frame.top, class_="band", **size))
-        if label:
-            parts.append(element("text", label, x=(left + right) / 2, y=frame.top - 7, class_="chapter middle"))
-    for document in findings.documents[1:]:
-        at = frame.x(document.start)
-        parts.append(element("line", x1=at, x2=at, y1=frame.top, y2=frame.bottom, class_="border"))
-    return parts
+def change_bars(changes: Sequence[FastWeightChange], width: int) -> dict[str, Any]:
+    """The change of the fast weights by block: frame, ticks and the width of a bar, in pixels."""
+    greatest, height = max(max(change.change.values()) for change in changes), 240
+    frame = Frame(40, width - 8, 12, height - 34, (0, len(changes)), (0, greatest * 1.08 or 1))
+    return {
+        "frame": frame,
+        "width": width,
+        "height": height,
+        "greatest": greatest,
+        "y_ticks": nice_ticks(0, greatest * 1.08, 5),
+        "bar": min((frame.right - frame.left) / len(changes) * 0.26, 22),
+    }
+
+
+def shares(parts: Sequence[tuple[str, str, float]], width: int) -> Iterator[tuple[float, float, str, str]]:
+    """(x, width in pixels, class, label) of each (class, label, amount); small parts keep a visible sliver."""
+    total = sum(amount for _, _, amount in parts) or 1
+    widths = [max(SLIVER, width * amount / total) if amount else 0.0 for _, _, amount in parts]
+    scale, x = width / (sum(widths) or 1), 0.0
+    for (kind, label, _), share in zip(parts, widths, strict=True):
+        yield x, max(share * scale - 1, 0.0), kind, label
+        x += share * scale
+
+
+def _path(xs: Sequence[float], ys: Sequence[float]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
 
 
 def _labels(names: Sequence[str], widths: Sequence[float]) -> list[str]:
@@ -124,113 +133,51 @@ def _labels(names: Sequence[str], widths: Sequence[float]) -> list[str]:
     return fitting
 
 
-def _spots(findings: Findings, frame: Frame) -> list[Markup]:
-    """The surprising passages as numbers beside the curve where they stand, none on top of another."""
-    parts: list[Markup] = []
+def _spots(findings: Findings, frame: Frame) -> Iterator[tuple[float, float]]:
+    """Where the numbers of the surprising passages stand beside the curve, none on top of another."""
     taken: list[tuple[float, float]] = []
-    for number, passage in enumerate(findings.passages or (), start=1):
+    for passage in findings.passages or ():
         point = next((p for p in findings.curve if p.start <= passage.token < p.end), findings.curve[0])
         x, height = frame.x(passage.token), frame.y(point.loss)
         inside = (height + away for away in SPOT_PLACES if frame.top + 9 < height + away < frame.bottom - 9)
         y = next((y for y in inside if all(abs(x - a) > 17 or abs(y - b) > 17 for a, b in taken)), height)
         taken.append((x, y))
-        dot = element("circle", cx=x, cy=y, r=8, class_="spot")
-        digit = element("text", number, x=x, y=y + 3.6, class_="digit middle")
-        parts.append(element("a", dot, digit, href=f"#passage-{number}", aria_label=f"Passage {number}"))
-    return parts
+        yield x, y
 
 
-def _hover(findings: Findings, frame: Frame, index: int) -> Markup:
-    point = findings.curve[index]
-    chapter = _at(findings.chapters, point.start)
-    said = [f"tokens {point.start:,} to {point.end:,}", f"{point.loss:.2f} nats per token"]
-    said += [chapter.label] if chapter else []
-    left, right = frame.x(point.start), frame.x(point.end)
-    size = {"width": right - left, "height": frame.bottom - frame.top}
-    return element("rect", element("title", "\n".join(said)), x=left, y=frame.top, class_="hover", **size)
+def save_plot(findings: Findings, path: str | os.PathLike[str]) -> Path:
+    """Draws the loss along the document; the suffix of `path` chooses the format (png, svg, pdf). Returns the path.
 
-
-def _at(stretches: Sequence[Stretch], token: int) -> Stretch | None:
-    return next((stretch for stretch in stretches if stretch.start <= token < stretch.end), None)
-
-
-def change_bars(changes: Sequence[Change], width: int, height: int, key: str) -> Markup:
-    """How far reading moved each block's three matrices: Frobenius norms side by side."""
-    greatest = max(change.change[name] for change in changes for name in MATRICES)
-    frame = Frame(40, width - 8, 12, height - 34, (0, len(changes)), (0, greatest * 1.08 or 1))
-    group = (frame.right - frame.left) / len(changes)
-    bar = min(group * 0.26, 22)
-    parts = []
-    for index, change in enumerate(changes):
-        middle = frame.x(index + 0.5)
-        for order, name in enumerate(MATRICES):
-            top = frame.y(change.change[name])
-            size = {"width": bar - 1.5, "height": frame.bottom - top, "rx": min(2.0, bar / 4)}
-            said = element("title", f"block {change.block}, {name}: {change.change[name]:.3f}{_share(change, name)}")
-            parts.append(element("rect", said, x=middle + (order - 1.5) * bar, y=top, class_=f"bar {name}", **size))
-        parts.append(element("text", change.block, x=middle, y=frame.bottom + 16, class_="axis middle"))
-    return _picture(
-        f"change-{key}",
-        width,
-        height,
-        "Change of the fast weights by block",
-        f"Frobenius norm of the change of w1, w2 and w3 in {len(changes)} blocks, at most {greatest:.2f}.",
-        *_y_axis(frame, nice_ticks(0, greatest * 1.08, 5), lambda tick: f"{tick:g}"),
-        *parts,
-        element("text", "block", x=frame.right, y=height - 3, class_="axis end"),
-    )
-
-
-def _share(change: Change, name: str) -> str:
-    initial = change.initial[name]
-    return f", {100 * change.change[name] / initial:.1f} % of what it was" if initial else ", from zero"
-
-
-def strip(parts: Sequence[tuple[str, str, float]], width: int, key: str, title: str) -> Markup:
-    """One bar divided among (class, label, amount); small parts keep a visible sliver."""
-    total = sum(amount for _, _, amount in parts) or 1
-    smallest = 3.0
-    widths = [max(smallest, width * amount / total) if amount else 0.0 for _, _, amount in parts]
-    scale = width / (sum(widths) or 1)
-    drawn, x = [], 0.0
-    for (kind, label, _), share in zip(parts, widths, strict=True):
-        size = {"width": max(share * scale - 1, 0.0), "height": 26}
-        drawn.append(element("rect", element("title", label), x=x, y=0, class_=f"part {kind}", **size))
-        x += share * scale
-    return _picture(f"{key}-{width}", width, 26, title, "; ".join(label for _, label, _ in parts), *drawn)
-
-
-def _picture(key: str, width: int, height: int, title: str, description: str, *parts: Markup) -> Markup:
-    return element(
-        "svg",
-        element("title", title, id=f"{key}-title"),
-        element("desc", description, id=f"{key}-description"),
-        *parts,
-        viewBox=f"0 0 {width} {height}",
-        width=width,
-        height=height,
-        role="img",
-        aria_labelledby=f"{key}-title {key}-description",
-    )
-
-
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-
-
-def _y_axis(frame: Frame, ticks: Sequence[float], written: Callable[[float], str]) -> list[Markup]:
-    parts = []
-    for tick in ticks:
-        y = frame.y(tick)
-        line = element("line", x1=frame.left, x2=frame.right, y1=y, y2=y, class_="grid")
-        parts.append(join(line, element("text", written(tick), x=frame.left - 7, y=y + 4, class_="axis end")))
-    return parts
-
-
-def _x_axis(frame: Frame, last: int, most: int) -> list[Markup]:
-    parts = [element("line", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom, class_="ground")]
-    for tick in nice_ticks(0, last, most):
-        x = frame.x(tick)
-        parts.append(element("line", x1=x, x2=x, y1=frame.bottom, y2=frame.bottom + 4, class_="ground"))
-        parts.append(element("text", count(tick), x=x, y=frame.bottom + 17, class_="axis middle"))
-    return parts
+    Raises:
+        UsageError: matplotlib is not installed, it cannot write that format, or nothing was read.
+        TTTDocsError: the file cannot be written; an older one is as it was.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("a plot needs matplotlib: pip install 'ttt-docs[plot]'") from None
+    target = Path(path)
+    if not findings.curve or findings.mean is None:
+        raise UsageError("there is nothing to plot: this memory has read nothing")
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
+    form = target.suffix.lstrip(".").lower()
+    if form not in figure.canvas.get_supported_filetypes():
+        raise UsageError(f"{target}: plots are written as png, svg or pdf; end the name with one of them")
+    axes = figure.add_subplot()
+    middle = [(point.start + point.end) / 2 for point in findings.curve]
+    axes.plot(middle, [point.loss for point in findings.curve], color="#9fc3c3", linewidth=1)
+    axes.plot(middle, [point.trend for point in findings.curve], color="#0e6d73", linewidth=2.2)
+    axes.axhline(findings.mean, color="#6c675f", linewidth=1, linestyle="--")
+    for chapter in findings.chapters[::2]:
+        axes.axvspan(chapter.start, chapter.end, color="#f1eee7", zorder=0, linewidth=0)
+    for document in findings.documents[1:]:
+        axes.axvline(document.start, color="#6c675f", linewidth=1, linestyle=":")
+    axes.set(xlim=(0, findings.curve[-1].end), xlabel="tokens read", ylabel="nats per token")
+    axes.set_title(findings.title.replace("$", r"\$"), loc="left")  # a dollar would start a formula
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.spines[["top", "right"]].set_visible(False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=form)
+    with replacing(target) as file:
+        file.write(picture.getvalue())
+    return target

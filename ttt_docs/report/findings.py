@@ -1,15 +1,16 @@
-"""What there is to see in a memory, as plain numbers and text: the page and the plot only draw it."""
+"""What there is to see in a memory, as plain numbers and text. The page and the plot only draw it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ttt_docs.generation.sections import surprise
+from ttt_docs.lookup.evidence import quote
 from ttt_docs.memory.checks import FAST_NAMES
 from ttt_docs.memory.memory import Memory, ReadDocument
 from ttt_docs.text.sentences import sentences
@@ -25,7 +26,7 @@ _WORD = re.compile(r"(\s*)(\S+)")
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """Tokens `start` (included) to `end` (excluded): their mean loss in nats, and that of their wider surroundings."""
 
     start: int
@@ -45,7 +46,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Passage:
+class SurprisingPassage:
     """Text that surprised the model, as its words, each with the white space before it and with its nats."""
 
     words: tuple[tuple[str, str, float], ...]
@@ -60,7 +61,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Change:
+class FastWeightChange:
     """One block's fast weights: Frobenius norms of what reading changed, and of the initial values, by matrix."""
 
     block: int
@@ -78,11 +79,11 @@ class Findings:
     facts: dict[str, Any]
     mean: float | None  # nats per token
     quarters: tuple[float | None, ...]
-    curve: tuple[Point, ...]
+    curve: tuple[CurvePoint, ...]
     documents: tuple[Stretch, ...]
     chapters: tuple[Stretch, ...]
-    passages: tuple[Passage, ...] | None
-    changes: tuple[Change, ...] | None
+    passages: tuple[SurprisingPassage, ...] | None
+    changes: tuple[FastWeightChange, ...] | None
     keys: int  # in the window, sinks included
 
     @property
@@ -92,7 +93,7 @@ class Findings:
 
 
 def examine(memory: Memory, facts: dict[str, Any], reader: TTTReader | None = None) -> Findings:
-    """What reading left in `memory`, of whose file `facts` tells (`inspect_memory`).
+    """What reading left in `memory`. `facts` is what `inspect_memory` says of its file.
 
     `reader` is of the memory's model. Without it chapters are placed by their characters instead of their tokens.
 
@@ -103,56 +104,44 @@ def examine(memory: Memory, facts: dict[str, Any], reader: TTTReader | None = No
         reader.check(memory)
     nll = memory.nll.detach().double().cpu().numpy()
     first = int(nll.size > 0 and nll[0] == 0)  # nothing predicted the first token
-    losses = _Losses(nll, first)
+    sums = np.concatenate([[0.0], nll.cumsum()])
+
+    def mean(start: int, end: int) -> float | None:
+        start = max(start, first)
+        return float(sums[end] - sums[start]) / (end - start) if end > start else None
+
     nats = surprise(memory, reader.tokenizer) if reader is not None else None
-    place = _TokenOf(memory, nats)
-    documents = tuple(
-        losses.stretch(document.name, start, end) for document, start, end in _token_ranges(memory) if end > start
-    )
-    chapters = tuple(
-        losses.stretch(span.label, place(span.start), place(span.end))
+    token_of = _token_of(memory, nats)
+    chapters = [
+        (span.label, token_of(span.start), token_of(span.end))
         for document in memory.documents
         for span in document.spans
-        if span.kind == "chapter" and place(span.end) > place(span.start)
-    )
-    quarters = np.array_split(np.arange(first, len(nll)), 4)
+        if span.kind == "chapter"
+    ]
+    documents = [(document.name, start, end) for document, start, end in _token_ranges(memory)]
     return Findings(
         facts=facts,
-        mean=losses.mean(first, len(nll)),
-        quarters=tuple(float(nll[part].mean()) if part.size else None for part in quarters),
-        curve=tuple(losses.curve()),
-        documents=documents,
-        chapters=chapters,
-        passages=None if nats is None else _surprising(memory, nats, place),
+        mean=mean(first, len(nll)),
+        quarters=tuple(
+            float(nll[part].mean()) if part.size else None for part in np.array_split(np.arange(first, len(nll)), 4)
+        ),
+        curve=tuple(_curve(mean, first, len(nll))),
+        documents=tuple(Stretch(name, start, end, mean(start, end)) for name, start, end in documents if end > start),
+        chapters=tuple(Stretch(name, start, end, mean(start, end)) for name, start, end in chapters if end > start),
+        passages=None if nats is None else _surprising(memory, nats, token_of),
         changes=None if reader is None else _changes(memory, reader),
         keys=next((keys.shape[1] for keys, _ in memory.window.values()), 0),
     )
 
 
-class _Losses:
-    """Means over ranges of tokens."""
-
-    def __init__(self, nll: np.ndarray, first: int) -> None:
-        self.first, self.tokens = first, len(nll)
-        self.sums = np.concatenate([[0.0], nll.cumsum()])
-
-    def mean(self, start: int, end: int) -> float | None:
-        start = max(start, self.first)
-        return float(self.sums[end] - self.sums[start]) / (end - start) if end > start else None
-
-    def stretch(self, label: str, start: int, end: int) -> Stretch:
-        return Stretch(label, start, end, self.mean(start, end))
-
-    def curve(self) -> Iterator[Point]:
-        count = self.tokens - self.first
-        step = max(FINEST, -(-count // POINTS))
-        reach = max(step, round(count * TREND / 2))
-        for start in range(self.first, self.tokens, step):
-            end = min(start + step, self.tokens)
-            around = self.mean(max(start - reach, 0), min(end + reach, self.tokens))
-            loss = self.mean(start, end)
-            assert loss is not None and around is not None
-            yield Point(start, end, loss, around)
+def _curve(mean: Callable[[int, int], float | None], first: int, tokens: int) -> Iterator[CurvePoint]:
+    step = max(FINEST, -(-(tokens - first) // POINTS))
+    reach = max(step, round((tokens - first) * TREND / 2))
+    for start in range(first, tokens, step):
+        end = min(start + step, tokens)
+        loss, around = mean(start, end), mean(max(start - reach, 0), min(end + reach, tokens))
+        assert loss is not None and around is not None
+        yield CurvePoint(start, end, loss, around)
 
 
 def _token_ranges(memory: Memory) -> Iterator[tuple[ReadDocument, int, int]]:
@@ -160,24 +149,25 @@ def _token_ranges(memory: Memory) -> Iterator[tuple[ReadDocument, int, int]]:
     yield from zip(memory.documents, starts, starts[1:], strict=False)
 
 
-class _TokenOf:
-    """The token at a character of the memory's text; without `nats` (`surprise`) as if all tokens were as long."""
+def _token_of(memory: Memory, nats: np.ndarray | None) -> Callable[[int], int]:
+    """The token at a character of the memory's text. Without `nats` (`surprise`), as if all tokens were as long."""
+    before = memory.documents[0].first_token if memory.documents else 0
 
-    def __init__(self, memory: Memory, nats: np.ndarray | None) -> None:
-        self.memory, self.nats = memory, nats
-        self.before = memory.documents[0].first_token if memory.documents else 0
+    def exact(character: int) -> int:
+        assert nats is not None
+        return before + int(nats[min(character, len(nats) - 1), 1])
 
-    def __call__(self, character: int) -> int:
-        if self.nats is not None:
-            return self.before + int(self.nats[min(character, len(self.nats) - 1), 1])
-        for document, start, end in reversed(list(_token_ranges(self.memory))):
+    def estimated(character: int) -> int:
+        for document, start, end in reversed(list(_token_ranges(memory))):
             if character >= document.start and document.end > document.start:
                 share = min((character - document.start) / (document.end - document.start), 1.0)
                 return start + round(share * (end - start))
-        return self.before
+        return before
+
+    return estimated if nats is None else exact
 
 
-def _surprising(memory: Memory, nats: np.ndarray, token_of: _TokenOf) -> tuple[Passage, ...]:
+def _surprising(memory: Memory, nats: np.ndarray, token_of: Callable[[int], int]) -> tuple[SurprisingPassage, ...]:
     """The passages of the greatest mean loss, greatest first; no two of them touch."""
     assert memory.text is not None
     found = []
@@ -185,9 +175,9 @@ def _surprising(memory: Memory, nats: np.ndarray, token_of: _TokenOf) -> tuple[P
         loss, tokens = nats[end] - nats[start]
         if tokens >= FEWEST_TOKENS:
             found.append((loss / tokens, start, end, int(tokens)))
-    chosen: list[Passage] = []
+    chosen: list[SurprisingPassage] = []
     taken: list[tuple[int, int]] = []
-    for mean, start, end, tokens in sorted(found, key=lambda run: (-run[0], run[1])):
+    for loss, start, end, tokens in sorted(found, key=lambda run: (-run[0], run[1])):
         if len(chosen) == PASSAGES:
             break
         if any(start < b and a < end for a, b in taken):
@@ -197,7 +187,10 @@ def _surprising(memory: Memory, nats: np.ndarray, token_of: _TokenOf) -> tuple[P
             (match[1], match[2], float(nats[match.end(), 0] - nats[match.start(), 0]))
             for match in _WORD.finditer(memory.text, start, end)
         )
-        chosen.append(Passage(words, _place(memory, start), token_of(start), tokens, float(mean)))
+        at = quote(memory, start, end, 0.0)
+        where = (at.document if len(memory.documents) > 1 else None, at.chapter, f"page {at.page}" if at.page else None)
+        place = ", ".join(part for part in where if part)
+        chosen.append(SurprisingPassage(words, place, token_of(start), tokens, float(loss)))
     return tuple(chosen)
 
 
@@ -218,24 +211,12 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
         begin = None
 
 
-def _place(memory: Memory, character: int) -> str:
-    """Page and chapter of a character, and the document if there are several."""
-    parts = []
-    for document in memory.documents:
-        if document.start <= character < document.end:
-            parts += [document.name] if len(memory.documents) > 1 else []
-            here = {span.kind: span.label for span in document.spans if span.start <= character < span.end}
-            parts += [here["chapter"]] if "chapter" in here else []
-            parts += [f"page {here['page']}"] if "page" in here else []
-    return ", ".join(parts)
-
-
-def _changes(memory: Memory, reader: TTTReader) -> tuple[Change, ...]:
+def _changes(memory: Memory, reader: TTTReader) -> tuple[FastWeightChange, ...]:
     initial = reader.model.initial_fast_weights(1)
     found = []
     for block, weights in zip(reader.model.config.suffix, initial, strict=True):
         if block in memory.fast:
             before = {name: getattr(weights, name)[0].detach().float().cpu() for name in FAST_NAMES}
             change = {name: float((memory.fast[block][name] - before[name]).norm()) for name in FAST_NAMES}
-            found.append(Change(block, change, {name: float(before[name].norm()) for name in FAST_NAMES}))
+            found.append(FastWeightChange(block, change, {name: float(before[name].norm()) for name in FAST_NAMES}))
     return tuple(found)
