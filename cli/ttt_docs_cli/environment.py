@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from ttt_docs.io import readable_bytes as size
 from ttt_docs_cli.options import json_option
-from ttt_docs_cli.output import say_json, size, table
+from ttt_docs_cli.output import say_json, table
 
 PACKAGES = (
     "torch",

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttt_docs import Document, MemoryFormatError, ReadingInterrupted, UsageError
+from ttt_docs.io import readable_bytes as size
 from ttt_docs_cli.opening import how_far, is_memory_file, open_memory, open_reader, read_documents
 from ttt_docs_cli.options import json_option, model_options, options, password_option, quiet_option
-from ttt_docs_cli.output import duration, note, say, say_json, size
+from ttt_docs_cli.output import duration, note, say, say_json
 
 if TYPE_CHECKING:
     from ttt_docs import Memory, TTTReader

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ttt_docs.io import readable_bytes as size
 from ttt_docs_cli.options import json_option, model_option
-from ttt_docs_cli.output import note, say, say_json, size, table
+from ttt_docs_cli.output import note, say, say_json, table
 
 if TYPE_CHECKING:
     from ttt_docs import Memory

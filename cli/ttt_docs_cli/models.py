@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from ttt_docs.io import readable_bytes as size
 from ttt_docs_cli.options import json_option
-from ttt_docs_cli.output import note, say, say_json, size, table
+from ttt_docs_cli.output import note, say, say_json, table
 
 model_argument = click.argument("name", metavar="MODEL")
 

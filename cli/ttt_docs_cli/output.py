@@ -49,15 +49,6 @@ def table(rows: list[tuple[str, object]], indent: str = "") -> None:
         say(f"{indent}{name:<{width}}  {value}")
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("bytes", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
 def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"

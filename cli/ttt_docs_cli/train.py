@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttt_docs.errors import UsageError
+from ttt_docs.io import readable_bytes as size
 from ttt_docs_cli.options import json_option, quiet_option
-from ttt_docs_cli.output import duration, note, say, say_json, size, table
+from ttt_docs_cli.output import duration, note, say, say_json, table
 
 if TYPE_CHECKING:
     from ttt_docs.training.recipe import Recipe

@@ -13,10 +13,11 @@ import click
 import pytest
 from click.testing import CliRunner
 from ttt_docs_cli.main import cli
-from ttt_docs_cli.output import duration, plain, size
+from ttt_docs_cli.output import duration, plain
 from ttt_docs_cli.shapes import SHAPES
 
 from ttt_docs import __version__
+from ttt_docs.io import readable_bytes
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")])}
@@ -123,7 +124,7 @@ def test_ctrl_c_anywhere(run, monkeypatch):
 
 
 def test_words_for_numbers():
-    assert [size(n) for n in (0, 999, 1000, 132_200_000, 5e9)] == [
+    assert [readable_bytes(n) for n in (0, 999, 1000, 132_200_000, 5e9)] == [
         "0 bytes",
         "999 bytes",
         "1.0 KB",

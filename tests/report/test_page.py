@@ -6,11 +6,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 from report_book import HOSTILE
 
 from ttt_docs.report import examine, html_page
 from ttt_docs.report.charts import _labels, nice_ticks
-from ttt_docs.report.markup import Markup, element, text
+from ttt_docs.report.page import _templates
 
 VOID = {"meta", "br"}
 
@@ -87,11 +89,14 @@ def test_pages_of_little(findings, small_memory, facts):
     assert "window alone" in Structure(html_page(unlearned)).said
 
 
-def test_markup_escapes_whatever_is_not_markup():
-    assert element("b", "<i>&\x00", title='"<') == '<b title="&quot;&lt;">&lt;i&gt;&amp;\ufffd</b>'
-    assert element("b", element("i", 1.5), Markup("<u></u>"), hidden=None) == "<b><i>1.5</i><u></u></b>"
-    assert element("rect", x=1.0, stroke_width=2.345) == '<rect x="1" stroke-width="2.35"></rect>'
-    assert text("\ud800") == "\ufffd"
+def test_values_are_escaped_cleaned_and_shortened():
+    render = _templates().from_string('<b title="{{ a }}">{{ b }}</b>').render
+    assert render(a='"<', b="<i>&\x00") == '<b title="&#34;&lt;">&lt;i&gt;&amp;\ufffd</b>'
+    assert render(a=1.5, b=Markup("<u></u>")) == '<b title="1.5"><u></u></b>'
+    assert render(a=1.0, b=2.345) == '<b title="1">2.35</b>'
+    assert render(a="\ud800", b=7) == '<b title="\ufffd">7</b>'
+    with pytest.raises(UndefinedError):
+        render(a=1)
 
 
 def test_ticks_are_round_and_few():
