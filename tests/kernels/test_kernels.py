@@ -6,12 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels.attention import definition as attention
-from ttt_docs.kernels.attention.definition import Sinks, window_attention_cpu, window_attention_reference
-from ttt_docs.kernels.attention.training import window_attention_training
-from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_cpu, linear_cross_entropy_reference
-from ttt_docs.kernels.rms_norm.definition import rms_norm_cpu, rms_norm_reference
-from ttt_docs.kernels.swiglu.definition import swiglu_cpu, swiglu_reference
+from ttt_docs.kernels import cross_entropy, rms_norm, swiglu
+from ttt_docs.kernels.attention import cpu as attention
+from ttt_docs.kernels.attention.cpu import window_attention_cpu
+from ttt_docs.kernels.attention.definition import Sinks, window_attention_reference
+from ttt_docs.kernels.attention.native import window_attention_native
+from ttt_docs.kernels.backends import CPU, NATIVE, Kernels
+from ttt_docs.kernels.cross_entropy.cpu import linear_cross_entropy_cpu
+from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
+from ttt_docs.kernels.native.build import native_library
+from ttt_docs.kernels.rms_norm.cpu import rms_norm_cpu
+from ttt_docs.kernels.rms_norm.definition import rms_norm_reference
+from ttt_docs.kernels.swiglu.cpu import swiglu_cpu
+from ttt_docs.kernels.swiglu.definition import swiglu_reference
+
+NATIVE_HERE = native_library().loaded is not None
 
 
 def assert_same(
@@ -148,7 +157,8 @@ def test_training_attention_gives_gradient_to_all_keys_and_sinks(
     inputs = [q, k, v, torch.randn_like(q), torch.randn(2, 2, 4, 32), torch.randn(2, 2, 4, 32)]
     hidden = torch.rand(64, 4) > 0.5
     results = []
-    for wanted, kernel in ((torch.float32, window_attention_reference), (dtype, window_attention_training)):
+    training = window_attention_native if NATIVE_HERE else window_attention_cpu
+    for wanted, kernel in ((torch.float32, window_attention_reference), (dtype, training)):
         leaves = [x.to(dtype).to(wanted).requires_grad_() for x in inputs]
         sinks = Sinks(*leaves[3:], hidden) if with_sinks else None
         newest = {} if kernel is window_attention_reference else {"newest": (leaves[1], leaves[2])}
@@ -158,3 +168,39 @@ def test_training_attention_gives_gradient_to_all_keys_and_sinks(
         results.append([out, *grads])
     for expected, got in zip(*results, strict=True):
         assert (got.float() - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("kernels", [CPU, NATIVE], ids=lambda k: k.name)
+def test_slow_weights_cost_nothing_where_the_inner_step_does_not_ask_for_them(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `trains: all` all parameters require gradient; a chunk's inner step asks for the fast weights' alone."""
+    if kernels is NATIVE and not NATIVE_HERE:
+        pytest.skip("no compiled kernels")
+    made: list[str] = []
+
+    def counted(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *arguments: made.append(name) or function(*arguments)  # type: ignore[func-returns-value]
+
+    for module, function in (
+        (rms_norm.cpu, "weight_gradient"), (rms_norm.native, "weight_gradient"), (swiglu.cpu, "weight_gradient"),
+        (swiglu.native, "_weight_gradient"), (cross_entropy.cpu, "_head_gradient"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, function, counted(module.__name__, getattr(module, function)))
+    shapes = (64,), (128, 64), (64, 64), (96, 64)
+    norm, w13, w2, head = slow = [(torch.randn(s) / 8).bfloat16().requires_grad_() for s in shapes]
+    fast = [(torch.randn(1, *s) / 8).bfloat16().requires_grad_() for s in shapes[1:3]]
+    x, targets = torch.randn(1, 64, 64).bfloat16(), torch.randint(0, 96, (64,))
+
+    def loss() -> Tensor:
+        y = kernels.swiglu(kernels.rms_norm(x, norm, 1e-5), *fast)
+        y = kernels.swiglu(kernels.rms_norm(y, norm, 1e-5), w13, w2)
+        return kernels.linear_cross_entropy(kernels.rms_norm(y, norm, 1e-5)[0], head, targets).sum()
+
+    inner = torch.autograd.grad(loss(), fast)
+    assert len(made) == 2 and all("swiglu" in name for name in made)  # w13 and w2 of the fast weights
+    everything = torch.autograd.grad(loss(), [*fast, *slow])
+    for own, again in zip(inner, everything, strict=False):
+        assert torch.equal(own, again)
+    assert all(g.isfinite().all() and g.any() for g in everything)
+    assert {name.split(".")[2] for name in made} == {"rms_norm", "swiglu", "cross_entropy"}

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
-from ttt_docs.kernels.attention import definition as attention
-from ttt_docs.kernels.attention import jvp as pair_attention
+from ttt_docs.kernels.attention import cpu as attention
+from ttt_docs.kernels.attention import jvp as attention_jvp
 from ttt_docs.kernels.backends import REFERENCE, TRAINING
-from ttt_docs.kernels.cross_entropy import definition as cross_entropy
-from ttt_docs.kernels.cross_entropy import jvp as pair_cross_entropy
+from ttt_docs.kernels.cross_entropy import cpu as cross_entropy
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt import sequence
@@ -60,12 +59,11 @@ def assert_same(model: Decoder, expected: OuterLoss, actual: OuterLoss, rate: Te
 @pytest.fixture(autouse=True)
 def several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
-        (attention, "TILE"), (attention, "BACKWARD_TILE"), (pair_attention, "TILE"), (sequence, "PIECE"),
-        (cross_entropy, "ROWS"), (pair_cross_entropy, "ROWS"),
+        (attention, "TILE"), (attention, "BACKWARD_TILE"), (attention_jvp, "TILE"), (sequence, "PIECE"),
+        (cross_entropy, "ROWS"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, 5)
-    for module in (cross_entropy, pair_cross_entropy):
-        monkeypatch.setattr(module, "COLUMNS", 20)
+    monkeypatch.setattr(cross_entropy, "COLUMNS", 20)
 
 
 @pytest.mark.parametrize("recompute", ["chunks", "suffix", "logarithmic"])

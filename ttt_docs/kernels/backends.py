@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttt_docs.kernels.attention.definition import window_attention_cpu, window_attention_reference
-from ttt_docs.kernels.attention.jvp import pair_window_attention
-from ttt_docs.kernels.attention.native import window_attention_native
-from ttt_docs.kernels.attention.training import window_attention_training
-from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_cpu, linear_cross_entropy_reference
-from ttt_docs.kernels.cross_entropy.jvp import pair_linear_cross_entropy
+from ttt_docs.kernels.attention.cpu import window_attention_cpu
+from ttt_docs.kernels.attention.definition import window_attention_reference
+from ttt_docs.kernels.attention.jvp import window_attention_jvp
+from ttt_docs.kernels.attention.native import NATIVE_PASSES, window_attention_native
+from ttt_docs.kernels.cross_entropy.cpu import linear_cross_entropy_cpu
+from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
+from ttt_docs.kernels.cross_entropy.jvp import linear_cross_entropy_jvp
 from ttt_docs.kernels.cross_entropy.native import linear_cross_entropy_native
 from ttt_docs.kernels.heads.definition import Heads, HeadsPlan, heads_reference
 from ttt_docs.kernels.inner_step.definition import (
@@ -27,10 +30,13 @@ from ttt_docs.kernels.inner_step.definition import (
     weight_step_reference,
 )
 from ttt_docs.kernels.inner_step.native import balance_native, gradient_norm_native, weight_step_native
-from ttt_docs.kernels.jvp import pair_linear, pair_rms_norm, pair_swiglu
-from ttt_docs.kernels.rms_norm.definition import rms_norm_cpu, rms_norm_reference
+from ttt_docs.kernels.rms_norm.cpu import rms_norm_cpu
+from ttt_docs.kernels.rms_norm.definition import rms_norm_reference
+from ttt_docs.kernels.rms_norm.jvp import rms_norm_jvp
 from ttt_docs.kernels.rms_norm.native import rms_norm_native
-from ttt_docs.kernels.swiglu.definition import swiglu_cpu, swiglu_reference
+from ttt_docs.kernels.swiglu.cpu import swiglu_cpu
+from ttt_docs.kernels.swiglu.definition import swiglu_reference
+from ttt_docs.kernels.swiglu.jvp import swiglu_jvp
 from ttt_docs.kernels.swiglu.native import swiglu_native
 
 
@@ -81,7 +87,8 @@ class Kernels:
 
 
 class CpuKernels(Kernels):
-    """What reading on a CPU uses: differentiable once; cached keys and values are constants."""
+    """What reading on a CPU uses: differentiable once. Cached keys and values count as constants unless they ask for
+    gradient themselves."""
 
     name = "cpu"
     rms_norm = staticmethod(rms_norm_cpu)
@@ -104,22 +111,41 @@ class NativeKernels(CpuKernels):
 
 
 class JvpKernels(Kernels):
-    """Values and their directional derivatives together (`kernels/jvp.py`), differentiable once."""
+    """Values and their derivatives along one direction, stacked along the batch (`swiglu/jvp.py`): differentiable once.
+
+    The tangent of what is linear is the same operation; a bias is no part of it.
+    """
 
     name = "jvp"
-    linear = staticmethod(pair_linear)
-    rms_norm = staticmethod(pair_rms_norm)
-    swiglu = staticmethod(pair_swiglu)
-    window_attention = staticmethod(pair_window_attention)
-    linear_cross_entropy = staticmethod(pair_linear_cross_entropy)
+    rms_norm = staticmethod(rms_norm_jvp)
+    swiglu = staticmethod(swiglu_jvp)
+    window_attention = staticmethod(window_attention_jvp)
+    linear_cross_entropy = staticmethod(linear_cross_entropy_jvp)
+
+    @staticmethod
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [2 * batch, tokens, in] times shared weight [out, in]."""
+        if bias is None:
+            return F.linear(x, weight)
+        value, tangent = F.linear(x, weight).chunk(2)
+        return torch.cat([value + bias, tangent])
 
 
 class TrainingKernels(CpuKernels):
-    """What training on a CPU uses: differentiable once, cached keys and values that ask for it included."""
+    """What training on a CPU uses: differentiable once, with a backend for directional derivatives."""
 
     name = "training"
     jvp = JvpKernels()
-    window_attention = staticmethod(window_attention_training)
 
 
-REFERENCE, CPU, NATIVE, TRAINING = Kernels(), CpuKernels(), NativeKernels(), TrainingKernels()
+class NativeTrainingKernels(TrainingKernels):
+    """The same with compiled attention, for what is in bfloat16."""
+
+    name = "native training"
+    window_attention = staticmethod(window_attention_native)
+    jvp = JvpKernels().replace(window_attention=partial(window_attention_jvp, passes=NATIVE_PASSES))
+
+
+REFERENCE, CPU, NATIVE, TRAINING, NATIVE_TRAINING = (
+    backend() for backend in (Kernels, CpuKernels, NativeKernels, TrainingKernels, NativeTrainingKernels)
+)

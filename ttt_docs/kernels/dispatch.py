@@ -7,7 +7,7 @@ import os
 import torch
 
 from ttt_docs.errors import UsageError
-from ttt_docs.kernels.backends import CPU, NATIVE, REFERENCE, TRAINING, Kernels
+from ttt_docs.kernels.backends import CPU, NATIVE, NATIVE_TRAINING, REFERENCE, TRAINING, Kernels
 from ttt_docs.kernels.native.build import native_library
 
 CHOICES = ("auto", "cpu", "reference", "triton", "flash")
@@ -42,4 +42,4 @@ def kernels_for(device: torch.device) -> Kernels:
 def training_kernels_for(device: torch.device) -> Kernels:
     """The kernels for training on `device`; TTT_DOCS_KERNELS overrides as for reading."""
     kernels = kernels_for(device)
-    return TRAINING if device.type == "cpu" and kernels in (CPU, NATIVE) else kernels
+    return {CPU: TRAINING, NATIVE: NATIVE_TRAINING}.get(kernels, kernels)

@@ -1,9 +1,10 @@
-"""Buffers kept between calls: a fresh one of tens of megabytes costs more in page faults than the work done in it."""
+"""What the kernels share: buffers kept between calls, number formats, and what a backward pass is asked for."""
 
 from __future__ import annotations
 
 import math
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ _local = threading.local()
 
 
 def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialized CPU tensor that the next call of the same name, in this thread, will overwrite."""
+    """An uninitialized CPU tensor that the next call of the same name, in this thread, will overwrite.
+
+    A fresh buffer of tens of megabytes costs more in page faults than the work done in it.
+    """
     buffers: dict[tuple[str, torch.dtype], Tensor] = _local.__dict__.setdefault("buffers", {})
     size = math.prod(shape)
     buffer = buffers.get((name, dtype))
@@ -24,3 +28,32 @@ def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What sums and statistics are kept in: float32, and float64 for float64."""
     return dtype if dtype == torch.float64 else torch.float32
+
+
+def traced(x: Tensor) -> Tensor:
+    """x as `wanted` can tell whether its gradient is: autograd does not say so of leaves."""
+    return x.view_as(x) if x.requires_grad and x.is_leaf else x
+
+
+def wanted(ctx: Any, tensor: int) -> bool:
+    """Inside a backward pass: whether the gradient of the forward pass's tensor number `tensor` is asked for now.
+
+    `ctx.needs_input_grad` says only that it could be. The inner step asks for the fast weights' gradients alone, while
+    all parameters may require gradient: it must not pay for the others' products. A tensor must be `traced`.
+    """
+    node = ctx.next_functions[tensor][0]
+    return node is not None and torch._C._will_engine_execute_node(node)
+
+
+#: Where oneDNN, on a product of few columns, splits the sum instead of the columns and loses half its speed: two
+#: products of half the columns each are faster from this many rows on.
+_SPLIT_ROWS = 512
+
+
+def narrow_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [rows, in] @ weight [in, out], out much smaller than in."""
+    columns = weight.shape[1]
+    if x.device.type != "cpu" or x.shape[0] < _SPLIT_ROWS or columns % 2 or columns > 1024:
+        return x @ weight
+    half = columns // 2
+    return torch.cat([x @ weight[:, :half], x @ weight[:, half:]], dim=1)

@@ -1,15 +1,15 @@
-"""Window attention through the compiled kernel in attention.cpp: reading in bfloat16 on CPUs with AMX or AVX-512."""
+"""Window attention through the compiled kernel in native.cpp, in bfloat16 on CPUs with AMX or AVX-512."""
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels.attention.definition import Sinks, window_attention_cpu
-from ttt_docs.kernels.native.build import native_library
+from ttt_docs.kernels.attention.cpu import CPU_PASSES, Gradients, Inputs, Outputs, Passes, run
+from ttt_docs.kernels.attention.definition import Newest, Sinks
+from ttt_docs.kernels.native.calls import library
 
 HEAD_DIMS = (32, 64, 96, 128)
 #: Fewer queries than this do not pay for packing the window's keys and values.
@@ -23,54 +23,35 @@ class _Matrix(ctypes.Structure):
 
 
 _SIZES = ("batch", "heads", "kv_heads", "queries", "keys", "head_dim", "window", "sinks", "threads")
-_MATRICES = (
-    "q", "k", "v", "sink_q", "sink_k", "sink_v", "out", "grad", "grad_q", "grad_k", "grad_v", "grad_sink_q",
-)  # fmt: skip
+_MATRICES = ("q", "k", "v", "sink_q", "sink_k", "sink_v", "out", "grad", "grad_q", "grad_k", "grad_v", "grad_sink_q")
 
 
 class _Call(ctypes.Structure):
-    """`Attention` of attention.cpp."""
+    """`Attention` of native.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, _Matrix) for name in _MATRICES),
-        ("hidden", ctypes.c_void_p),
-        ("log_total", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("hidden", "log_total")),
     ]
 
 
-def _matrix(x: Tensor) -> _Matrix:
-    return _Matrix(x.data_ptr(), *x.stride()[:3])
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x with contiguous rows."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _call(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Sinks | None, log_total: Tensor, **others: Tensor
-) -> _Call:
-    batch, heads, queries, head_dim = q.shape
-    kv_heads, keys = k.shape[1], k.shape[2]
+def _run(function: str, inputs: Inputs, lse: Tensor, **others: Tensor) -> None:
+    q, k, v, window, sinks = inputs
+    (batch, heads, queries, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
     count = 0 if sinks is None else sinks.k.shape[2]
     sizes = (batch, heads, kv_heads, queries, keys, head_dim, min(window or keys, keys), count, torch.get_num_threads())
     matrices = {"q": q, "k": k, "v": v} | others
-    call = _Call(*sizes, log_total=log_total.data_ptr())
+    call = _Call(*sizes, log_total=lse.data_ptr())
     if sinks is not None:
         matrices |= {"sink_q": sinks.q, "sink_k": sinks.k, "sink_v": sinks.v}
-        if sinks.hidden is not None:
-            call.hidden = sinks.hidden.data_ptr()
-    for name, matrix in matrices.items():
-        setattr(call, name, _matrix(matrix))
-    return call
-
-
-def _run(function: str, call: _Call) -> None:
-    library = native_library().loaded
-    assert library is not None
-    if getattr(library, function)(ctypes.byref(call)) != 0:
-        raise AssertionError(f"{function} has no code for head_dim {call.head_dim}")
+        hidden = None if sinks.hidden is None else sinks.hidden.contiguous()
+        call.hidden = None if hidden is None else hidden.data_ptr()
+    matrices = {name: x if x.stride(-1) == 1 else x.contiguous() for name, x in matrices.items()}
+    for name, x in matrices.items():
+        setattr(call, name, _Matrix(x.data_ptr(), *x.stride()[:3]))
+    if getattr(library(), function)(ctypes.byref(call)) != 0:
+        raise AssertionError(f"{function} has no code for head_dim {head_dim}")
 
 
 def _empty_like_heads(x: Tensor) -> Tensor:
@@ -79,83 +60,40 @@ def _empty_like_heads(x: Tensor) -> Tensor:
     return x.new_empty(batch, rows, heads, head_dim).transpose(1, 2)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Sinks | None) -> tuple[Tensor, Tensor]:
-    """Output, and log-sum-exp of all it saw [batch, heads, new] (float32)."""
-    out, log_total = _empty_like_heads(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    _run("window_attention_forward", _call(q, k, v, window, sinks, log_total, out=out))
-    return out, log_total
+def made_for(q: Tensor) -> bool:
+    """Whether the compiled kernel takes queries like these [batch, heads, new, head_dim]."""
+    return q.dtype == torch.bfloat16 and q.shape[-1] in HEAD_DIMS and q.shape[2] >= LEAST_QUERIES
 
 
-def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window: int | None,
-    sinks: Sinks | None,
-    out: Tensor,
-    log_total: Tensor,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients for the queries, the newest keys and values, and the sinks' queries."""
-    grad_q, grad_sink_q = _empty_like_heads(q), None if sinks is None else _empty_like_heads(q)
-    newest = k[:, :, k.shape[2] - q.shape[2] :]
-    grad_k, grad_v = _empty_like_heads(newest), _empty_like_heads(newest)
-    others = {"out": out, "grad": _rows(grad), "grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
-    if grad_sink_q is not None:
-        others["grad_sink_q"] = grad_sink_q
-    _run("window_attention_backward", _call(q, k, v, window, sinks, log_total, **others))
-    return grad_q, grad_k, grad_v, grad_sink_q
+def forward(inputs: Inputs) -> Outputs:
+    """The compiled forward pass where it was made for the queries, else the tiles of `cpu.py`."""
+    if not made_for(inputs.q):
+        return CPU_PASSES.forward(inputs)
+    out, lse = _empty_like_heads(inputs.q), inputs.q.new_empty(inputs.q.shape[:3], dtype=torch.float32)
+    _run("window_attention_forward", inputs, lse, out=out)
+    return out, lse, None
 
 
-def prepared(q: Tensor, k: Tensor, v: Tensor, sinks: Sinks | None) -> tuple[Tensor, Tensor, Tensor, Sinks | None]:
-    """The same with contiguous rows, as the compiled kernels want them."""
+def backward(inputs: Inputs, out: Tensor, lse: Tensor, grad: Tensor, newest: int) -> Gradients:
+    """The newest keys are those of the queries. Gradients of the sinks' keys and values are left out."""
+    q, k, _, _, sinks = inputs
+    grads = {"grad_q": _empty_like_heads(q)}
+    grads |= {name: _empty_like_heads(k[:, :, k.shape[2] - newest :]) for name in ("grad_k", "grad_v")}
     if sinks is not None:
-        hidden = None if sinks.hidden is None else sinks.hidden.contiguous()
-        sinks = Sinks(_rows(sinks.q), _rows(sinks.k), _rows(sinks.v), hidden)
-    return _rows(q), _rows(k), _rows(v), sinks
+        grads["grad_sink_q"] = _empty_like_heads(q)
+    _run("window_attention_backward", inputs, lse, out=out, grad=grad, **grads)
+    return grads["grad_q"], grads["grad_k"], grads["grad_v"], grads.get("grad_sink_q")
 
 
-class _WindowAttentionNative(torch.autograd.Function):
-    """Gradient for the queries (the window's and the sinks') and for the newest tokens' keys and values only."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        q: Tensor,
-        new_k: Tensor,
-        new_v: Tensor,
-        sink_q: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        window: int | None,
-        sinks: Sinks | None,
-    ) -> Tensor:
-        out, log_total = forward(q, k, v, window, sinks)
-        ctx.window = window
-        ctx.save_for_backward(q, k, v, out, log_total, *(sinks or ()))
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, out, log_total, *of_sinks = ctx.saved_tensors
-        sinks = Sinks(*of_sinks) if of_sinks else None
-        return *backward(q, k, v, ctx.window, sinks, out, log_total, grad), None, None, None, None
+NATIVE_PASSES = Passes(forward, backward)
 
 
 def window_attention_native(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window: int | None = None,
-    sinks: Sinks | None = None,
-    newest: tuple[Tensor, Tensor] | None = None,
+    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, sinks: Sinks | None = None, newest: Newest = None
 ) -> Tensor:
-    """As `window_attention_cpu`, which still does what the compiled kernel was not made for."""
-    if q.dtype != torch.bfloat16 or q.shape[-1] not in HEAD_DIMS or q.shape[2] < LEAST_QUERIES:
-        return window_attention_cpu(q, k, v, window, sinks, newest)
-    newest = newest or (k, v)
-    q, k, v, sinks = prepared(q, k, v, sinks)
-    if not (torch.is_grad_enabled() and (q.requires_grad or newest[0].requires_grad)):
-        return forward(q, k, v, window, sinks)[0]
-    return _WindowAttentionNative.apply(q, *newest, None if sinks is None else sinks.q, k, v, window, sinks)
+    """As `window_attention_cpu`, which still does what the compiled kernel was not made for: other data types, and
+    gradient for cached keys and values."""
+    newest = (k, v) if newest is None or k.requires_grad else newest
+    learns = torch.is_grad_enabled() and newest[0].requires_grad
+    fits = made_for(q) and not (learns and newest[0].shape[2] > q.shape[2])
+    return run(NATIVE_PASSES if fits else CPU_PASSES, Inputs(q, k, v, window, sinks), newest)

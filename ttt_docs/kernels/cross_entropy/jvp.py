@@ -1,4 +1,4 @@
-"""Next-token loss of a pair: its value and its derivative along the tangents, tile by tile of the vocabulary.
+"""Next-token loss of a dual (see `swiglu/jvp.py`): its value and its derivative along the tangents.
 
 With logits z, their tangents y and p = softmax(z): nll = log sum exp z - z[target], and its tangent is
 q - y[target] with q = sum(p*y). For cotangents (a, b) of the two, the logits' gradient is a (p - onehot) + b p*(y - q)
@@ -8,120 +8,106 @@ gradient for the hidden states costs no second look at the logits; a trained hea
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels.cross_entropy.definition import COLUMNS, ROWS, _largest_logit, _row_sums
-from ttt_docs.kernels.swiglu.definition import narrow_product
-from ttt_docs.kernels.workspace import wide, workspace
+from ttt_docs.kernels.cross_entropy import cpu
+from ttt_docs.kernels.workspace import narrow_product, wide, workspace
 
 
-def _exponentials(pair: Tensor, part: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one tile, from rows pair [2 * rows, dim]: logits and tangents as they are for now, exp(logits - shift)."""
-    logits, tangents = torch.mm(pair, part.t(), out=workspace("logits", (len(pair), len(part)), pair.dtype)).chunk(2)
-    exponentials = workspace("exponentials", tuple(logits.shape), pair.dtype)
-    torch.exp(logits if shift is None else torch.sub(logits, shift, out=exponentials), out=exponentials)
-    return logits, tangents, exponentials
+def _exponentials(dual: Tensor, part: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of one tile, from dual [2 * rows, dim]: logits and their tangents [2 * rows, columns], exp(logits - shift)."""
+    both = torch.mm(dual, part.t(), out=workspace("logits", (len(dual), len(part)), dual.dtype))
+    logits = both[: len(dual) // 2]
+    exponentials = workspace("exponentials", tuple(logits.shape), dual.dtype)
+    return both, torch.exp(logits if shift is None else torch.sub(logits, shift, out=exponentials), out=exponentials)
 
 
-class _Sums:
-    """Sums over the vocabulary for rows pair [2 * rows, dim]; [rows, 1] and [rows, dim], in float32."""
+class _Sums(NamedTuple):
+    """Sums over the vocabulary for dual [2 * rows, dim], in float32."""
 
-    def __init__(self, pair: Tensor, head: Tensor, target: Tensor, shift: Tensor | None) -> None:
-        rows, dim = len(pair) // 2, pair.shape[1]
-        self.total, self.moved = (pair.new_zeros(rows, 1, dtype=wide(pair.dtype)) for _ in range(2))
-        self.score = pair.new_zeros(2 * rows, 1, dtype=wide(pair.dtype))
-        self.mean = pair.new_zeros(2 * rows, dim, dtype=wide(pair.dtype))  # of exp * head, then of exp * tangent * head
-        for first in range(0, len(head), COLUMNS):
-            part = head[first : first + COLUMNS]
-            logits, tangents, exponentials = _exponentials(pair, part, shift)
-            local = target - first
-            inside, place = (local >= 0) & (local < len(part)), local.clamp(0, len(part) - 1)
-            scores = torch.cat([logits.gather(1, place), tangents.gather(1, place)]).to(self.score.dtype)
-            self.score = torch.where(torch.cat([inside, inside]), scores, self.score)
-            self.total += _row_sums(exponentials)
-            self.moved += _row_sums(tangents.mul_(exponentials))
-            logits.copy_(exponentials)
-            both = workspace("logits", (2 * rows, len(part)), pair.dtype)
-            self.mean += narrow_product(both, part)
+    total: Tensor  # [rows, 1], of exp
+    moved: Tensor  # [rows, 1], of exp * tangent
+    score: Tensor  # [2 * rows, 1], the target's logit and its tangent
+    mean: Tensor  # [2 * rows, dim], of exp * head, then of exp * tangent * head
 
 
-class _PairLinearCrossEntropy(torch.autograd.Function):
+def _sums(dual: Tensor, head: Tensor, target: Tensor, shift: Tensor | None) -> _Sums:
+    """target [rows, 1]"""
+    rows, targets = len(target), torch.cat([target, target])
+    sizes = (rows, 1), (rows, 1), (2 * rows, 1), dual.shape
+    total, moved, score, mean = (dual.new_zeros(size, dtype=wide(dual.dtype)) for size in sizes)
+    for first, part in cpu.head_tiles(head):
+        both, exponentials = _exponentials(dual, part, shift)
+        score = cpu.pick_targets(score, both, targets - first)
+        total += cpu.row_sums(exponentials)
+        moved += cpu.row_sums(both[rows:].mul_(exponentials))
+        both[:rows] = exponentials
+        mean += narrow_product(both, part)
+    return _Sums(total, moved, score, mean)
+
+
+class _LinearCrossEntropyJvp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pair: Tensor, head: Tensor, targets: Tensor, ignore: int | None) -> Tensor:  # type: ignore[override]
-        values, tangents = pair.chunk(2)
+    def forward(ctx: Any, dual: Tensor, head: Tensor, targets: Tensor, ignore: int | None) -> Tensor:  # type: ignore[override]
+        values, tangents = dual.chunk(2)
         targets = targets[: len(values)]
-        losses, firsts, seconds, totals, shifts, moves = [], [], [], [], [], []
-        for x, t, target in zip(
-            values.split(ROWS), tangents.split(ROWS), targets.unsqueeze(1).split(ROWS), strict=True
-        ):
+        pieces = (x.split(cpu.ROWS) for x in (values, tangents, targets.unsqueeze(1)))
+        losses, grads, kept = [], [], []
+        for x, t, target in zip(*pieces, strict=True):
             both, shift = torch.cat([x, t]), None
-            sums = _Sums(both, head, target, shift)
-            if not bool(((sums.total > 1e-30) & (sums.total < 1e30)).all()):
-                shift = _largest_logit(x, head)
-                sums = _Sums(both, head, target, shift)
+            sums = _sums(both, head, target, shift)
+            if not cpu.in_range(sums.total):
+                shift = cpu.largest_logit(x, head)
+                sums = _sums(both, head, target, shift)
             score, score_t = sums.score.chunk(2)
             moved = sums.moved / sums.total
             start = 0 if shift is None else shift.to(score.dtype)
             losses.append(torch.cat([sums.total.log() + start - score, moved - score_t], dim=1))
             mean, mean_t = sums.mean.div_(torch.cat([sums.total, sums.total])).chunk(2)
-            seconds.append(torch.addcmul(mean_t, mean, moved, value=-1).to(pair.dtype))
-            firsts.append((mean - head[target.squeeze(1)]).to(pair.dtype))
-            totals.append(sums.total)
-            moves.append(moved)
-            shifts.append(torch.zeros_like(x[:, :1]) if shift is None else shift)
+            first, second = mean - head[target.squeeze(1)], torch.addcmul(mean_t, mean, moved, value=-1)
+            grads.append((first.to(dual.dtype), second.to(dual.dtype)))
+            kept.append((sums.total, moved, torch.zeros_like(x[:, :1]) if shift is None else shift))
         counted = None if ignore is None else targets != ignore
         nll = torch.cat(losses).t()
-        if counted is not None:
-            nll = nll * counted
-        rows = [torch.cat(x) for x in (totals, moves, shifts)]
-        ctx.save_for_backward(pair, head, targets, counted, torch.cat(firsts), torch.cat(seconds), *rows)
-        return nll.reshape(-1)
+        rows = [torch.cat(x) for columns in (grads, kept) for x in zip(*columns, strict=True)]
+        ctx.save_for_backward(dual, head, targets, counted, *rows)
+        return (nll if counted is None else nll * counted).reshape(-1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
-        pair, head, targets, counted, first, second, *rows = ctx.saved_tensors
+        dual, head, targets, counted, first, second, *rows = ctx.saved_tensors
         cotangents = grad.view(2, -1, 1)
         if counted is not None:
             cotangents = cotangents * counted.unsqueeze(-1)
-        a, b = cotangents
-        narrow_a, narrow_b = a.to(first.dtype), b.to(first.dtype)
-        grad_pair = torch.cat([torch.addcmul(narrow_a * first, narrow_b, second), narrow_b * first])
-        grad_head = None
-        if ctx.needs_input_grad[1]:
-            grad_head = _head_grad(pair, head, targets, a, b, *rows)
-        return grad_pair, grad_head, None, None
+        narrow_a, narrow_b = cotangents.to(first.dtype)
+        grad_dual = torch.cat([torch.addcmul(narrow_a * first, narrow_b, second), narrow_b * first])
+        grad_head = _head_grad(dual, head, targets, cotangents, *rows) if ctx.needs_input_grad[1] else None
+        return grad_dual, grad_head, None, None
 
 
 def _head_grad(
-    pair: Tensor,
-    head: Tensor,
-    targets: Tensor,
-    a: Tensor,
-    b: Tensor,
-    total: Tensor,
-    moved: Tensor,
-    shift: Tensor,
+    dual: Tensor, head: Tensor, targets: Tensor, cotangents: Tensor, total: Tensor, moved: Tensor, shift: Tensor
 ) -> Tensor:
     """The head's gradient [vocab, dim], each tile of logits made again."""
     grad = torch.zeros(head.shape, dtype=wide(head.dtype))
-    values, tangents = pair.chunk(2)
-    of_value, of_tangent, moved = ((x / total).to(pair.dtype) for x in (a, b, moved * total))
-    for start in range(0, len(values), ROWS):
-        rows = slice(start, start + ROWS)
-        both = torch.cat([values[rows], tangents[rows]])
-        for first in range(0, len(head), COLUMNS):
-            _, slopes, p = _exponentials(both, head[first : first + COLUMNS], shift[rows])
-            of_logits = slopes.sub_(moved[rows]).mul_(of_tangent[rows]).add_(of_value[rows]).mul_(p)
-            grad[first : first + COLUMNS] += torch.cat([of_logits, p * of_tangent[rows]]).t() @ both
+    (values, tangents), (a, b) = dual.chunk(2), cotangents
+    of_value, of_tangent, moved = ((x / total).to(dual.dtype) for x in (a, b, moved * total))
+    for start in range(0, len(values), cpu.ROWS):
+        rows = slice(start, start + cpu.ROWS)
+        piece = torch.cat([values[rows], tangents[rows]])
+        for first, part in cpu.head_tiles(head):
+            both, p = _exponentials(piece, part, shift[rows])
+            of_logits = both[len(p) :].sub_(moved[rows]).mul_(of_tangent[rows]).add_(of_value[rows]).mul_(p)
+            grad[first : first + cpu.COLUMNS] += torch.cat([of_logits, p * of_tangent[rows]]).t() @ piece
     grad.index_add_(0, targets, -(a * values + b * tangents).to(grad.dtype))
     return grad.to(head.dtype)
 
 
-def pair_linear_cross_entropy(pair: Tensor, head: Tensor, targets: Tensor, ignore: int | None = None) -> Tensor:
-    """Losses of a pair [2 * rows, dim] for targets [rows] or [2 * rows] (the second half is not looked at): values in
+def linear_cross_entropy_jvp(dual: Tensor, head: Tensor, targets: Tensor, ignore: int | None = None) -> Tensor:
+    """Losses of a dual [2 * rows, dim] for targets [rows] or [2 * rows] (the second half is not looked at): values in
     nats, then their tangents, float32 [2 * rows]; 0 where the target is `ignore`. Differentiable once."""
-    return _PairLinearCrossEntropy.apply(pair, head, targets, ignore)
+    return _LinearCrossEntropyJvp.apply(dual, head, targets, ignore)

@@ -24,7 +24,7 @@ from ttt_docs.io import cache_folder
 KERNELS = Path(__file__).parents[1]
 SOURCES = (
     "native/common.h", "native/tiles.h", "native/products.h", "attention/native.cpp", "cross_entropy/native.cpp",
-    "native/elementwise.cpp", "inner_step/native.cpp", "native/products.cpp",
+    "rms_norm/native.cpp", "inner_step/native.cpp", "native/products.cpp",
 )  # fmt: skip
 FLAGS = (
     "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",

@@ -13,11 +13,16 @@ from ttt_docs.kernels.native.build import native_library
 LEAST_ROWS = 64
 
 
+def library() -> ctypes.CDLL:
+    """The compiled library, where there is one."""
+    loaded = native_library().loaded
+    assert loaded is not None
+    return loaded
+
+
 def call(function: str, *arguments: Tensor | int | float | None) -> None:
     """Calls `function` with numbers as they are, tensors as pointers, and the number of threads last."""
-    library = native_library().loaded
-    assert library is not None
-    getattr(library, function)(*map(_convert, (*arguments, torch.get_num_threads())))
+    getattr(library(), function)(*map(_convert, (*arguments, torch.get_num_threads())))
 
 
 def _convert(argument: Tensor | int | float | None) -> ctypes.c_int64 | ctypes.c_float | ctypes.c_void_p:
@@ -34,14 +39,12 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     a and b may each be the transpose of a matrix that lies row by row.
     """
     (rows, depth), columns = a.shape, b.shape[1]
-    call("multiply", rows, columns, depth, *_lying(a), *_lying(b), out, out.stride(0))
+    call("multiply", rows, columns, depth, *_in_memory(a), *_in_memory(b), out, out.stride(0))
 
 
-def _lying(x: Tensor) -> tuple[Tensor, int, int]:
+def _in_memory(x: Tensor) -> tuple[Tensor, int, int]:
     """The matrix as memory has it: its stride, and whether it is x's transpose."""
-    if x.stride(1) == 1:
-        return x, x.stride(0), 0
-    if x.stride(0) == 1:
+    if x.stride(0) == 1 and x.stride(1) != 1:
         return x, x.stride(1), 1
-    x = x.contiguous()
+    x = x if x.stride(1) == 1 else x.contiguous()
     return x, x.stride(0), 0

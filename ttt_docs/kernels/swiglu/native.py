@@ -1,4 +1,4 @@
-"""SwiGLU with its element-wise work inside the compiled products: reading in bfloat16 on CPUs with AMX or AVX-512."""
+"""SwiGLU with its element-wise work inside the compiled products, in bfloat16 on CPUs with AMX or AVX-512."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_docs.kernels.native.calls import LEAST_ROWS, call, multiply
-from ttt_docs.kernels.swiglu.definition import swiglu_cpu
-from ttt_docs.kernels.workspace import workspace
+from ttt_docs.kernels.swiglu import cpu
+from ttt_docs.kernels.workspace import traced, wanted, workspace
 
 #: Up to this many rows (the guard's, a few tokens scored) a product is as fast as memory hands out its weights.
 FEW_ROWS = 16
@@ -47,8 +47,10 @@ def _times(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def _outer(grad: Tensor, x: Tensor) -> Tensor:
-    """Gradient of each sequence's weight: the sum over tokens of grad^T x."""
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The sum over tokens of grad^T x for each sequence by itself; shared weights are left to PyTorch."""
+    if weight.dim() == 2:
+        return cpu.weight_gradient(grad, x, weight)
     out = x.new_empty(x.shape[0], grad.shape[-1], x.shape[-1])
     for g, row, to in zip(grad, x, out, strict=True):
         multiply(g.t(), row, to)
@@ -66,9 +68,7 @@ def _few(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     return out
 
 
-class _SwiGLUNative(torch.autograd.Function):
-    """Gradient for x and, where asked for, per-sequence weights; frozen weights cost nothing."""
-
+class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:  # type: ignore[override]
         both = _apart(x, w13.shape[-2])
@@ -85,21 +85,21 @@ class _SwiGLUNative(torch.autograd.Function):
         grad_both = workspace("gradient of gate and up", (batch, tokens, both.stride(1)), x.dtype)[..., : 2 * hidden]
         for i, own in enumerate(_each(w2, batch)):
             call("swiglu_backward", tokens, hidden, dim, grad[i], own, both[i], grad_both[i], both.stride(1))
-        grad_w2 = _outer(grad, activated) if activated is not None else None
-        grad_w13 = _outer(grad_both, x) if ctx.needs_input_grad[1] else None
+        grad_w2 = _weight_gradient(grad, activated, w2) if wanted(ctx, 2) else None
+        grad_w13 = _weight_gradient(grad_both, x, w13) if wanted(ctx, 1) else None
         grad_x = _times(grad_both, w13) if ctx.needs_input_grad[0] else None
         return grad_x, grad_w13, grad_w2
 
 
 def swiglu_native(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     """As `swiglu_cpu`, which still does what the compiled products were not made for."""
-    dims = (x.shape[-1], w2.shape[-1])
     few = x.shape[1] <= FEW_ROWS and not torch.is_grad_enabled()
-    if x.dtype != torch.bfloat16 or (x.shape[1] < LEAST_ROWS and not few) or any(dim % 32 for dim in dims):
-        return swiglu_cpu(x, w13, w2)
+    fits = x.shape[-1] % 32 == w2.shape[-1] % 32 == 0 and (few or x.shape[1] >= LEAST_ROWS)
+    if x.dtype != torch.bfloat16 or not fits:
+        return cpu.swiglu_cpu(x, w13, w2)
     x, w13, w2 = x.contiguous(), w13.contiguous(), w2.contiguous()
     if few:
         return _few(x, w13, w2)
     if not torch.is_grad_enabled():
         return _times(_activate(x, w13, None), w2.mT)
-    return _SwiGLUNative.apply(x, w13, w2)
+    return _SwiGLU.apply(x, traced(w13), traced(w2))
