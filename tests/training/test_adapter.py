@@ -18,14 +18,14 @@ from ttt_docs.errors import CheckpointError, MemoryMismatchError, UsageError
 from ttt_docs.model.config import CONFIGS, ModelConfig
 from ttt_docs.reader import reader_for
 from ttt_docs.training.budget import flops_per_token
-from ttt_docs.training.model_io import write_byte_tokenizer
+from ttt_docs.training.model_io import BYTE_TOKENIZER
 from ttt_docs.training.record import code_identity
 from ttt_docs.training.trainer import train
 from ttt_docs.ttt import sequence
 from ttt_docs.weights import adapter as adapter_module
 from ttt_docs.weights import registry
 from ttt_docs.weights.adapter import SHIPPED, adapted, chosen_adapter, load_adapter, pack_adapter
-from ttt_docs.weights.converted import load_checkpoint, write_checkpoint
+from ttt_docs.weights.converted import copy_tokenizer, load_checkpoint, write_checkpoint
 from ttt_docs.weights.parameters import WeightSource, parameter_shapes
 
 PLAIN = ModelConfig(
@@ -39,7 +39,9 @@ def write_plain(folder: Path, seed: int) -> Path:
     state = {name: 0.2 * torch.randn(shape, generator=noise) for name, shape in shapes.items()}
     dtypes = {name: torch.float32 for name in shapes}
     return write_checkpoint(
-        folder, WeightSource(PLAIN, dtypes, state.__getitem__, "test", (), write_byte_tokenizer), progress=False
+        folder,
+        WeightSource(PLAIN, dtypes, state.__getitem__, "test", (), partial(copy_tokenizer, BYTE_TOKENIZER)),
+        progress=False,
     )
 
 

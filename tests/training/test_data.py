@@ -13,7 +13,7 @@ from training_files import write_books
 from ttt_docs.errors import DocumentError, TTTDocsError, UsageError
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training import shards as building
-from ttt_docs.training.model_io import write_byte_tokenizer
+from ttt_docs.training.model_io import BYTE_TOKENIZER
 from ttt_docs.training.shards import Sequences, build_shards, open_shards, shards_folder
 from ttt_docs.training.texts import TextSource, find_texts, texts_of
 
@@ -21,8 +21,15 @@ TEXTS = ["first text " * 9, "second, é " * 12, "third " * 3]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return Tokenizer(write_byte_tokenizer(tmp_path_factory.mktemp("bytes")))
+def tokenizer():
+    return Tokenizer(BYTE_TOKENIZER)
+
+
+def test_the_byte_tokenizer_has_a_token_for_every_byte(tokenizer):
+    text = "".join(map(chr, range(256))) + "é€😀"
+    ids = tokenizer.encode(text)
+    assert tokenizer.vocab_size == 259 and len(ids) == len(text.encode()) and tokenizer.decode(ids) == text
+    assert min(ids) == 3 and (tokenizer.bos_id, tokenizer.token_id("eos_token")) == (1, 2)
 
 
 def test_every_kind_of_file_gives_the_same_documents(tmp_path):
@@ -130,7 +137,7 @@ def test_no_document_that_is_long_enough(tmp_path, tokenizer):
 def test_a_folder_belongs_to_documents_tokenizer_and_length(tmp_path, tokenizer):
     books = write_books(tmp_path / "b.jsonl")
     (source,) = find_texts((str(books),))
-    folder = write_byte_tokenizer(tmp_path / "bytes")
+    folder = BYTE_TOKENIZER
     first = shards_folder(tmp_path, [source], folder, 9)
     assert first == shards_folder(tmp_path, [source], folder, 9) != shards_folder(tmp_path, [source], folder, 8)
     write_books(books, (50, 60), seed=1)

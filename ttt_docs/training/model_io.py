@@ -6,7 +6,6 @@ adapter for its base model, or a model folder of its own.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from pydantic import ValidationError
 
 from ttt_docs.errors import UsageError
-from ttt_docs.io import cache_folder, replacing
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.text.tokenizer import Tokenizer
@@ -27,6 +25,9 @@ from ttt_docs.weights.converted import Checkpoint, copy_tokenizer, load_checkpoi
 from ttt_docs.weights.loading import retrofit
 from ttt_docs.weights.parameters import State, WeightSource, check_state
 from ttt_docs.weights.registry import resolve
+
+#: A tokenizer with one token for each byte of UTF-8, after three special ones (259 in all).
+BYTE_TOKENIZER = Path(__file__).parent / "byte_tokenizer"
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def tokenizer_folder(recipe: Recipe) -> Path:
     """
     name = recipe.data.tokenizer
     if name == "bytes":
-        return write_byte_tokenizer(cache_folder() / "tokenizers" / "bytes")
+        return BYTE_TOKENIZER
     if name == "model":
         if recipe.model.pretrained is None:
             raise UsageError(
@@ -167,23 +168,3 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
             f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {config.vocab_size:,}: "
             "set data.tokenizer, or model.changes.vocab_size"
         )
-
-
-def write_byte_tokenizer(folder: Path) -> Path:
-    """Makes a tokenizer with one token per byte of UTF-8, after three special ones (259 in all); returns `folder`."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    names = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend: Any = Backend(models.BPE({name: index for index, name in enumerate(names)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(special)
-    settings = {"unk_token": special[0], "bos_token": special[1], "eos_token": special[2]}
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "tokenizer_config.json") as file:
-        file.write(json.dumps(settings).encode())
-    with replacing(folder / "tokenizer.json") as file:
-        file.write(backend.to_str().encode())
-    return folder

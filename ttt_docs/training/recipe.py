@@ -8,6 +8,7 @@ with `optimizer.lr=1e-3`. The published runs ship with the package as one table,
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import cache
@@ -232,26 +233,24 @@ def published_recipes() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for (size, row), full in product(table["sizes"].items(), ("", "full-")):
         name = f"{full}pretrain-{size}"
-        own = {"batch": row["batch"], "steps": row["steps"], "optimizer": {"lr": row["lr"]}, "model": {"config": size}}
-        first = _merge(table["shared"], own | {"name": name})
+        own = {"name": name, "batch": row["batch"], "steps": row["steps"], "optimizer": {"lr": row["lr"]}}
+        found[name] = _merge(table["shared"], own, {"model": {"config": size}})
         if size in table["sharded"]:
-            first["compute"] = {"parallel": "sharded"}
+            found[name]["compute"] = {"parallel": "sharded"}
         if full:
-            first = _merge(first, table["full_attention"])
-            first = _merge(first, {"model": {"changes": {"mlp_dim": row["full_mlp_dim"]}}})
-        found[name] = first
-        for length, extended in table["lengths"].items():
-            changes = {
+            wider = {"model": {"changes": {"mlp_dim": row["full_mlp_dim"]}}}
+            found[name] = _merge(found[name], table["full_attention"], wider)
+        for length, at in table["lengths"].items():
+            own = {
                 "name": f"{full}extend-{size}-{length}",
-                "sequence": extended["sequence"],
-                "batch": row["extension_batch"] * tokens_at_32k // extended["sequence"],
+                "sequence": at["sequence"],
+                "batch": row["extension_batch"] * tokens_at_32k // at["sequence"],
                 "steps": row["extension_steps"],
                 "model": {"pretrained": f"runs/{name}/model"},
             }
-            if full:
-                changes["model"]["changes"] = {"rope_theta": extended["full_rope_theta"]}
-                changes["reading"] = {"window": extended["sequence"]}
-            found[changes["name"]] = _merge(_merge(first, table["extension"]), changes)
+            changes = {"model": {"changes": {"rope_theta": at["full_rope_theta"]}}}
+            longer = changes | {"reading": {"window": at["sequence"]}} if full else {}
+            found[own["name"]] = _merge(found[name], table["extension"], own, longer)
     return found
 
 
@@ -268,7 +267,7 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             raise UsageError(f"{change!r} is not key=value, such as optimizer.lr=1e-3")
         _set(values, key.split("."), _yaml(value, f"the value of {key}"), key)
     try:
-        return Recipe(**_numbers(values))
+        return Recipe(**values)
     except ValidationError as error:
         raise UsageError(f"recipe {source}: {_sentences(error, Recipe)}") from None
 
@@ -306,29 +305,22 @@ def _yaml(text: str, what: str) -> Any:
         import yaml
     except ImportError:
         raise UsageError('recipes need PyYAML: pip install "ttt-docs[train]"') from None
+
+    class Loader(yaml.SafeLoader):
+        """YAML 1.1 takes 1e-3 (no dot) for text; here it is a number."""
+
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise UsageError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
 
 
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 (no dot) for text; here it is a number."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `base` with those of `changes` over them, section by section."""
     merged = dict(base)
-    for key, value in changes.items():
+    for key, value in (item for change in changes for item in change.items()):
         below = merged.get(key)
         merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
