@@ -32,7 +32,7 @@ from ttt_docs.generation.decoding import Decoding, generate
 from ttt_docs.generation.reply import end_tokens, prompt_tokens
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import outline
-from ttt_docs.lookup import router
+from ttt_docs.lookup.router.routing import decide
 
 WHOLE = (
     "What are the main themes of the book?",
@@ -77,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     asked = load(options.questions)
-    strayed = [row for row in asked if router.route(row["question"]).route == "memory"]
+    strayed = [row for row in asked if decide(row["question"]).route == "memory"]
     reader = TTTReader.from_pretrained(options.model)
     rows = []
     for book in books(options.books):

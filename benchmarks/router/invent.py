@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from ttt_docs.lookup.question_features import vector_row, vectors, word_rows
+from ttt_docs.lookup.router.question_features import vector_row, vectors, word_rows
 
 NEAR = 30  # words that one may be exchanged for
 ANY = 0.2  # share of exchanges by any word at all

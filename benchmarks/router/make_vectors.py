@@ -1,4 +1,4 @@
-"""Writes ttt_docs/lookup/word_vectors.npz: what common words are like, taken from a language model's middle.
+"""Writes ttt_docs/lookup/router/word_vectors.npz: what common words are like, taken from a language model's middle.
 
     python benchmarks/router/make_vectors.py --model smollm2-135m
 
@@ -21,7 +21,7 @@ import torch
 
 from ttt_docs import TTTReader
 
-OUT = Path(__file__).resolve().parents[2] / "ttt_docs" / "lookup" / "word_vectors.npz"
+OUT = Path(__file__).resolve().parents[2] / "ttt_docs" / "lookup" / "router" / "word_vectors.npz"
 CONTEXT = "What is the"
 BATCH = 500
 

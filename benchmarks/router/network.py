@@ -1,4 +1,4 @@
-"""Trains the networks of ttt_docs/lookup/question_network.py, and packs them for the package."""
+"""Trains the network of ttt_docs/lookup/router/question_network.py, and packs it for the package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttt_docs.lookup.question_network import BEGIN, EMPTY, END, LENGTH, RUNS, UNKNOWN, Words, words_of
+from ttt_docs.lookup.router.question_network import BEGIN, EMPTY, END, LENGTH, RUNS, UNKNOWN, Words, words_of
 
 WIDTH, CHANNELS = 64, 128
 EPOCHS, BATCH, RATE, DECAY = 8, 256, 3e-3, 0.02
@@ -91,22 +91,19 @@ def scores(network: Network, questions: list[str], words: list[str]) -> Array:
 
 
 @torch.no_grad()
-def save(networks: list[Network], words: list[str], path: Path) -> None:
-    """8 bits a weight, one scale for each array of all networks."""
-
-    def stacked(name: str) -> Array:
-        return torch.stack([network.get_parameter(name) for network in networks]).numpy()
-
+def save(network: Network, words: list[str], path: Path) -> None:
+    """8 bits a weight, one scale for each array."""
+    weight = {name: parameter.numpy() for name, parameter in network.named_parameters()}
     arrays = {
-        "own": stacked("own.weight"),
-        "vector": stacked("vector.weight").transpose(0, 2, 1),
-        "classes": stacked("classes.weight").transpose(0, 2, 1),
-        "out": stacked("out.weight")[:, 0],
-        "out_bias": stacked("out.bias"),
+        "own": weight["own.weight"],
+        "vector": weight["vector.weight"].T,
+        "classes": weight["classes.weight"].T,
+        "out": weight["out.weight"][0],
+        "out_bias": weight["out.bias"][0],
     }
     for i, size in enumerate(RUNS):
-        arrays[f"run{size}"] = stacked(f"runs.{i}.weight").transpose(0, 3, 2, 1).reshape(-1, size * WIDTH, CHANNELS)
-        arrays[f"bias{size}"] = stacked(f"runs.{i}.bias")[:, None]
+        arrays[f"run{size}"] = weight[f"runs.{i}.weight"].transpose(2, 1, 0).reshape(size * WIDTH, CHANNELS)
+        arrays[f"bias{size}"] = weight[f"runs.{i}.bias"]
     packed: dict[str, Array] = {"words": np.array(" ".join(words))}
     for name, array in arrays.items():
         scale = np.float32(max(np.abs(array).max(), 1e-12) / 127)

@@ -5,9 +5,9 @@
                                        [--half test] [--json OUT] [--misses]
 
 A regression over features learns from three quarters of the training half's templates, from questions made of frames
-(frames.py) and from plain ones (plain.jsonl). Networks over words learn from the same, and from what a teacher says of
-invented questions (teacher.py). Their scores are added; the regression's share, calibration and threshold are chosen on
-the last quarter, which neither they nor the teacher saw.
+(frames.py) and from plain ones (plain.jsonl). A network over words learns from the same, and from what a teacher says
+of invented questions (teacher.py). Their scores are added. The share of the regression, calibration and threshold are
+chosen on the last quarter, which neither they nor the teacher saw.
 """
 
 from __future__ import annotations
@@ -34,28 +34,24 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared import facts
 
-from ttt_docs.lookup import question_features
-from ttt_docs.lookup.router import route
+from ttt_docs.lookup.router import question_features
+from ttt_docs.lookup.router.routing import decide
 
 features = lru_cache(None)(question_features.features)
-meaning = lru_cache(None)(question_features.meaning)
-#: What the vectors are multiplied by while the penalty is the same for all weights: they may weigh more than a word.
-MEANING = 1.5
 
 HERE = Path(__file__).resolve().parent
-WEIGHTS = HERE.parents[1] / "ttt_docs" / "lookup" / "router.json"
-NETWORK = WEIGHTS.with_name("router_network.npz")
-NETWORKS = 2
+WEIGHTS = HERE.parents[1] / "ttt_docs" / "lookup" / "router" / "weights.json"
+NETWORK = WEIGHTS.with_name("network.npz")
 FRAME_WEIGHT = 0.3
 #: The teacher's log odds are divided by this. Of a labelled question's target the label is so much; what it weighs.
 SOFTENED, OWN_LABEL, OWN_WEIGHT = 2.0, 0.7, 2.0
-MIN_QUESTIONS = 6  # a word has a row in the networks once this many questions have it
+MIN_QUESTIONS = 6  # a word has a row in the network once this many questions have it
 LEAST = 0.003  # weights below are left out of the file
 PENALTY = 0.8  # of 0.1 to 1.6 the best or nearly so, by template and by kind, whenever tried during development
 PARTS = 4
 MIN_TEMPLATES = 2  # a word counts once this many templates of the training half have it
-#: What the regression's score may be multiplied by before the networks' is added.
-SHARES = (0.1, 0.2, 0.3, 0.5, 1.0)
+#: What the regression's score may be multiplied by before the network's is added.
+SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 #: Probability from which on a question is looked up: never above one half, so that doubt goes to the lookup.
 THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 
@@ -103,33 +99,29 @@ def vocabulary(rows: list[dict[str, Any]]) -> list[str]:
         own.update({name for text in texts for name in features(text)})
     seen = Counter(name for row in rows for name in features(row["question"]))
     frequent = {name for name, count in own.items() if count >= MIN_TEMPLATES}
-    general = {
-        name for name, count in seen.items() if count >= 3 and not name.startswith(("w=", "b=", "lead=", "head="))
-    }
+    general = {name for name, count in seen.items() if count >= 3 and not name.startswith("w=")}
     return sorted({name for name in frequent if name in seen} | general)
 
 
 def matrix(rows: list[dict[str, Any]], names: list[str]) -> Array:
-    """[questions, features + meaning]: 0 and 1, then the vectors."""
+    """[questions, features]: 0 and 1."""
     column = {name: i for i, name in enumerate(names)}
     out = np.zeros((len(rows), len(names)))
     for i, row in enumerate(rows):
         for name in features(row["question"]):
             if name in column:
                 out[i, column[name]] = 1
-    return np.hstack([out, MEANING * np.stack([meaning(row["question"]) for row in rows])])
+    return out
 
 
 def prior(names: list[str]) -> Array:
-    """[features + meaning + 1], the bias last."""
+    """[features + 1], the bias last."""
 
     def centre(name: str) -> float:
-        return (
-            PRIOR.get(name.removeprefix("c="), 0.0) if not name.startswith("head&c=") else PRIOR.get(name[7:], 0.0) / 2
-        )
+        own = PRIOR.get(name.removeprefix("head&").removeprefix("c="), 0.0)
+        return own / 2 if name.startswith("head&") else own
 
-    own = [centre(name) for name in names]
-    return np.array(own + [0.0] * (len(meaning("")) + 1))
+    return np.array([*map(centre, names), 0.0])
 
 
 def fit(x: Array, y: Array, weight: Array, penalty: float, mean: Array | None = None) -> Array:
@@ -169,16 +161,15 @@ def template_weights(rows: list[dict[str, Any]]) -> Array:
 @dataclass(frozen=True)
 class Model:
     names: list[str]
-    weights: Array  # [features + meaning + 1], the bias last
+    weights: Array  # [features + 1], the bias last
     words: list[str]
-    networks: list[network.Network]
+    net: network.Network
 
     def regression(self, rows: list[dict[str, Any]]) -> Array:
         return matrix(rows, self.names) @ self.weights[:-1] + self.weights[-1]
 
     def network(self, rows: list[dict[str, Any]]) -> Array:
-        questions = [row["question"] for row in rows]
-        return np.mean([network.scores(one, questions, self.words) for one in self.networks], axis=0)
+        return network.scores(self.net, [row["question"] for row in rows], self.words)
 
 
 def fitted(rows: list[dict[str, Any]], judged: dict[str, float]) -> Model:
@@ -192,7 +183,7 @@ def fitted(rows: list[dict[str, Any]], judged: dict[str, float]) -> Model:
     said[: len(own)] = OWN_LABEL * y + (1 - OWN_LABEL) * said[: len(own)]
     sizes = np.concatenate([np.full(len(own), OWN_WEIGHT), np.ones(len(invented))])
     words = network.vocabulary(own + invented, MIN_QUESTIONS)
-    return Model(names, w, words, [network.train(own + invented, said, sizes, words, seed) for seed in range(NETWORKS)])
+    return Model(names, w, words, network.train(own + invented, said, sizes, words))
 
 
 def learned_from(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -217,6 +208,13 @@ def calibrate(scores: Array, y: Array, weight: Array) -> tuple[float, float]:
     """Platt's scale and offset."""
     scale, offset = fit(scores[:, None], y, weight, 1e-3)
     return float(scale), float(offset)
+
+
+def calibrated_loss(scores: Array, y: Array, weight: Array) -> tuple[float, float, float]:
+    """Nats per question after calibration, and the calibration."""
+    scale, offset = calibrate(scores, y, weight)
+    p = sigmoid(scale * scores + offset)
+    return float(-np.average(np.log(np.where(y > 0, p, 1 - p)), weights=weight)), scale, offset
 
 
 def calibration_error(p: Array, y: Array, bins: int = 10) -> tuple[float, list[dict[str, float]]]:
@@ -244,16 +242,15 @@ def train(path: Path) -> None:
     model = fitted([*kept, *frame_questions(), *plain_questions()], judged)
     y, weight = labels(last), template_weights(last)
     regression, net = model.regression(last), model.network(last)
-    right = {share: float(((share * regression + net >= 0) == (y > 0)).mean()) for share in SHARES}
-    share = max(right, key=lambda one: right[one])
-    print(f"right of the last quarter: {right} by the regression's share; the regression alone", end=" ")
-    print(f"{((regression >= 0) == (y > 0)).mean():.4f}")
-    scale, offset = calibrate(share * regression + net, y, weight)
+    losses = {share: calibrated_loss(share * regression + net, y, weight) for share in SHARES}
+    share = min(losses, key=lambda one: losses[one][0])
+    print(f"nats of the last quarter by the regression's share: { {one: round(losses[one][0], 4) for one in SHARES} }")
+    _, scale, offset = losses[share]
     p = sigmoid(scale * (share * regression + net) + offset)
     right = {t: float(((p >= t) == (y > 0)).mean()) for t in THRESHOLDS}
     threshold = min(t for t, part in right.items() if part >= max(right.values()) - 0.002)
     print(f"scale {scale:.3f}, offset {offset:.3f}, threshold {threshold}, right {right}")
-    network.save(model.networks, model.words, NETWORK)
+    network.save(model.net, model.words, NETWORK)
     write_weights(replace(model, weights=share * model.weights), scale, offset, threshold)
 
 
@@ -265,7 +262,6 @@ def write_weights(model: Model, scale: float, offset: float, threshold: float) -
         "scale": round(scale, 4),
         "offset": round(offset, 4),
         "threshold": threshold,
-        "meaning": [round(MEANING * float(value), 3) for value in w[len(names) : -1]],
     }
     lines = ",\n".join(f"  {json.dumps(name, ensure_ascii=False)}: {value}" for name, value in kept.items())
     text = json.dumps(settings)[:-1] + ', "features": {\n' + lines + "\n}}\n"
@@ -288,11 +284,11 @@ def rounds(rows: list[dict[str, Any]], right: list[bool]) -> dict[str, float]:
 def measure(path: Path, half: str | None, out: Path | None, misses: bool) -> None:
     """Prints figures; the questions that went wrong only with `misses`, which is not for held-out ones."""
     rows = load(path, half)
-    route(rows[0]["question"])
+    decide(rows[0]["question"])
     seconds, p, right = [], [], []
     for row in rows:
         began = time.perf_counter()
-        decision = route(row["question"])
+        decision = decide(row["question"])
         seconds.append(time.perf_counter() - began)
         p.append(decision.probability)
         right.append(decision.route == row["label"])

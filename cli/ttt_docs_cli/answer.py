@@ -114,7 +114,7 @@ def ask(
 
 def _is_lookup(question: str, route: str) -> bool:
     """Whether the question can be answered from the text of a document alone."""
-    from ttt_docs.lookup.router import route as decide
+    from ttt_docs.lookup.router.routing import decide
 
     return route == "lookup" or (route == "auto" and decide(question).route == "lookup")
 

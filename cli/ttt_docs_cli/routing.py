@@ -25,10 +25,10 @@ def route(question: str | None, as_json: bool) -> None:
     Without QUESTION (or with `-`), questions are read from standard input, one a line; with --json every one gets a
     JSON object on a line of its own. No document is read and no model runs.
     """
-    from ttt_docs.lookup import router
+    from ttt_docs.lookup.router.routing import decide
 
     for asked in _questions(question):
-        decision = router.route(asked)
+        decision = decide(asked)
         if as_json:
             say_json(asdict(decision))
         else:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from langchain_ttt_docs.opening import MemoryChoice, open_memory, open_reader
 from ttt_docs.errors import UsageError
-from ttt_docs.lookup.routing import AskRoute, chosen_route
+from ttt_docs.lookup.router.routing import AskRoute, chosen_route
 from ttt_docs.memory.memory import Memory
 from ttt_docs.reader import TTTReader
 

@@ -15,7 +15,7 @@ from ttt_docs.errors import UsageError
 from ttt_docs.evaluation.haystack import TASKS, Count, Prose, prose_of, sample, score
 
 if TYPE_CHECKING:
-    from ttt_docs.lookup.routing import AskRoute
+    from ttt_docs.lookup.router.routing import AskRoute
     from ttt_docs.reader import TTTReader
 
 #: Bands of depth in tables and pictures.

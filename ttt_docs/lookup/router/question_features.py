@@ -1,7 +1,7 @@
-"""What a question is made of, as the router sees it: words, word classes, pointers, form.
+"""What a question is made of, as the router sees it: its words, their classes and vectors, and what it points to.
 
-Beside them, vectors of its words (`meaning`), which say something of words that no training question had.
-A question takes about a millisecond.
+Only the clause that asks counts. Names, numbers, quotations and pointers such as "page 12" stand in it as `<name>`,
+`<number>`, `<quote>` and `<place>`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
+from ttt_docs.text.names import word_list
 
 #: Of a longer question the first and the last words count.
 LONGEST = 120
@@ -72,26 +69,10 @@ _POLITE = re.compile(
 )
 _ASKING = ("who", "whom", "whose", "when", "where", "which", "what", "why", "how")
 #: A question that begins with one of these asks for yes or no.
-_AUXILIARIES = _set(
-    """is are was were am do does did has have had can could shall should will would may might must isn't aren't wasn't
-    don't doesn't didn't hasn't can't couldn't shouldn't won't wouldn't"""
-)
+_AUXILIARIES = word_list("auxiliaries")
 _SHORT = {"what's": "what is", "who's": "who is", "where's": "where is", "when's": "when is", "how's": "how is"}
-#: Words that a question may have for one another: "how can you" is asked like "how do I".
-_ALIKE = {"an": "a", "are": "is", "were": "was", "does": "do", "have": "has", "you": "i", "we": "i"}
-_ALIKE |= dict.fromkeys(("could", "should", "must", "may", "would", "might"), "can") | dict.fromkeys(
-    ("this", "these"), "it"
-)
-#: Words that end or come before what is asked for.
-_SMALL = _set(
-    """who whom whose when where which what why how is are was were be been am do does did has have had having can could
-    shall should will would may might must a an the this that these those my your his her its our their some any all
-    every each no not there it i you he she we they me us him them of in on for to by with between behind from about at
-    as into onto under over during after before through against among across within without per than if while whether
-    and or but because so then kind sort type one ones please just"""
-)
-#: Verbs that say nothing of what is wanted.
-_ORDERS = _set("give show tell find get make write list name say state identify provide see let need want")
+#: Small words end or come before what is asked for. Orders are verbs that say nothing of what is wanted.
+_SMALL, _ORDERS = word_list("small"), word_list("orders")
 #: After "how", these ask for a number.
 _MEASURES = re.compile("many|much|long|old|far|often|tall|big|large|deep|wide|high|heavy|fast|late|early|soon")
 
@@ -169,17 +150,53 @@ def _one_slip(a: str, b: str) -> bool:
 def features(question: str) -> dict[str, str]:
     """The question's features, each with the words of the question that it comes from (for the reason).
 
-    Names: `w=` a stem, `b=` two or three in a row, `q=` the question word, `c=` a word class, `first=` the first class,
-    `lead=` and `head=` the first and the last word of what is asked for (`head&c=` its class), `q=...&c=...` both,
-    `has=` place, quote, form, code, year, number or name, `length=`.
+    Names: `w=` a stem, `c=` a word class, `q=` the question word (`q=inside`: it is not the first word), `has=` place,
+    quote, form, code, year, number or name, `length=`. `lead&c=` and `head&c=` are classes of the first and of the last
+    word of what is asked for; `q=...&head&c=...` joins question word and class.
     """
     found: dict[str, str] = {}
     stems, spoken = _read(question, found)
     for kind in ("quote", "form", "place"):  # of another clause they say less
         if f"has={kind}" in found and f"<{kind}>" not in spoken:
             del found[f"has={kind}"]
-    _word_features(stems, spoken, found)
+    asking, at = _question_word([word.lower() for word in spoken])
+    yes_or_no = bool(spoken) and spoken[0].lower() in _AUXILIARIES
+    kind = "how much" if asking.startswith("how ") else asking or ("yes" if yes_or_no else "none")
+    found[f"q={kind}"] = asking
+    found[f"length={sum(len(stems) > limit for limit in (2, 5, 10, 18, 30))}"] = ""
+    if at > 0:
+        found["q=inside"] = asking
+    lowered = [stem if stem == "<name>" else word.lower() for stem, word in zip(stems, spoken, strict=True)]
+    for part, word_at in zip(("lead", "head"), asked_for(lowered), strict=True):
+        if word_at is not None:
+            for name in _telling_classes(stems[word_at]):
+                found[f"{part}&c={name}"] = found[f"q={kind}&{part}&c={name}"] = spoken[word_at]
+    for word, said in zip(stems, spoken, strict=True):
+        if not word.startswith("<"):
+            found.setdefault(f"w={word}", said)
+        for name in _telling_classes(word):
+            found.setdefault(f"c={name}", said)
     return found
+
+
+def _telling_classes(word: str) -> list[str]:
+    return [name for name in word_classes().get(word, ()) if name not in ("common", "document")]
+
+
+def asked_for(words: list[str]) -> tuple[int | None, int | None]:
+    """The positions of the first and last word of what is asked for: "what is the [main character's name]".
+
+    That is the first run of words without small words: in English its last word is its head. `words` in lower case,
+    with names and the like as `<name>`. (None, None) if there are only small words.
+    """
+    run: list[int] = []
+    for i, word in enumerate(words):
+        if word in _SMALL or (word in _ORDERS and not run and i + 1 < len(words)):
+            if run:
+                break
+        else:
+            run.append(i)
+    return (run[0], run[-1]) if run else (None, None)
 
 
 def clause_words(question: str) -> tuple[list[str], list[str]]:
@@ -216,31 +233,6 @@ def _plain(question: str) -> str:
     for pattern, written in _WRITTEN:
         text = pattern.sub(written, text)
     return text
-
-
-def meaning(question: str) -> np.ndarray:
-    """Mean vectors of the asking clause's words: of those that are not common, of all, the first of the former, and
-    the head of what is asked for.
-
-    float32 [4 * dim]; zeros where no word is known. The first of the words that are not common is, in most questions,
-    what is asked for: "what *themes*", "how is it *defined*".
-    """
-    table, classes = vectors(), word_classes()
-    text = _QUOTE.sub(" ", _plain(question))
-    clause = _POLITE.sub("", _asking_clause(" ".join(text.split()[:LONGEST])))
-    words = [word.lower() for word in _WORD.findall(clause)]
-    every, telling = [], []
-    for word in words:
-        row = vector_row(word)
-        if row is not None:
-            every.append(row)
-            if "common" not in classes.get(stem(word), ()):
-                telling.append(row)
-    head = asked_for(words)[1]
-    row = None if head is None else vector_row(words[head])
-    parts = [telling, every, telling[:1], [] if row is None else [row]]
-    means = [table[rows].mean(0) if rows else np.zeros(table.shape[1], np.float32) for rows in parts]
-    return np.concatenate(means)
 
 
 def vector_row(word: str) -> int | None:
@@ -310,78 +302,3 @@ def _question_word(words: list[str]) -> tuple[str, int]:
                 return f"how {following}", i
             return ("who" if word in ("whom", "whose") else word), i
     return "", -1
-
-
-def _is_yes_or_no(spoken: list[str]) -> bool:
-    return bool(spoken) and spoken[0].lower() in _AUXILIARIES
-
-
-def _word_features(stems: list[str], spoken: list[str], found: dict[str, str]) -> None:
-    classes = word_classes()
-    asking, at = _question_word([word.lower() for word in spoken])
-    kind = "how much" if asking.startswith("how ") else asking or ("yes" if _is_yes_or_no(spoken) else "none")
-    found[f"q={kind}"] = asking
-    found[f"length={sum(len(stems) > limit for limit in (2, 5, 10, 18, 30))}"] = ""
-    if at > 0:
-        found["q=inside"] = asking
-    for part, place in zip(("lead", "head"), asked_for(_lowered(stems, spoken)), strict=True):
-        if place is not None:
-            word, said = stems[place], spoken[place]
-            found[f"{part}={word}"] = said
-            for name in classes.get(word, ()):
-                if name not in ("common", "document"):
-                    found[f"{part}&c={name}"] = said
-                    found[f"q={kind}&{part}&c={name}"] = said
-    first = True
-    for word, said in zip(stems, spoken, strict=True):
-        if not word.startswith("<"):
-            found.setdefault(f"w={word}", said)
-        named = [name for name in classes.get(word, ()) if name not in ("common", "document")]
-        for name in named:
-            found.setdefault(f"c={name}", said)
-            found.setdefault(f"q={kind}&c={name}", said)
-            if first:
-                found[f"first={name}"] = said
-                found[f"q={kind}&first={name}"] = said
-        first = first and not named
-    run_of = [(_shape(word), said) for word, said in zip(stems, spoken, strict=True) if word != "the"]
-    shapes = ["^", *(shape for shape, _ in run_of), "$"]
-    written = ["", *(word for _, word in run_of), ""]
-    for size in (2, 3):
-        for i in range(len(shapes) - size + 1):
-            run = shapes[i : i + size]
-            if run.count("*") < size - 1:
-                found.setdefault(f"b={' '.join(run)}", " ".join(written[i : i + size]).strip())
-    for pointer in ("place", "quote", "form", "code", "year", "number", "name"):
-        if f"has={pointer}" in found:
-            found[f"q={kind}&has={pointer}"] = found[f"has={pointer}"]
-
-
-def _lowered(stems: list[str], spoken: list[str]) -> list[str]:
-    return [stem if stem == "<name>" else word.lower() for stem, word in zip(stems, spoken, strict=True)]
-
-
-def asked_for(words: list[str]) -> tuple[int | None, int | None]:
-    """Where the first and last word of what is asked for stand: "what is the [main character's name]", "[due date]".
-
-    That is the first run of words without small words: in English its last word is its head. `words` in lower case,
-    with names and the like as `<name>`. (None, None) if there are only small words.
-    """
-    run: list[int] = []
-    for i, word in enumerate(words):
-        if word in _SMALL or (word in _ORDERS and not run and i + 1 < len(words)):
-            if run:
-                break
-        else:
-            run.append(i)
-    return (run[0], run[-1]) if run else (None, None)
-
-
-def _shape(word: str) -> str:
-    """A word as runs of words see it: itself if it is common, else its class, else any word."""
-    names = word_classes().get(word, ())
-    if word == "<name>":
-        return "*"
-    if word.startswith("<") or "common" in names:
-        return _ALIKE.get(word, word)
-    return f"<{names[0]}>" if names else "*"
