@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cli_commands import SMALL, TEXT
-from ttt_docs_cli.shapes import ASK, CONTINUE, SUMMARIZE
+from ttt_docs_cli.shapes import SHAPES
 
 from ttt_docs import Answer, Evidence, Memory, TTTReader
 from ttt_docs.memory import memories_equal
@@ -53,7 +53,7 @@ def test_summarize(memory, run, run_json, load):
     assert CALLS[-1][2:] == ("paragraph", 0) and memories_equal(asked_memory(), load(memory))
     result = run_json("summarize", memory, "--length", "page", "--seed", "7")
     assert CALLS[-1][2:] == ("page", 7)
-    assert result.keys() == SUMMARIZE.keys() and result["documents"] == ["book.txt"]
+    assert result.keys() == SHAPES["summarize"].keys() and result["documents"] == ["book.txt"]
 
 
 def test_ask(memory, run, run_json):
@@ -63,7 +63,7 @@ def test_ask(memory, run, run_json):
     assert CALLS[-1][2:] == ("Who slept?", "auto", None, None) and CALLS[-1][0].model.dtype == torch.float32
     answer = run_json("ask", memory, "Who slept?", "--route", "lookup", "--top-k", "3", "--max-context", "99")
     assert CALLS[-1][2:] == ("Who slept?", "lookup", 3, 99)
-    assert answer.keys() == ASK.keys() and (answer["question"], answer["verified"]) == ("Who slept?", True)
+    assert answer.keys() == SHAPES["ask"].keys() and (answer["question"], answer["verified"]) == ("Who slept?", True)
     assert answer["evidence"] == [vars(QUOTE), vars(QUOTE) | {"page": None}]
 
 
@@ -89,7 +89,7 @@ def test_continue_streams(memory, run, run_json):
     expected = dict(temperature=0, top_p=0.9, top_k=5, repetition_penalty=1.2, seed=3, stop=["End", "\n\n"])
     assert CALLS[-1][2:] == (9, False, expected)
     result = run_json("continue", memory)
-    assert result.keys() == CONTINUE.keys() and result["text"] == "And then the wind came."
+    assert result.keys() == SHAPES["continue"].keys() and result["text"] == "And then the wind came."
 
 
 def test_ctrl_c_while_it_writes(memory, run, monkeypatch):
