@@ -25,11 +25,12 @@ from ttt_docs.kernels.cross_entropy.jvp import linear_cross_entropy_jvp
 from ttt_docs.kernels.cross_entropy.native import linear_cross_entropy_native
 from ttt_docs.kernels.heads.definition import Heads, HeadsPlan, heads_reference
 from ttt_docs.kernels.inner_step.definition import (
-    balance_reference,
-    gradient_norm_reference,
-    weight_step_reference,
+    Step,
+    inner_step_reference,
+    step_direction_reference,
+    undo_step_reference,
 )
-from ttt_docs.kernels.inner_step.native import balance_native, gradient_norm_native, weight_step_native
+from ttt_docs.kernels.inner_step.native import inner_step_native
 from ttt_docs.kernels.rms_norm.cpu import rms_norm_cpu
 from ttt_docs.kernels.rms_norm.definition import rms_norm_reference
 from ttt_docs.kernels.rms_norm.jvp import rms_norm_jvp
@@ -47,21 +48,18 @@ class Kernels:
     #: The backend that computes a chunk's directional derivative, for kernels that are differentiable once: the outer
     #: loop's second derivatives. None: these kernels are differentiable twice.
     jvp: Kernels | None = None
-    #: The inner step over all fast weights and what takes it back, both on the device; None: `ttt.inner_loop`.
-    inner_step: tuple[Callable[..., Any], Callable[..., None]] | None = None
-    #: What such a step hands back to its gradient and rates, for the outer loop; None: `ttt.outer_scan`.
-    step_direction: Callable[..., tuple[list[tuple[Tensor, Tensor]], Tensor]] | None = None
+    #: Whether the inner step runs while the host goes on. Reading then asks for results once in many chunks.
+    asynchronous = False
 
     linear: Callable[..., Tensor] = staticmethod(F.linear)
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = staticmethod(rms_norm_reference)
     swiglu: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(swiglu_reference)
     window_attention: Callable[..., Tensor] = staticmethod(window_attention_reference)
     linear_cross_entropy: Callable[..., Tensor] = staticmethod(linear_cross_entropy_reference)
-    #: The parts of an inner step for one matrix: what balances its gradient, the norm of that, and the step together
-    #: with its copy for the products.
-    balance = staticmethod(balance_reference)
-    gradient_norm = staticmethod(gradient_norm_reference)
-    weight_step = staticmethod(weight_step_reference)
+    #: The step of all fast weights, what takes it back for some documents, and what it hands back to its gradient.
+    inner_step: Callable[..., Step] = staticmethod(inner_step_reference)
+    undo_step: Callable[[Step, Tensor], Step] = staticmethod(undo_step_reference)
+    step_direction: Callable[..., tuple[Tensor, Tensor]] = staticmethod(step_direction_reference)
 
     def split_heads(self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan: HeadsPlan) -> Heads:
         """Queries, keys and values of qkv, normed and rotated: see `kernels.heads.definition.heads_reference`."""
@@ -105,9 +103,7 @@ class NativeKernels(CpuKernels):
     swiglu = staticmethod(swiglu_native)
     window_attention = staticmethod(window_attention_native)
     linear_cross_entropy = staticmethod(linear_cross_entropy_native)
-    balance = staticmethod(balance_native)
-    gradient_norm = staticmethod(gradient_norm_native)
-    weight_step = staticmethod(weight_step_native)
+    inner_step = staticmethod(inner_step_native)
 
 
 class JvpKernels(Kernels):

@@ -54,7 +54,7 @@ def base_state(model: Decoder, batch: int = 1, tokens: int | None = None) -> Rea
     longest = min(tokens or model.config.max_positions, model.config.max_positions)
     state = ReadingState(model, ReadingConfig(chunk=longest, window=longest, learn=False), batch)
     if not model.config.prime_norm:
-        state.set_fast([])
+        state.set_fast(None)
     return state
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,29 +22,12 @@ from torch import Tensor, nn
 from ttt_docs.kernels.attention.definition import Sinks
 from ttt_docs.kernels.backends import REFERENCE, Kernels
 from ttt_docs.kernels.heads.definition import HeadsPlan, Rotation, rotate
+from ttt_docs.kernels.inner_step.layout import FastLayout, PrimeWeights
+from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.model.fused import run_fused
 from ttt_docs.model.rope import frequencies, rotation
-
-
-class FastWeights(NamedTuple):
-    """The fast weights of one block: w1, w3 [batch, hidden, dim] and w2 [batch, dim, hidden]."""
-
-    w1: Tensor
-    w2: Tensor
-    w3: Tensor
-
-
-class ProductWeights(NamedTuple):
-    """Fast weights as the products take them: w1 above w3, in the compute dtype."""
-
-    w13: Tensor  # [batch, 2 * hidden, dim]
-    w2: Tensor  # [batch, dim, hidden]
-
-
-def product_weights(fast: FastWeights, dtype: torch.dtype) -> ProductWeights:
-    return ProductWeights(torch.cat([fast.w1.to(dtype), fast.w3.to(dtype)], dim=1), fast.w2.to(dtype))
 
 
 class Table(nn.Module):
@@ -187,15 +170,16 @@ class Decoder(nn.Module):
                 nn.init.ones_(parameter.data)
         return self
 
-    def initial_fast_weights(self, batch: int = 1) -> list[FastWeights]:
-        """W0 for each suffix block, float32 (or float64), one set per document; differentiable copies of it."""
+    @property
+    def fast_layout(self) -> FastLayout:
+        """Where each fast weight stands in one tensor [batch, n]."""
+        return FastLayout(self.config.suffix_blocks, self.config.prime_dim, self.config.dim)
 
-        def spread(weight: Tensor) -> Tensor:
-            wide = weight if weight.dtype == torch.float64 else weight.float()
-            return wide.expand(batch, -1, -1)
-
+    def initial_fast_weights(self, batch: int = 1) -> Tensor:
+        """W0, float32 (or float64) [batch, n] as `fast_layout` has it: one set per document, differentiable."""
         primes = [self.block(i).prime_mlp for i in self.config.suffix]
-        return [FastWeights(spread(p.w1), spread(p.w2), spread(p.w3)) for p in primes]
+        matrices = [w.unsqueeze(0) for p in primes for w in (p.w1, p.w2, p.w3)]
+        return self.fast_layout.join(w.to(wide(w.dtype)) for w in matrices).expand(batch, -1)
 
     def new_caches(self, window: int | None, sinks: int = 0, differentiable: bool = False) -> list[LayerCache]:
         """Empty caches, one per block."""
@@ -251,7 +235,7 @@ class Decoder(nn.Module):
         blocks: range,
         place: Place,
         caches: Sequence[LayerCache],
-        fast: Sequence[ProductWeights] | None = None,
+        fast: Sequence[PrimeWeights] | None = None,
         kernels: Kernels = REFERENCE,
         commit: bool = True,
     ) -> Tensor:
@@ -275,7 +259,7 @@ class Decoder(nn.Module):
         return x + self._post(block, "attention_post_norm", y, kernels)
 
     def feed_forward(
-        self, x: Tensor, index: int, fast: Sequence[ProductWeights] | None = None, kernels: Kernels = REFERENCE
+        self, x: Tensor, index: int, fast: Sequence[PrimeWeights] | None = None, kernels: Kernels = REFERENCE
     ) -> Tensor:
         """The rest of block `index`: the prime MLP, where the block has one and `fast` is given, and the static MLP."""
         block, eps = self.block(index), self.config.norm_eps

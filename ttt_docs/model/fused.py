@@ -15,7 +15,8 @@ from ttt_docs.model.cache import LayerCache
 
 if TYPE_CHECKING:
     from ttt_docs.kernels.backends import Kernels
-    from ttt_docs.model.decoder import Decoder, Place, ProductWeights
+    from ttt_docs.kernels.inner_step.layout import PrimeWeights
+    from ttt_docs.model.decoder import Decoder, Place
 
 #: Pre-norm's weight, post-norm's (None: there is none), and what stands between them.
 SubLayer = tuple[Tensor, "Tensor | None", Callable[[Tensor], Tensor]]
@@ -27,7 +28,7 @@ def run_fused(
     blocks: range,
     place: Place,
     caches: Sequence[LayerCache],
-    fast: Sequence[ProductWeights] | None,
+    fast: Sequence[PrimeWeights] | None,
     kernels: Kernels,
     commit: bool,
 ) -> Tensor:
@@ -51,7 +52,7 @@ def _sub_layers(
     blocks: range,
     place: Place,
     caches: Sequence[LayerCache],
-    fast: Sequence[ProductWeights] | None,
+    fast: Sequence[PrimeWeights] | None,
     kernels: Kernels,
     commit: bool,
 ) -> Iterator[SubLayer]:

@@ -16,16 +16,18 @@ from torch import Tensor
 
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.backends import Kernels
+from ttt_docs.kernels.inner_step.definition import updated
+from ttt_docs.kernels.inner_step.layout import PrimeWeights, joined
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import Decoder, FastWeights, product_weights
-from ttt_docs.ttt.inner_loop import chunk_loss, inner_step
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.ttt.inner_loop import chunk_loss, rule_of
 
 
 def through_compiled_updates(
     model: Decoder,
     x: Tensor,
     targets: Tensor,
-    fast: list[FastWeights],
+    fast: Tensor,
     reading: ReadingConfig,
     second_order: bool,
     rates: Tensor,
@@ -38,7 +40,7 @@ def through_compiled_updates(
     """
     if x.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise UsageError("recompute 'compiled' needs a C++ compiler, g++ or the one in CXX: or set it to 'none'")
-    own = [w.contiguous() for w in fast[0]]  # one layout for all chunks: one program
+    own = fast.contiguous()  # one layout for all chunks: one program
     losses, norms, nlls = [], [], []
     for here, wanted in zip(x.split(reading.chunk, dim=1), targets.split(reading.chunk, dim=1), strict=True):
         own, loss, norm, nll = _step(
@@ -53,22 +55,22 @@ def through_compiled_updates(
 
 @torch.compile(fullgraph=True, dynamic=False)
 def _step(
-    model: Decoder, x: Tensor, targets: Tensor, fast: list[Tensor], reading: ReadingConfig, second_order: bool,
+    model: Decoder, x: Tensor, targets: Tensor, fast: Tensor, reading: ReadingConfig, second_order: bool,
     rates: Tensor, kernels: Kernels,
-) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The fast weights after a chunk; its loss [batch], gradient norm [batch] and token losses with those of before."""
 
-    def predict(fast: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        weights = product_weights(FastWeights(*fast), model.dtype)
+    def predict(weights: PrimeWeights) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         out = model.feed_forward(x, model.config.prefix_blocks, [weights], kernels)
         nll = model.token_nll(out, targets, kernels)
         loss = chunk_loss(nll, targets, model.config.bos_token_id)
         return loss.sum(), (loss, nll)
 
-    grads, (loss, nll) = torch.func.grad(predict, has_aux=True)(fast)
+    (weights,) = model.fast_layout.views(fast.to(model.dtype))
+    grads, (loss, nll) = torch.func.grad(predict, has_aux=True)(weights)
+    grad = joined([PrimeWeights(*grads)]).to(fast.dtype)
     if not second_order:
-        grads = [g.detach() for g in grads]
-    step = inner_step([FastWeights(*fast)], [FastWeights(*grads)], reading, rates)
+        grad = grad.detach()
+    after, _, _ = updated(fast, grad, model.fast_layout, rule_of(reading), rates)
     # Inductor's gradient is wrong if the step's own norm is an output as well (seen with torch 2.13; a test holds it).
-    norm = torch.stack([g.detach().square().sum(dim=(1, 2)) for g in grads]).sum(0).sqrt()
-    return list(step.fast[0]), loss, norm, nll
+    return after, loss, grad.detach().square().sum(dim=1).sqrt(), nll

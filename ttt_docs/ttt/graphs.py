@@ -9,105 +9,106 @@ have no place, and run as they are.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ttt_docs.kernels.inner_step.definition import Step
 from ttt_docs.model.cache import LayerCache
-from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights
-from ttt_docs.ttt.device import Buffers, StepResult, Taken, device_step
-
-if TYPE_CHECKING:
-    from ttt_docs.ttt.state import ReadingState
+from ttt_docs.model.decoder import Decoder, Place
+from ttt_docs.ttt.inner_loop import ChunkStep, InnerLoop, Weights, learn_chunk
 
 #: Each model's graphs. They must not hold the model, or neither would ever be freed.
 _GRAPHS: WeakKeyDictionary[Decoder, SuffixGraphs] = WeakKeyDictionary()
+#: A model's graphs, with the buffers they work on, serve one piece at a time.
+ONE_PIECE = threading.Lock()
 
 
-def graphs_for(state: ReadingState) -> SuffixGraphs:
-    """The graphs of the state's model. Reading in another way, with more documents or with parameters that have moved
-    makes new ones; the ones of before are given up, so that a model never holds two sets of buffers."""
-    parameters = tuple(parameter.data_ptr() for parameter in state.model.parameters())
-    made_for = (state.reading, state.batch, state.piece, state.kernels.name, parameters)
-    graphs = _GRAPHS.get(state.model)
+def can_capture(loop: InnerLoop) -> bool:
+    return loop.model.embed.weight.is_cuda
+
+
+def graphs_for(loop: InnerLoop, batch: int, piece: int) -> SuffixGraphs:
+    """The graphs of a model. Reading in another way, with more documents or with parameters that have moved makes new
+    ones; the ones of before are given up, so that a model never holds two sets of buffers."""
+    parameters = tuple(parameter.data_ptr() for parameter in loop.model.parameters())
+    made_for = (loop.reading, batch, piece, loop.kernels.name, parameters)
+    graphs = _GRAPHS.get(loop.model)
     if graphs is None or graphs.made_for != made_for:
-        graphs = _GRAPHS[state.model] = SuffixGraphs(made_for)
+        graphs = _GRAPHS[loop.model] = SuffixGraphs(made_for, loop.reading.window - 1 + piece * loop.reading.chunk)
     return graphs
 
 
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    taken: Taken  # what the graph writes
+    measured: ChunkStep  # what the graph writes
     places: tuple[Place, Place]  # what it reads of the sinks
 
 
 class SuffixGraphs:
     """`enter` copies a state's suffix caches and fast weights in, `leave` copies them back."""
 
-    def __init__(self, made_for: tuple[Any, ...]) -> None:
-        self.made_for = made_for
+    def __init__(self, made_for: tuple[Any, ...], capacity: int) -> None:
+        self.made_for, self.capacity = made_for, capacity
         self.filling = False
         self.seen: set[tuple[bool, int, int]] = set()
         self.captured: dict[tuple[bool, int, int], _Captured] = {}
         self.pool: Any = None
         self.caches: list[LayerCache] = []
-        self.weights: list[Buffers] = []
+        self.weights: list[Weights] = []  # before and after a chunk, in turn
         self.inputs: list[Tensor] = []
         self.rates: Tensor | None = None
 
-    def enter(self, state: ReadingState) -> bool:
+    def enter(self, loop: InnerLoop, position: int, caches: Sequence[LayerCache], weights: Weights) -> bool:
         """Takes a state over, if its sinks are all there and either out of sight or at their last distance."""
-        reading, position = state.reading, state.position
+        reading = loop.reading
         self.filling = position < reading.window
         if not (reading.sinks <= position and (self.filling or position >= reading.window + reading.sinks)):
             return False
         if not self.weights:
-            self._allocate(state)
-        now = self.weights[_parity(state)]
-        _copy(state.fast, now.fast)
-        _copy(state.products, now.products)
-        for i in state.model.config.suffix:
-            self.caches[i].hold(state.caches[i])
+            self._allocate(loop, caches, weights)
+        for into, own in zip(self.weights[position // reading.chunk % 2], weights, strict=True):
+            into.copy_(own)
+        for i in loop.model.config.suffix:
+            self.caches[i].hold(caches[i])
         return True
 
-    def _allocate(self, state: ReadingState) -> None:
-        from ttt_docs.kernels.inner_step.triton import new_buffers
-
-        config, reading = state.model.config, state.reading
-        self.rates = state.matrix_rates
-        capacity = reading.window - 1 + state.piece * reading.chunk
-        self.caches = [LayerCache(reading.window, reading.sinks) for _ in state.caches]
+    def _allocate(self, loop: InnerLoop, caches: Sequence[LayerCache], weights: Weights) -> None:
+        config = loop.model.config
+        self.rates = loop.rates
+        self.caches = [LayerCache(cache.window, cache.sinks) for cache in caches]
+        shape = (len(weights.fast), config.kv_heads, self.capacity, config.head_dim)
         for i in config.suffix:
-            shape = (state.batch, config.kv_heads, capacity, config.head_dim)
-            self.caches[i].allocate(shape, state.model.embed.weight)
-        for _ in range(2):
-            fast, products = new_buffers(state.fast, state.model.dtype)
-            self.weights.append(Buffers([FastWeights(*w) for w in fast], [ProductWeights(*p) for p in products]))
+            self.caches[i].allocate(shape, loop.model.embed.weight)
+        self.weights = [Weights(*(torch.empty(w.shape, dtype=w.dtype, device=w.device) for w in weights)) for _ in "ab"]
 
-    def take(self, state: ReadingState, hidden: Tensor, targets: Tensor, places: tuple[Place, Place]) -> StepResult:
-        """One chunk. The first time at a place it runs as it is: kernels get compiled and libraries set up, which a
-        capture cannot do."""
+    def take(
+        self, loop: InnerLoop, index: int, hidden: Tensor, targets: Tensor, places: tuple[Place, Place]
+    ) -> ChunkStep:
+        """Chunk `index` of the document. The first time at a place it runs as it is: kernels get compiled and libraries
+        set up, which a capture cannot do."""
         inputs = [hidden, targets, *places[0].turn]
         if not self.inputs:
             self.inputs = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
         for static, value in zip(self.inputs, inputs, strict=True):
             static.copy_(value)
-        filled = self.caches[state.model.config.suffix[0]].filled
-        place = self.filling, filled, _parity(state)
+        suffix = loop.model.config.suffix
+        filled, parity = self.caches[suffix[0]].filled, index % 2
+        place = self.filling, filled, parity
         if place not in self.seen:
             self.seen.add(place)
-            result = self._run(state, self._with_inputs(places), None).result
+            measured, _ = self._run(loop, parity, self._with_inputs(places), None)
         else:
             if place not in self.captured:
-                self.captured[place] = self._capture(state, self._with_inputs(places), filled)
-            captured = self.captured[place]
-            captured.graph.replay()
-            result = captured.taken.result
-            self._fill(state, filled + state.reading.chunk)
-        return StepResult(*(x.clone() for x in result))
+                self.captured[place] = self._capture(loop, parity, self._with_inputs(places), filled)
+            self.captured[place].graph.replay()
+            measured = self.captured[place].measured
+            self._fill(loop.model, filled + loop.reading.chunk)
+        return ChunkStep(*(x.clone() for x in measured))
 
     def _with_inputs(self, places: tuple[Place, Place]) -> tuple[Place, Place]:
         """The same places, with angles from where they never move."""
@@ -119,46 +120,31 @@ class SuffixGraphs:
             Place((cos[-count:], sin[-count:]), guard.chunks, guard.sinks),
         )
 
-    def _run(self, state: ReadingState, places: tuple[Place, Place], table: Tensor | None) -> Taken:
-        before, into = self.weights[_parity(state)], self.weights[1 - _parity(state)]
+    def _run(
+        self, loop: InnerLoop, parity: int, places: tuple[Place, Place], table: Tensor | None
+    ) -> tuple[ChunkStep, Step]:
+        before, into = self.weights[parity], self.weights[1 - parity]
+        own = InnerLoop(loop.model, loop.reading, loop.kernels, self.rates)
         hidden, targets = self.inputs[:2]
-        return device_step(
-            state.model, state.reading, state.kernels, hidden, targets, places, self.caches, before, self.rates, into,
-            table,
-        )  # fmt: skip
+        return learn_chunk(own, hidden, targets, places, self.caches, before, into, table)
 
-    def _capture(self, state: ReadingState, places: tuple[Place, Place], filled: int) -> _Captured:
-        from ttt_docs.kernels.inner_step.triton import TABLE
-
-        table = torch.empty(TABLE * len(self.weights[0].fast), dtype=torch.int64, device=self.inputs[0].device)
+    def _capture(self, loop: InnerLoop, parity: int, places: tuple[Place, Place], filled: int) -> _Captured:
+        table = torch.empty(2 * loop.model.config.suffix_blocks, dtype=torch.int64, device=self.inputs[0].device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            taken = self._run(state, places, table)
+            measured, step = self._run(loop, parity, places, table)
         self.pool = graph.pool()
-        table.copy_(taken.step.addresses)
-        self._fill(state, filled)  # nothing has run yet
-        return _Captured(graph, taken, places)
+        if step.addresses is not None:
+            table.copy_(step.addresses)
+        self._fill(loop.model, filled)  # nothing has run yet
+        return _Captured(graph, measured, places)
 
-    def _fill(self, state: ReadingState, end: int) -> None:
-        for i in state.model.config.suffix:
+    def _fill(self, model: Decoder, end: int) -> None:
+        for i in model.config.suffix:
             self.caches[i].filled = end
 
-    def leave(self, state: ReadingState) -> None:
-        now = self.weights[_parity(state)]
-        state.set_fast(
-            [FastWeights(*(w.clone() for w in block)) for block in now.fast],
-            [ProductWeights(*(w.clone() for w in block)) for block in now.products],
-        )
-        for i in state.model.config.suffix:
-            state.caches[i].hold(self.caches[i])
-
-
-def _parity(state: ReadingState) -> int:
-    """Which of the two sets holds the weights before the chunk that comes next."""
-    return state.position // state.reading.chunk % 2
-
-
-def _copy(source: Sequence[Sequence[Tensor]], target: Sequence[Sequence[Tensor]]) -> None:
-    for ours, theirs in zip(source, target, strict=True):
-        for x, into in zip(ours, theirs, strict=True):
-            into.copy_(x)
+    def leave(self, model: Decoder, index: int, caches: Sequence[LayerCache]) -> Weights:
+        """The weights before chunk `index`, the one that would come next; the caches get what is in the buffers."""
+        for i in model.config.suffix:
+            caches[i].hold(self.caches[i])
+        return Weights(*(w.clone() for w in self.weights[index % 2]))

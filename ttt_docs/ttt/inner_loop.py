@@ -1,30 +1,130 @@
-"""The inner loop: score a chunk, then learn from it (METHOD section 3).
+"""The inner loop, one chunk at a time: docs/method.md section 3, its steps 1 to 5 by number.
 
-A chunk is predicted with the fast weights of before; the gradient of its mean loss with respect to the fast weights
-makes one step. Nothing below the first prime MLP is touched, so hidden states come in from the prefix blocks.
+The paper's rule is `sgd`. Its clip and step stand in `kernels/inner_step/definition.py` (`updated`), and the other rules
+beside it. Nothing below the first prime MLP learns, so a chunk comes as hidden states from the prefix blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttt_docs.kernels.backends import REFERENCE, Kernels
-from ttt_docs.kernels.inner_step.definition import Balance, balance_reference
+from ttt_docs.kernels.inner_step.definition import Rule, Step
+from ttt_docs.kernels.inner_step.layout import PrimeWeights
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights
+from ttt_docs.model.decoder import Decoder, Place
+
+#: Tokens at a chunk's end that the guard predicts again after the update.
+GUARD_TOKENS = 16
 
 
-class Step(NamedTuple):
-    """One update. Everything is per document: [batch]."""
+class Weights(NamedTuple):
+    """The fast weights of every document, [batch, n] as `Decoder.fast_layout` has them."""
 
-    fast: list[FastWeights]
-    grad_norm: Tensor  # global norm of the gradient before clipping
-    clip: Tensor  # factor applied to it (1 where it did not bind, or the rule has none)
+    fast: Tensor  # float32 (float64 for a float64 model)
+    products: Tensor  # the same in the products' dtype
+
+    @classmethod
+    def of(cls, fast: Tensor, dtype: torch.dtype) -> Weights:
+        return cls(fast, fast.to(dtype))
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """What stays the same from chunk to chunk. `rates` [3 * suffix blocks] are learned rates; None: 1 for all."""
+
+    model: Decoder
+    reading: ReadingConfig
+    kernels: Kernels
+    rates: Tensor | None = None
+
+
+class ChunkStep(NamedTuple):
+    """What one chunk measured, per document; tensors stay on their device."""
+
+    nll: Tensor  # [batch, chunk], nats
+    loss: Tensor  # [batch]
+    grad_norm: Tensor  # [batch], before clipping; 0 without learning
+    clip: Tensor  # [batch]
+    accepted: Tensor  # bool [batch]: False where the update was undone
+
+
+def learn_chunk(
+    loop: InnerLoop,
+    hidden: Tensor,
+    targets: Tensor,
+    places: tuple[Place, Place],
+    caches: Sequence[LayerCache],
+    before: Weights,
+    into: Weights | None = None,
+    table: Tensor | None = None,
+) -> tuple[ChunkStep, Step]:
+    """Reads a chunk and learns from it. hidden [batch, chunk, dim], targets [batch, chunk].
+
+    `places` are the chunk's and its last tokens', which the guard predicts again. The suffix caches grow by the chunk.
+    `into` takes the weights after the step; `table` is as for `inner_step_triton`. Every decision is a tensor.
+    """
+    model, reading, kernels = loop.model, loop.reading, loop.kernels
+    views = model.fast_layout.views(before.products)
+    # 1.-3. Predict the chunk with the weights of before; its mean loss; the gradient for the fast weights alone.
+    nll, grads = score_and_grads(model, hidden, targets, places[0], caches, views, kernels)
+    with torch.no_grad():
+        # 4. Clip: g *= min(1, clip / ||g||).  5. Step: W <- W - lr * g.
+        step = kernels.inner_step(before.fast, grads, rule_of(reading), loop.rates, model.dtype, into, table)
+        # Not in the paper: an update that worsens the chunk's last tokens is undone, and one that is not finite.
+        accepted = step.grad_norm.isfinite()
+        if reading.guard is not None:
+            jump = _loss_again(loop, hidden, targets, places[1], caches, step.products, nll)
+            accepted = accepted & (jump <= reading.guard)  # False for NaN too
+        step = kernels.undo_step(step, accepted)
+        loss = chunk_loss(nll, targets, model.config.bos_token_id)
+    return ChunkStep(nll, loss, step.grad_norm, step.clip, accepted), step
+
+
+def score_chunk(
+    loop: InnerLoop,
+    hidden: Tensor,
+    targets: Tensor,
+    place: Place,
+    caches: Sequence[LayerCache],
+    weights: Sequence[PrimeWeights] | None,
+) -> ChunkStep:
+    """Reads a chunk with the window only. Nothing is learned."""
+    model, kernels = loop.model, loop.kernels
+    with torch.no_grad():
+        nll = model.token_nll(model.run(hidden, model.config.suffix, place, caches, weights, kernels), targets, kernels)
+        loss = chunk_loss(nll, targets, model.config.bos_token_id)
+    zero = torch.zeros_like(loss)
+    return ChunkStep(nll, loss, zero, zero + 1, torch.ones_like(loss, dtype=torch.bool))
+
+
+def score_and_grads(
+    model: Decoder,
+    hidden: Tensor,
+    targets: Tensor,
+    place: Place,
+    caches: Sequence[LayerCache],
+    weights: Sequence[PrimeWeights],
+    kernels: Kernels = REFERENCE,
+) -> tuple[Tensor, list[PrimeWeights]]:
+    """Steps 1 to 3: loss of each token [batch, chunk] (nats), and the gradient of its mean for the fast weights."""
+    leaves = [PrimeWeights(*(w.detach().requires_grad_() for w in block)) for block in weights]
+    with torch.enable_grad():
+        # 1. Forward through the suffix blocks. Earlier keys and values stay as they were computed.
+        x = model.run(hidden, model.config.suffix, place, caches, leaves, kernels)
+        # 2. Mean cross-entropy. Documents are independent: the gradient of the batch's sum is each one's own.
+        nll = model.token_nll(x, targets, kernels)
+        loss = chunk_loss(nll, targets, model.config.bos_token_id).sum()
+        # 3. The gradient for the prime MLPs' w1, w2, w3 alone.
+        grads = torch.autograd.grad(loss, [w for block in leaves for w in block])
+    return nll.detach(), [PrimeWeights(*pair) for pair in zip(grads[0::2], grads[1::2], strict=True)]
 
 
 def chunk_loss(nll: Tensor, targets: Tensor, bos: int | None) -> Tensor:
@@ -34,126 +134,25 @@ def chunk_loss(nll: Tensor, targets: Tensor, bos: int | None) -> Tensor:
     return nll.sum(dim=1) / (targets != bos).sum(dim=1).clamp_min(1)
 
 
-def inner_step(
-    fast: Sequence[FastWeights], grads: Sequence[FastWeights], reading: ReadingConfig, rates: Tensor | None = None
-) -> Step:
-    """W <- W - lr * g, with g clipped by its global norm (`sgd`, the paper's) or normalized matrix by matrix
-    (`normalized`, and `balanced` after its rows and columns).
-
-    `rates` [suffix blocks] multiplies the learning rate block by block, or [suffix blocks, 3] for w1, w2, w3 of each.
-    Differentiable: the outer loop goes through it, clip factor included.
-    """
-    own = _directions(grads, reading)
-    sizes, _, clip = _step_sizes(_norms(own), reading, rates)
-    return Step(_moved(fast, own, sizes, -1), _global_norm(_norms(grads)), clip)
+def rule_of(reading: ReadingConfig) -> Rule:
+    return Rule(reading.inner_rule, reading.inner_lr, reading.inner_clip)
 
 
-def product_step(
-    fast: Sequence[FastWeights],
-    grads: Sequence[ProductWeights],
-    reading: ReadingConfig,
-    rates: Tensor | None = None,
-    kernels: Kernels = REFERENCE,
-) -> tuple[Step, list[ProductWeights]]:
-    """`inner_step` with gradients as `score_and_product_grads` has them, and the weights after it as the products take
-    them. Not differentiable."""
-    own = fast_gradients([g for pair in grads for g in pair])
-    norms = [[kernels.gradient_norm(g) for g in block] for block in own]
-    norm = _global_norm(norms)
-    balances: list[list[Balance | None]] = [[None] * len(block) for block in own]
-    if reading.inner_rule == "balanced":
-        balances = [[kernels.balance(g) for g in block] for block in own]
-        norms = [
-            [kernels.gradient_norm(*matrix) for matrix in zip(*block, strict=True)]
-            for block in zip(own, balances, strict=True)
-        ]
-    sizes, _, clip = _step_sizes(norms, reading, rates)
-    products = [ProductWeights(*(torch.empty_like(g) for g in pair)) for pair in grads]
-    copies = fast_gradients([p for pair in products for p in pair])
-    after = [
-        FastWeights(*(kernels.weight_step(*matrix) for matrix in zip(*block, strict=True)))
-        for block in zip(fast, own, sizes, copies, balances, strict=True)
-    ]
-    return Step(after, norm, clip), products
-
-
-def undo_inner_step(
-    fast: Sequence[FastWeights], grads: Sequence[FastWeights], reading: ReadingConfig, rates: Tensor | None = None
-) -> list[FastWeights]:
-    """The fast weights before `inner_step` made `fast` from them and `grads` (but for rounding)."""
-    own = _directions(grads, reading)
-    return _moved(fast, own, _step_sizes(_norms(own), reading, rates)[0], 1)
-
-
-def _directions(grads: Sequence[FastWeights], reading: ReadingConfig) -> list[FastWeights]:
-    """The gradients, balanced if the rule is."""
-    if reading.inner_rule != "balanced":
-        return list(grads)
-    return [FastWeights(*(balance_reference(g)(g) for g in block)) for block in grads]
-
-
-def _global_norm(norms: Sequence[Sequence[Tensor]]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([n for block in norms for n in block]), dim=0)
-
-
-def _norms(grads: Sequence[FastWeights]) -> list[list[Tensor]]:
-    return [[torch.linalg.vector_norm(g, dim=(1, 2)) for g in block] for block in grads]
-
-
-def _step_sizes(
-    norms: list[list[Tensor]], reading: ReadingConfig, rates: Tensor | None
-) -> tuple[list[list[Tensor]], Tensor, Tensor]:
-    """From the norms of the gradients, [batch] per matrix of each block: what each gradient is multiplied by, likewise;
-    the global norm and the clip, [batch]."""
-    norm = _global_norm(norms)
-    clip = torch.ones_like(norm)
-    if reading.inner_rule == "sgd" and reading.inner_clip > 0:
-        clip = reading.inner_clip / norm.clamp_min(reading.inner_clip)
-
-    def size(own_norm: Tensor) -> Tensor:
-        # A gradient of zero (a matrix behind a w2 of zeros) makes no step, and 1 is a norm that can be differentiated.
-        return clip if reading.inner_rule == "sgd" else 1 / torch.where(own_norm > 0, own_norm, 1.0)
-
-    if rates is None:
-        rates = norm.new_ones(len(norms))
-    each = (reading.inner_lr * rates).reshape(len(norms), -1).expand(-1, len(norms[0]))
-    sizes = [[size(n) * r for n, r in zip(ns, rs, strict=True)] for ns, rs in zip(norms, each, strict=True)]
-    return sizes, norm, clip
-
-
-def _moved(
-    fast: Sequence[FastWeights], grads: Sequence[FastWeights], sizes: list[list[Tensor]], sign: int
-) -> list[FastWeights]:
-    return [
-        FastWeights(*(torch.addcmul(w, g, (sign * s)[:, None, None]) for w, g, s in zip(ws, gs, ss, strict=True)))
-        for ws, gs, ss in zip(fast, grads, sizes, strict=True)
-    ]
-
-
-def score_and_product_grads(
-    model: Decoder,
+def _loss_again(
+    loop: InnerLoop,
     hidden: Tensor,
     targets: Tensor,
     place: Place,
     caches: Sequence[LayerCache],
-    weights: Sequence[ProductWeights],
-    kernels: Kernels = REFERENCE,
-) -> tuple[Tensor, list[ProductWeights]]:
-    """Loss of each token of a chunk [batch, chunk] (nats) and the gradients of its mean for the fast weights.
-
-    hidden [batch, chunk, dim] comes from the prefix blocks; the caches of the suffix blocks grow by the chunk.
-    """
-    leaves = [ProductWeights(*(w.detach().requires_grad_() for w in block)) for block in weights]
-    with torch.enable_grad():
-        x = model.run(hidden, model.config.suffix, place, caches, leaves, kernels)
-        nll = model.token_nll(x, targets, kernels)
-        # Documents are independent: the gradient of the sum over the batch is each one's own gradient.
-        loss = chunk_loss(nll, targets, model.config.bos_token_id).sum()
-        flat = torch.autograd.grad(loss, [w for block in leaves for w in block])
-    return nll.detach(), [ProductWeights(*pair) for pair in zip(flat[0::2], flat[1::2], strict=True)]
-
-
-def fast_gradients(flat: Sequence[Tensor]) -> list[FastWeights]:
-    """Product weights, or their gradients, w13 and w2 of each block in turn: as fast weights (views)."""
-    pairs = zip(flat[0::2], flat[1::2], strict=True)
-    return [FastWeights(w13[:, : w13.shape[1] // 2], w2, w13[:, w13.shape[1] // 2 :]) for w13, w2 in pairs]
+    products: Tensor,
+    nll: Tensor,
+) -> Tensor:
+    """By how many nats [batch] the chunk's last tokens lose more with the new weights. Caches stay as they are."""
+    model, count = loop.model, place.turn[0].shape[0]
+    with ExitStack() as stack:
+        for i in model.config.suffix:
+            stack.enter_context(caches[i].rewound(count))
+        views = model.fast_layout.views(products)
+        x = model.run(hidden[:, -count:], model.config.suffix, place, caches, views, loop.kernels, commit=False)
+        again = model.token_nll(x, targets[:, -count:], loop.kernels)
+    return (again - nll[:, -count:]).mean(dim=1)

@@ -10,11 +10,13 @@ from torch import Tensor
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.backends import REFERENCE, Kernels
 from ttt_docs.kernels.dispatch import training_kernels_for
+from ttt_docs.kernels.inner_step.definition import updated
+from ttt_docs.kernels.inner_step.layout import PrimeWeights
 from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
+from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.compiled import through_compiled_updates
-from ttt_docs.ttt.inner_loop import chunk_loss, inner_step
+from ttt_docs.ttt.inner_loop import chunk_loss, rule_of
 from ttt_docs.ttt.outer_scan import Scan, through_updates
 from ttt_docs.ttt.sequence import run_sequence
 
@@ -93,7 +95,7 @@ def _unrolled(
     for start in range(0, tokens.shape[1] - 1, reading.chunk):
         here, targets = tokens[:, start : start + reading.chunk], tokens[:, start + 1 : start + reading.chunk + 1]
         place = model.place(start, reading.chunk, reading.window, reading.sinks)
-        weights = None if fast is None else [product_weights(block, model.dtype) for block in fast]
+        weights = None if fast is None else model.fast_layout.views(fast.to(model.dtype))
         x = model.run(model.hidden(here), range(model.config.blocks), place, caches, weights, kernels)
         nll = model.token_nll(x, targets, kernels)
         loss = chunk_loss(nll, targets, model.config.bos_token_id)
@@ -104,26 +106,25 @@ def _unrolled(
             for cache in caches[model.config.prefix_blocks + 1 :]:
                 cache.detach()
         if fast is not None and mode in ("meta", "first-order"):
-            flat = [w for block in fast for w in block]
-            grads = torch.autograd.grad(loss.sum(), flat, create_graph=mode == "meta", retain_graph=True)
-            # In `first-order` the gradients are constants here, and an update's gradient is the identity.
-            groups = [FastWeights(*grads[i : i + 3]) for i in range(0, len(grads), 3)]
-            step = inner_step(fast, groups, reading, rates)
-            fast, norms[-1] = step.fast, step.grad_norm.detach()
+            (grad,) = torch.autograd.grad(loss.sum(), [fast], create_graph=mode == "meta", retain_graph=True)
+            # In `first-order` the gradient is a constant here, and an update's gradient is the identity.
+            fast, norm, _ = updated(fast, grad, model.fast_layout, rule_of(reading), rates)
+            norms[-1] = norm.detach()
     stacked = torch.stack(losses, dim=1)
     return OuterLoss(stacked.mean(), stacked.detach(), torch.stack(norms, dim=1), torch.cat(nlls, dim=1))
 
 
-def _shared_product_weights(model: Decoder) -> list[ProductWeights]:
+def _shared_product_weights(model: Decoder) -> list[PrimeWeights]:
     """The prime MLPs as they are, one set for all sequences: w13 [2 * hidden, dim], w2 [dim, hidden]."""
     primes = [model.block(i).prime_mlp for i in model.config.suffix]
-    return [ProductWeights(torch.cat([p.w1, p.w3]).to(model.dtype), p.w2.to(model.dtype)) for p in primes]
+    return [PrimeWeights(torch.cat([p.w1, p.w3]).to(model.dtype), p.w2.to(model.dtype)) for p in primes]
 
 
 def _rates(model: Decoder, lr_scale: float, inner_lr: Tensor | None) -> Tensor:
-    """What `reading.inner_lr` is multiplied by, [suffix blocks] or [suffix blocks, 3]."""
-    ones = torch.ones(model.config.suffix_blocks, dtype=wide(model.dtype), device=model.embed.weight.device)
-    return lr_scale * (ones if inner_lr is None else inner_lr.to(ones))
+    """What `reading.inner_lr` is multiplied by, for w1, w2, w3 of each block: [3 * suffix blocks]."""
+    blocks = model.config.suffix_blocks
+    ones = torch.ones(blocks, 3, dtype=wide(model.dtype), device=model.embed.weight.device)
+    return lr_scale * (ones if inner_lr is None else inner_lr.to(ones).view(blocks, -1).expand(-1, 3)).reshape(-1)
 
 
 def _check(

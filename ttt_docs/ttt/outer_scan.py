@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 
 from ttt_docs.kernels.backends import Kernels
+from ttt_docs.kernels.inner_step.layout import PrimeWeights, joined
 from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.config import ModelConfig, ReadingConfig
-from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
-from ttt_docs.ttt.inner_loop import chunk_loss, fast_gradients, inner_step, undo_inner_step
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.ttt.inner_loop import Weights, chunk_loss, rule_of
 from ttt_docs.ttt.sums import Sums
 from ttt_docs.ttt.tape import ChunkCache, Tape
-
-Fast = Sequence[FastWeights]
 
 #: Chunks between two fast weights that `logarithmic` keeps at the finest level.
 SEGMENT = 4
@@ -38,24 +37,14 @@ class Learned(NamedTuple):
 
     nll: Tensor  # [batch, chunk], nats
     loss: Tensor  # [batch]
-    grads: list[ProductWeights]  # its inner gradient
-
-
-class Weights(NamedTuple):
-    """Fast weights, and as the products take them where the step that made them did that too."""
-
-    fast: Fast
-    products: Sequence[ProductWeights] | None = None
-
-    def for_products(self, dtype: torch.dtype) -> Sequence[ProductWeights]:
-        return self.products or [product_weights(block, dtype) for block in self.fast]
+    grads: list[PrimeWeights]  # its inner gradient
 
 
 class Gradients:
     """The gradient of the whole loss, as far as it has been collected."""
 
     def __init__(self, scan: Scan) -> None:
-        self.fast: list[FastWeights] | None = None  # for the fast weights before the chunk last looked at; None: zero
+        self.fast: Tensor | None = None  # [batch, n], for the fast weights before the chunk last looked at; None: zero
         self.x = torch.zeros_like(scan.x) if scan.x_learns else None
         self.tape = scan.new_tape(wide(scan.x.dtype))  # for keys and values, from the chunks that saw them
         self.slow = Sums(scan.parameters)
@@ -97,7 +86,7 @@ class Scan:
         return slice(chunk * self.reading.chunk, (chunk + 1) * self.reading.chunk)
 
     def predict(
-        self, chunk: int, x: Tensor, weights: Sequence[ProductWeights], past: Sequence[Tensor], kernels: Kernels
+        self, chunk: int, x: Tensor, weights: Sequence[PrimeWeights], past: Sequence[Tensor], kernels: Kernels
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Losses [batch, chunk] and their mean [batch], and the chunk's own keys and values in the tape's order."""
         model, reading = self.model, self.reading
@@ -120,7 +109,7 @@ class Scan:
         earlier chunks count as constants unless `through_past`.
         """
         here = self.tokens(chunk)
-        weights = _leaves(before.for_products(self.model.dtype))
+        weights = self._leaves(before.products)
         flat_weights = [w for block in weights for w in block]
         x = self.x[:, here].detach().requires_grad_(into is not None and self.x_learns)
         past = [p.detach().requires_grad_(through_past) for p in self.tape.past(here.start)]
@@ -132,28 +121,23 @@ class Scan:
             grads = torch.autograd.grad(loss.sum(), inputs, allow_unused=into is not None)
         for kept, made in zip(self.tape.chunk(here.start), new, strict=True):
             kept.copy_(made.detach())
-        inner = grads[: len(flat_weights)]
+        inner = _paired(grads[: len(flat_weights)])
         if into is not None:
-            self._collect(chunk, fast_gradients(inner), grads[len(flat_weights) :], self.weight, into)
-        return Learned(nll.detach(), loss.detach(), _paired(inner))
+            self._collect(chunk, inner, grads[len(flat_weights) :], self.weight, into)
+        return Learned(nll.detach(), loss.detach(), inner)
 
-    def learn_through(self, chunk: int, before: Weights, grads: list[ProductWeights], into: Gradients) -> None:
+    def learn_through(self, chunk: int, before: Weights, grads: list[PrimeWeights], into: Gradients) -> None:
         """The outer gradient of a chunk and of the step made from its inner gradient `grads`, added `into` what the
         later chunks gave."""
         here = self.tokens(chunk)
-        direction = self._direction(before.fast, grads, into)
+        direction = self._direction(grads, into)
         asked = [a.to(self.x.dtype) for a in into.tape.chunk(here.start)]
         x = self.x[:, here].detach().requires_grad_(self.x_learns)
         past = [p.detach().requires_grad_() for p in self.tape.past(here.start)]
-        dtype, jvp = self.model.dtype, self.kernels.jvp
+        jvp = self.kernels.jvp
         with torch.enable_grad():
             if jvp is not None:
-                weights = _leaves(
-                    [
-                        ProductWeights(*(torch.cat(pair) for pair in zip(w, v, strict=True)))
-                        for w, v in zip(before.for_products(dtype), direction, strict=True)
-                    ]
-                )
+                weights = self._leaves(torch.cat([before.products, direction]))
                 seen = [torch.cat([p, torch.zeros_like(p)]) for p in past]
                 _, loss, new = self.predict(chunk, torch.cat([x, torch.zeros_like(x)]), weights, seen, jvp)
                 each = torch.ones_like(loss)
@@ -162,29 +146,30 @@ class Scan:
                 cotangents = [each, *(torch.cat([a, torch.zeros_like(a)]) for a in asked)]
                 flat_weights = [w for block in weights for w in block]
             else:
-                weights = _leaves(before.for_products(dtype))
+                weights = self._leaves(before.products)
                 flat_weights = [w for block in weights for w in block]
                 _, loss, new = self.predict(chunk, x, weights, past, self.kernels)
                 inner = torch.autograd.grad(loss.sum(), flat_weights, create_graph=True)
                 outputs = [loss, *new, *inner]
-                along = [v for block in direction for v in block]
+                along = [v for block in self.model.fast_layout.views(direction) for v in block]
                 cotangents = [torch.full_like(loss, self.weight), *asked, *along]
             parts = torch.autograd.grad(outputs, [*flat_weights, *self._inputs(x, past)], cotangents, allow_unused=True)
         of_weights = [part[: len(self.x)] for part in parts[: len(flat_weights)]]
-        self._collect(chunk, fast_gradients(of_weights), parts[len(flat_weights) :], 1.0, into)
+        self._collect(chunk, _paired(of_weights), parts[len(flat_weights) :], 1.0, into)
 
     def _inputs(self, x: Tensor, past: Sequence[Tensor]) -> list[Tensor]:
         return [*([x] if x.requires_grad else []), *(p for p in past if p.requires_grad), *self.parameters]
 
     def _collect(
-        self, chunk: int, of_fast: Fast, rest: Sequence[Tensor | None], factor: float, into: Gradients
+        self, chunk: int, of_fast: list[PrimeWeights], rest: Sequence[Tensor | None], factor: float, into: Gradients
     ) -> None:
         """Adds `factor` times a chunk's gradients; `rest` is in the order of `_inputs`."""
         here, left = self.tokens(chunk), list(rest)
         if into.fast is None:
-            into.fast = [FastWeights(*(w.to(wide(w.dtype)) * factor for w in block)) for block in of_fast]
+            grad = joined(of_fast)
+            into.fast = grad.to(wide(grad.dtype)) * factor
         else:
-            for sums, block in zip(into.fast, of_fast, strict=True):
+            for sums, block in zip(self.model.fast_layout.views(into.fast), of_fast, strict=True):
                 for total, part in zip(sums, block, strict=True):
                     total.add_(part, alpha=factor)
         if into.x is not None:
@@ -197,63 +182,32 @@ class Scan:
             if part_ is not None:
                 total_.add_(part_, alpha=factor)
 
-    def _direction(self, fast: Fast, grads: list[ProductWeights], into: Gradients) -> list[ProductWeights]:
-        """The gradient for `grads`, given the one for the fast weights that a step makes of `fast` and them."""
+    def _direction(self, grads: list[PrimeWeights], into: Gradients) -> Tensor:
+        """The gradient [batch, n] for `grads`, given the one for the fast weights that a step makes with them."""
         assert into.fast is not None
-        if self.kernels.step_direction is not None and self.reading.inner_rule != "balanced":
-            made, of_matrices = self.kernels.step_direction(into.fast, grads, *self._rule, self._matrix_rates())
-            of_each = of_matrices.view(len(grads), 3)
-            into.rates += (of_each if self._rates_each == 3 else of_each.sum(1)).view_as(into.rates)
-            return [ProductWeights(*pair) for pair in made]
-        with torch.enable_grad():
-            leaves = [FastWeights(*(g.detach().requires_grad_() for g in block)) for block in _wide(grads)]
-            rates = self.rates.detach().requires_grad_()
-            after = inner_step(fast, leaves, self.reading, rates).fast
-            *flat, of_rates = torch.autograd.grad(_flat(after), [*_flat(leaves), rates], _flat(into.fast))
+        direction, of_rates = self.kernels.step_direction(into.fast, grads, rule_of(self.reading), self.rates)
         into.rates += of_rates
-        return [product_weights(block, self.model.dtype) for block in _grouped(flat)]
+        return direction
 
-    def step(self, before: Weights, grads: list[ProductWeights]) -> tuple[Weights, Tensor]:
-        """The fast weights after a chunk, and the norm [batch] of its gradient."""
-        if self.kernels.inner_step is not None:
-            return self._step_on_device(before, grads, 1)
-        step = inner_step(before.fast, _wide(grads), self.reading, self.rates)
-        return Weights(step.fast), step.grad_norm
+    def step(self, before: Weights, grads: list[PrimeWeights], sign: int = 1) -> tuple[Weights, Tensor]:
+        """The fast weights after a chunk, and the norm [batch] of its gradient; with sign -1 those before it."""
+        rule = rule_of(self.reading)
+        rule = rule._replace(rate=sign * rule.rate)
+        step = self.kernels.inner_step(before.fast, grads, rule, self.rates, self.model.dtype)
+        return Weights(step.fast, step.products), step.grad_norm
 
-    def step_back(self, after: Weights, grads: list[ProductWeights]) -> Weights:
-        """The fast weights before a chunk."""
-        if self.kernels.inner_step is not None:
-            return self._step_on_device(after, grads, -1)[0]
-        return Weights(undo_inner_step(after.fast, _wide(grads), self.reading, self.rates))
-
-    def _step_on_device(self, weights: Weights, grads: list[ProductWeights], sign: int) -> tuple[Weights, Tensor]:
-        assert self.kernels.inner_step is not None
-        rule, rate, clip = self._rule
-        take, _ = self.kernels.inner_step
-        step = take(weights.fast, grads, self.model.dtype, rule, sign * rate, clip, self._matrix_rates())
-        made = Weights([FastWeights(*w) for w in step.fast], [ProductWeights(*p) for p in step.products])
-        return made, step.grad_norm
-
-    @property
-    def _rule(self) -> tuple[str, float, float]:
-        return self.reading.inner_rule, self.reading.inner_lr, self.reading.inner_clip
-
-    @property
-    def _rates_each(self) -> int:
-        """Rates of a block: one, or one for each of its matrices."""
-        return self.rates.numel() // self.model.config.suffix_blocks
-
-    def _matrix_rates(self) -> Tensor:
-        return self.rates.view(-1, self._rates_each).expand(-1, 3).reshape(-1)
+    def _leaves(self, products: Tensor) -> list[PrimeWeights]:
+        views = self.model.fast_layout.views(products)
+        return [PrimeWeights(*(w.detach().requires_grad_() for w in block)) for block in views]
 
     def learn_back(
-        self, first: int, last: int, after: Weights, grads: list[list[ProductWeights]], into: Gradients
+        self, first: int, last: int, after: Weights, grads: list[list[PrimeWeights]], into: Gradients
     ) -> None:
         """`learn_through` the chunks first..last - 1, last one first; `after` are the weights after them, `grads`
         (which gets empty) their inner gradients."""
         for chunk in reversed(range(first, last)):
             own = grads.pop()
-            after = self.step_back(after, own)
+            after, _ = self.step(after, own, -1)
             self.learn_through(chunk, after, own, into)
 
     def learn_back_again(self, first: int, last: int, fast: Weights, into: Gradients) -> None:
@@ -277,9 +231,9 @@ class _ThroughUpdates(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, scan: Scan, second_order: bool, logarithmic: bool, x: Tensor, rates: Tensor, *weights: Tensor
+        ctx: Any, scan: Scan, second_order: bool, logarithmic: bool, x: Tensor, rates: Tensor, start: Tensor, *slow: Tensor
     ) -> tuple[Tensor, ...]:
-        initial = Weights(_grouped([w.detach() for w in weights[: 3 * scan.model.config.suffix_blocks]]))
+        initial = Weights.of(start.detach(), scan.model.dtype)
         learns = any(ctx.needs_input_grad)
         into, fast, kept, nlls, losses, norms = Gradients(scan), initial, [], [], [], []
         for chunk in range(scan.chunks):
@@ -313,16 +267,15 @@ class _ThroughUpdates(torch.autograd.Function):
             scan.learn_back(0, scan.chunks - 1, ctx.fast, ctx.kept, into)
         assert into.fast is not None
         of_x = None if into.x is None else into.x * grad.to(into.x.dtype)
-        of_fast = [w * grad for w in _flat(into.fast)]
-        return None, None, None, of_x, into.rates * grad, *of_fast, *into.slow.result(grad)
+        return None, None, None, of_x, into.rates * grad, into.fast * grad, *into.slow.result(grad)
 
 
 def through_updates(
-    scan: Scan, x: Tensor, rates: Tensor, fast: Fast, second_order: bool, logarithmic: bool
+    scan: Scan, x: Tensor, rates: Tensor, fast: Tensor, second_order: bool, logarithmic: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean loss (differentiable), then for the record losses and inner gradient norms [batch, chunks] and token losses
     [batch, tokens]. Without `second_order`, what earlier chunks left counts as constants."""
-    return _ThroughUpdates.apply(scan, second_order, logarithmic, x, rates, *_flat(fast), *scan.parameters)
+    return _ThroughUpdates.apply(scan, second_order, logarithmic, x, rates, fast, *scan.parameters)
 
 
 def trained_above(model: Decoder) -> list[Tensor]:
@@ -344,23 +297,5 @@ def _with_constant_head(cross_entropy: Callable[..., Tensor]) -> Callable[..., T
     return lambda x, head, *rest: cross_entropy(x, head.detach(), *rest)
 
 
-def _leaves(weights: Sequence[ProductWeights]) -> list[ProductWeights]:
-    return [ProductWeights(*(w.detach().requires_grad_() for w in block)) for block in weights]
-
-
-def _paired(flat: Sequence[Tensor]) -> list[ProductWeights]:
-    return [ProductWeights(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
-
-
-def _wide(grads: Sequence[ProductWeights]) -> list[FastWeights]:
-    """Gradients for the products' weights as those for the fast weights."""
-    blocks = fast_gradients([g for pair in grads for g in pair])
-    return [FastWeights(*(g.to(wide(g.dtype)) for g in block)) for block in blocks]
-
-
-def _flat(fast: Fast) -> list[Tensor]:
-    return [w for block in fast for w in block]
-
-
-def _grouped(flat: Sequence[Tensor]) -> list[FastWeights]:
-    return [FastWeights(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+def _paired(flat: Sequence[Tensor]) -> list[PrimeWeights]:
+    return [PrimeWeights(*flat[i : i + 2]) for i in range(0, len(flat), 2)]

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ttt_docs.kernels.backends import Kernels
+from ttt_docs.kernels.inner_step.layout import PrimeWeights
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import Decoder, Place, ProductWeights
+from ttt_docs.model.decoder import Decoder, Place
 from ttt_docs.ttt.sums import Sums
 
 #: Tokens whose feed-forward sub-layers run, and are differentiated, at a time: rows do not depend on each other.
@@ -47,7 +48,7 @@ class _Layer:
         return self.model.attend(x, self.index, self.place, cache, self.kernels)
 
     def rest(self, x: Tensor, fast: Sequence[Tensor]) -> Tensor:
-        own = [ProductWeights(*fast)] * self.model.config.suffix_blocks if fast else None
+        own = [PrimeWeights(*fast)] * self.model.config.suffix_blocks if fast else None
         return self.model.feed_forward(x, self.index, own, self.kernels)
 
 
@@ -103,7 +104,7 @@ def run_sequence(
     blocks: range,
     reading: ReadingConfig,
     kernels: Kernels,
-    fast: Sequence[ProductWeights] | None = None,
+    fast: Sequence[PrimeWeights] | None = None,
     attend_next: bool = False,
     keep: bool = False,
 ) -> Tensor:

@@ -10,19 +10,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ttt_docs.errors import TTTDocsError
 from ttt_docs.kernels.backends import Kernels
 from ttt_docs.kernels.dispatch import kernels_for
+from ttt_docs.kernels.inner_step.layout import PrimeWeights
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import Decoder, FastWeights, Place, ProductWeights, product_weights
-from ttt_docs.ttt.device import DEVICE_PIECE, read_on_device
-from ttt_docs.ttt.inner_loop import chunk_loss, product_step, score_and_product_grads
+from ttt_docs.model.decoder import Decoder, Place
+from ttt_docs.ttt.graphs import ONE_PIECE, SuffixGraphs, can_capture, graphs_for
+from ttt_docs.ttt.inner_loop import GUARD_TOKENS, ChunkStep, InnerLoop, Weights, learn_chunk, score_chunk
+from ttt_docs.ttt.prefix import Prefix
 
-#: Chunks the prefix blocks run ahead in one call. Their products always have this many chunks of rows (padded where
-#: fewer are at hand): a product's last bits depend on its shape, and reading on must not depend on where it stopped.
-PIECE = 2
-#: Tokens at a chunk's end that the guard predicts again after the update.
-GUARD_TOKENS = 16
+#: Chunks the prefix blocks run ahead in one call, on a CPU and on a GPU. Their products always have this many chunks of
+#: rows (padded where fewer are at hand): a product's last bits depend on its shape, and reading on must not depend on
+#: where it stopped.
+PIECE, AHEAD = 2, 4
+#: Chunks between two reports of asynchronous kernels. Even, because a graph is kept for each place in a piece and
+#: weights alternate between two buffers: a chunk finds its weights in the same one in every piece.
+DEVICE_PIECE = 16
 
 
 @dataclass(frozen=True)
@@ -49,40 +54,45 @@ class ReadingState:
         kernels: Kernels | None = None,
         piece: int | None = None,
     ) -> None:
-        self.model, self.reading = model, reading
+        self.model, self.reading, self.batch = model, reading, batch
         self.kernels = kernels or kernels_for(model.embed.weight.device)
-        self.on_device = self.kernels.inner_step is not None
-        self.piece = piece or (DEVICE_PIECE if self.on_device else PIECE)
+        self.piece = piece or (DEVICE_PIECE if self.kernels.asynchronous else PIECE)
         self.position = 0
-        self.fast = [FastWeights(*(w.detach() for w in block)) for block in model.initial_fast_weights(batch)]
         self.caches: list[LayerCache] = model.new_caches(reading.window, reading.sinks)
         #: Hidden states after the prefix blocks by the position they begin at. Readings of the same tokens by models
-        #: with the same prefix may share one such dict: the first fills it, the others run no prefix. Not on a device.
+        #: with the same prefix may share one such dict: the first fills it, the others run no prefix.
         self.prefix_states: dict[int, Tensor] | None = None
-        self._products: list[ProductWeights] | None = None
-        device, factors = model.embed.weight.device, reading.inner_lr_factors
-        #: Learned rates [suffix blocks, 1 or 3]; None: 1 for all.
-        self.rates = torch.tensor(factors, device=device).view(len(self.fast), -1) if factors and self.fast else None
+        self._prefix_end = 0  # the position that the prefix blocks' caches are at
+        self._weights: Weights | None = None  # None: the initial ones, until somebody asks for them
+        self._has_fast = model.config.suffix_blocks > 0
+        rates, device = None, model.embed.weight.device
+        if reading.inner_lr_factors and self._has_fast:
+            factors = torch.tensor(reading.inner_lr_factors, device=device).view(model.config.suffix_blocks, -1)
+            rates = factors.expand(-1, 3).reshape(-1)
+        self.loop = InnerLoop(model, reading, self.kernels, rates)
 
     @property
-    def batch(self) -> int:
-        return self.fast[0].w1.shape[0] if self.fast else 1
-
-    @property
-    def products(self) -> list[ProductWeights]:
-        """The fast weights in the products' dtype."""
-        if self._products is None:
+    def weights(self) -> Weights | None:
+        """The fast weights; None for a model that has none, or where they were left out."""
+        if self._weights is None and self._has_fast:
             with torch.no_grad():
-                self._products = [product_weights(block, self.model.dtype) for block in self.fast]
-        return self._products
-
-    def set_fast(self, fast: list[FastWeights], products: list[ProductWeights] | None = None) -> None:
-        self.fast, self._products = fast, products
+                self._weights = Weights.of(self.model.initial_fast_weights(self.batch), self.model.dtype)
+        return self._weights
 
     @property
-    def matrix_rates(self) -> Tensor | None:
-        """`rates` for every matrix, [3 * suffix blocks]."""
-        return None if self.rates is None else self.rates.expand(-1, 3).reshape(-1)
+    def fast(self) -> Tensor | None:
+        """[batch, n] as `Decoder.fast_layout` has them, float32; None as for `weights`."""
+        return None if self.weights is None else self.weights.fast
+
+    @property
+    def views(self) -> list[PrimeWeights] | None:
+        """The fast weights of each suffix block, as `Decoder.run` takes them."""
+        return None if self.weights is None else self.model.fast_layout.views(self.weights.products)
+
+    def set_fast(self, fast: Tensor | None) -> None:
+        """Other fast weights [batch, n]; None leaves the prime MLPs out."""
+        self._has_fast = fast is not None
+        self._weights = None if fast is None else Weights.of(fast, self.model.dtype)
 
     @property
     def slots_left(self) -> int:
@@ -90,100 +100,90 @@ class ReadingState:
         return self.piece - self.position // self.reading.chunk % self.piece
 
     def read(self, tokens: Tensor) -> Iterator[ChunkResult]:
-        """Reads n whole chunks, n <= `slots_left`: tokens [batch, n * chunk + 1], the last one only as a target."""
-        if self.on_device:
-            yield from read_on_device(self, tokens)
+        """Reads n whole chunks, n <= `slots_left`: tokens [batch, n * chunk + 1], the last one only as a target.
+
+        With asynchronous kernels every chunk is under way before the first result is given out.
+
+        Raises TTTDocsError in a state that an error has left in the middle of a piece.
+        """
+        first, began = self.position // self.reading.chunk, time.perf_counter()
+        if self.kernels.asynchronous:
+            steps = list(self._steps(tokens))
+            columns = (torch.stack(column).cpu() for column in zip(*steps, strict=True))
+            steps = [ChunkStep(*row) for row in zip(*columns, strict=True)]
+            seconds = (time.perf_counter() - began) / max(len(steps), 1)
+            for i, step in enumerate(steps):
+                yield _result(first + i, step, seconds)
             return
-        chunk = self.reading.chunk
-        count = (tokens.shape[1] - 1) // chunk
-        slot = self.position // chunk % self.piece
-        began = time.perf_counter()
-        ahead = self._prefix(tokens[:, :-1], slot, count)
-        for i in range(count):
-            here = slice((slot + i) * chunk, (slot + i + 1) * chunk)
-            targets = tokens[:, i * chunk + 1 : (i + 1) * chunk + 1]
-            place = self._place(self.position, chunk)
-            result = self._suffix(ahead[:, here], targets, place, began)
-            self.position += chunk
-            began = time.perf_counter()
+        for i, step in enumerate(self._steps(tokens)):
+            result = _result(first + i, step, time.perf_counter() - began)
             yield result
+            began = time.perf_counter()
 
-    def _place(self, start: int, tokens: int, chunk: int | None = None, slots: slice | None = None) -> Place:
-        return self.model.place(start, tokens, self.reading.window, self.reading.sinks, chunk, slots)
-
-    @torch.no_grad()
-    def _prefix(self, tokens: Tensor, slot: int, count: int) -> Tensor:
-        """Prefix blocks over the whole piece: hidden states [batch, piece * chunk, dim], padding included."""
-        if self.prefix_states is not None and self.position in self.prefix_states:
-            return self.prefix_states[self.position]
-        chunk = self.reading.chunk
-        frame = tokens.new_zeros(tokens.shape[0], self.piece * chunk)
-        frame[:, slot * chunk : (slot + count) * chunk] = tokens
-        place = self._place(self.position - slot * chunk, frame.shape[1], chunk, slice(slot, slot + count))
-        blocks = range(self.model.config.prefix_blocks)
-        ahead = self.model.run(self.model.hidden(frame), blocks, place, self.caches, None, self.kernels)
-        if self.prefix_states is not None:
-            self.prefix_states[self.position] = ahead
-        return ahead
-
-    def _suffix(self, hidden: Tensor, targets: Tensor, place: Place, began: float) -> ChunkResult:
-        bos = self.model.config.bos_token_id
-        index = self.position // self.reading.chunk
-        skipped = torch.zeros(self.batch, dtype=torch.bool)
-        if not (self.reading.learn and self.fast):
-            with torch.no_grad():
-                x = self.model.run(hidden, self.model.config.suffix, place, self.caches, self.products, self.kernels)
-                nll = self.model.token_nll(x, targets, self.kernels)
-            zero = torch.zeros(nll.shape[0])
-            loss = chunk_loss(nll, targets, bos)
-            return ChunkResult(index, nll, loss, zero, zero + 1, skipped, time.perf_counter() - began)
-        nll, grads = score_and_product_grads(
-            self.model, hidden, targets, place, self.caches, self.products, self.kernels
-        )
-        with torch.no_grad():
-            before = self.fast
-            step, products = product_step(before, grads, self.reading, self.rates, self.kernels)
-            accepted = step.grad_norm.isfinite()
-            self.set_fast(step.fast, products)
-            if self.reading.guard is not None and bool(accepted.all()):
-                accepted = accepted & self._improved(hidden, targets, nll)
-            if not bool(accepted.all()):
-                keep = accepted[:, None, None]
-                self.set_fast(
-                    [
-                        FastWeights(*(torch.where(keep, new, old) for new, old in zip(n, o, strict=True)))
-                        for n, o in zip(step.fast, before, strict=True)
-                    ]
-                )
-        loss = chunk_loss(nll, targets, bos)
-        return ChunkResult(index, nll, loss, step.grad_norm, step.clip, ~accepted, time.perf_counter() - began)
-
-    def _improved(self, hidden: Tensor, targets: Tensor, nll: Tensor) -> Tensor:
-        """False [batch] where the chunk's last tokens, predicted again after the update, lost more than the guard."""
-        chunk = self.reading.chunk
-        count = min(GUARD_TOKENS, chunk)
-        assert self.reading.guard is not None
+    def _steps(self, tokens: Tensor) -> Iterator[ChunkStep]:
+        """The one way through a piece. The host waits for nothing that the kernels do not make it wait for."""
+        self._check()
+        asynchronous, chunk = self.kernels.asynchronous, self.reading.chunk
+        first, count = self.position // chunk, (tokens.shape[1] - 1) // chunk
+        weights = self.weights if self.reading.learn else None
+        self._prefix_end = self.position + count * chunk
         with ExitStack() as stack:
-            suffix = self.model.config.suffix
-            for i in suffix:
-                stack.enter_context(self.caches[i].rewound(count))
-            place = self._place(self.position + chunk - count, count)
-            x = self.model.run(
-                hidden[:, -count:], suffix, place, self.caches, self.products, self.kernels, commit=False
+            graphs = None
+            if asynchronous:
+                stack.enter_context(torch.cuda.device_of(tokens))
+                stack.enter_context(ONE_PIECE)
+            size = AHEAD if asynchronous else self.piece
+            ahead = Prefix(self.loop, self.caches, tokens[:, :-1], first, size, self.prefix_states)
+            stack.callback(ahead.finish)  # whatever happens: its memory is for others only after its stream is done
+            if weights is not None and asynchronous and can_capture(self.loop):
+                graphs = graphs_for(self.loop, self.batch, self.piece)
+            entered = False
+            for i, places in enumerate(self._places(count)):
+                hidden, targets = ahead.hidden(first + i), tokens[:, i * chunk + 1 : (i + 1) * chunk + 1]
+                if weights is None:
+                    step = score_chunk(self.loop, hidden, targets, places[0], self.caches, self.views)
+                elif graphs is not None and (entered or graphs.enter(self.loop, self.position, self.caches, weights)):
+                    if not entered:
+                        entered = True
+                        stack.callback(self._leave, graphs)
+                    step = graphs.take(self.loop, first + i, hidden, targets, places)
+                else:
+                    step, made = learn_chunk(self.loop, hidden, targets, places, self.caches, weights)
+                    weights = self._weights = Weights(made.fast, made.products)
+                self.position += chunk
+                yield step
+
+    def _leave(self, graphs: SuffixGraphs) -> None:
+        """Takes the weights and caches after the chunks read so far out of the graphs' buffers."""
+        self._weights = graphs.leave(self.model, self.position // self.reading.chunk, self.caches)
+
+    def _places(self, count: int) -> list[tuple[Place, Place]]:
+        """For each of the next `count` chunks, its place and that of its last tokens, which the guard predicts again."""
+        chunk = self.reading.chunk
+        piece = self._place(self.position, count * chunk, chunk)
+        ends = [(i + 1) * chunk for i in range(count)]
+        return [(piece.within(end - chunk, end), piece.within(end - min(GUARD_TOKENS, chunk), end)) for end in ends]
+
+    def _place(self, start: int, tokens: int, chunk: int | None = None) -> Place:
+        return self.model.place(start, tokens, self.reading.window, self.reading.sinks, chunk)
+
+    def _check(self) -> None:
+        if self._prefix_end != self.position:
+            raise TTTDocsError(
+                "reading stopped in the middle of a piece of chunks, and this state cannot go on: start again from the "
+                "last memory, or from a copy of the state"
             )
-            again = self.model.token_nll(x, targets[:, -count:], self.kernels)
-        jump = (again - nll[:, -count:]).mean(dim=1)
-        return jump <= self.reading.guard  # False for NaN too
 
     @torch.no_grad()
     def run(self, tokens: Tensor, commit: bool = True) -> Tensor:
         """Forward only, tokens [batch, n] -> hidden states before the final norm [batch, n, dim]."""
+        self._check()
         place = self._place(self.position, tokens.shape[1])
         blocks = range(self.model.config.blocks)
-        products = self.products if self.fast else None
-        x = self.model.run(self.model.hidden(tokens), blocks, place, self.caches, products, self.kernels, commit)
+        x = self.model.run(self.model.hidden(tokens), blocks, place, self.caches, self.views, self.kernels, commit)
         if commit:
             self.position += tokens.shape[1]
+            self._prefix_end = self.position
         return x
 
     @torch.no_grad()
@@ -192,9 +192,9 @@ class ReadingState:
         x = self.run(tokens[:, :-1], commit=False)
         return self.model.token_nll(x, tokens[:, 1:], self.kernels)
 
-    def restore(self, position: int, fast: list[FastWeights], caches: list[tuple[Tensor, Tensor]]) -> None:
+    def restore(self, position: int, fast: Tensor | None, caches: list[tuple[Tensor, Tensor]]) -> None:
         """Goes to where another state was: its position, fast weights and exported caches (`LayerCache.export`)."""
-        self.position = position
+        self.position = self._prefix_end = position
         self.set_fast(fast)
         for cache, (k, v) in zip(self.caches, caches, strict=True):
             cache.restore(k, v, position)
@@ -202,8 +202,9 @@ class ReadingState:
     def select(self, documents: list[int]) -> ReadingState:
         """A state of only some of the documents read in step."""
         other = self.copy()
-        index = torch.tensor(documents)
-        other.set_fast([FastWeights(*(w[index] for w in block)) for block in self.fast])
+        index = torch.tensor(documents, device=self.model.embed.weight.device)
+        other.batch = len(documents)
+        other._weights = None if self.weights is None else Weights(*(w[index] for w in self.weights))
         if self.position:
             for cache, mine in zip(other.caches, self.caches, strict=True):
                 k, v = mine.export()
@@ -216,3 +217,7 @@ class ReadingState:
         other.__dict__.update(self.__dict__)
         other.caches = [cache.copy() for cache in self.caches]
         return other
+
+
+def _result(index: int, step: ChunkStep, seconds: float) -> ChunkResult:
+    return ChunkResult(index, step.nll, step.loss, step.grad_norm, step.clip, ~step.accepted, seconds)

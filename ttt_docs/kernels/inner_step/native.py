@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ttt_docs.kernels.inner_step.definition import (
     Balance,
-    balance_reference,
-    gradient_norm_reference,
-    weight_step_reference,
+    Rule,
+    Step,
+    global_norm,
+    inner_step_reference,
+    step_sizes,
 )
+from ttt_docs.kernels.inner_step.layout import FastLayout, PrimeWeights
 from ttt_docs.kernels.native.calls import call
 
 #: Numbers of a gradient that are summed by one thread; the order of a sum depends on nothing else.
@@ -19,18 +24,44 @@ PIECE = 1 << 15
 ROWS = 64
 
 
-def _fits(grad: Tensor) -> bool:
-    return grad.dtype == torch.bfloat16 and grad[0].numel() % 32 == 0 and grad[0].is_contiguous()
+def inner_step_native(
+    fast: Tensor,
+    grads: Sequence[PrimeWeights],
+    rule: Rule,
+    rates: Tensor | None,
+    dtype: torch.dtype,
+    into: tuple[Tensor, Tensor] | None = None,
+    table: Tensor | None = None,
+) -> Step:
+    """As `inner_step_reference`, which still does what the compiled one was not made for."""
+    layout = FastLayout.of(grads)
+    by_rows = rule.name == "balanced"
+    whole = layout.dim % 32 == layout.hidden % 32 == 0 if by_rows else layout.matrix % 32 == 0
+    kinds = fast.dtype, dtype, grads[0].w13.dtype, fast[0].is_contiguous()
+    if not whole or kinds != (torch.float32, torch.bfloat16, torch.bfloat16, True) or into is not None:
+        return inner_step_reference(fast, grads, rule, rates, dtype, into)
+    gradients = [matrix for block in grads for matrix in block.matrices]
+    norms = torch.stack([_norm(g) for g in gradients])
+    grad_norm = global_norm(norms)
+    balances: list[Balance | None] = [None] * len(gradients)
+    if by_rows:
+        balances = [_balance(g) for g in gradients]
+        norms = torch.stack([_norm(g, balance) for g, balance in zip(gradients, balances, strict=True)])
+    clip, sizes = step_sizes(grad_norm, norms, rule, rates)
+    after, products = fast.new_empty(fast.shape), fast.new_empty(fast.shape, dtype=dtype)
+    matrices = zip(*map(layout.matrices, (fast, after, products)), strict=True)
+    for g, own, balance, size in zip(gradients, matrices, balances, sizes.tolist(), strict=True):
+        for i, (weight, to, product) in enumerate(zip(*own, strict=True)):
+            if balance is None:
+                call("weight_step", layout.matrix, weight, g[i], -size[i], to, product)
+            else:
+                factors = balance.rows[i], balance.columns[i]
+                call("balanced_step", *weight.shape, weight, g[i], *factors, -size[i], to, product)
+    return Step(after, products, grad_norm, clip, fast)
 
 
-def _fits_by_rows(grad: Tensor) -> bool:
-    return _fits(grad) and grad.shape[2] % 32 == 0
-
-
-def balance_native(grad: Tensor) -> Balance:
-    """As `balance_reference`, which still does what the compiled one was not made for."""
-    if not _fits_by_rows(grad):
-        return balance_reference(grad)
+def _balance(grad: Tensor) -> Balance:
+    """As in `definition.balanced`, of a gradient [batch, rows, columns]."""
     batch, rows, columns = grad.shape
     by_row = torch.empty(batch, rows)
     by_column = torch.empty(batch, -(-rows // ROWS), columns)
@@ -39,10 +70,8 @@ def balance_native(grad: Tensor) -> Balance:
     return Balance.of(by_row / columns, by_column.sum(dim=1) / rows)
 
 
-def gradient_norm_native(grad: Tensor, balance: Balance | None = None) -> Tensor:
-    """As `gradient_norm_reference`, which still does what the compiled one was not made for."""
-    if not (_fits(grad) if balance is None else _fits_by_rows(grad)):
-        return gradient_norm_reference(grad, balance)
+def _norm(grad: Tensor, balance: Balance | None = None) -> Tensor:
+    """Norm [batch] of the (balanced) gradient [batch, rows, columns]."""
     batch, rows, columns = grad.shape
     if balance is None:
         count = rows * columns
@@ -54,21 +83,3 @@ def gradient_norm_native(grad: Tensor, balance: Balance | None = None) -> Tensor
         for own, r, c, to in zip(grad, *balance, sums, strict=True):
             call("balanced_squares", rows, columns, own, r, c, to)
     return sums.double().sum(dim=1).sqrt().float()
-
-
-def weight_step_native(
-    weight: Tensor, grad: Tensor, size: Tensor, product: Tensor, balance: Balance | None = None
-) -> Tensor:
-    """As `weight_step_reference`, which still does what the compiled one was not made for."""
-    kinds = weight.dtype, product.dtype
-    fits = _fits(grad) if balance is None else _fits_by_rows(grad)
-    if not fits or kinds != (torch.float32, torch.bfloat16) or not weight[0].is_contiguous():
-        return weight_step_reference(weight, grad, size, product, balance)
-    after = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    for i, s in enumerate(size.tolist()):
-        if balance is None:
-            call("weight_step", weight[i].numel(), weight[i], grad[i], -s, after[i], product[i])
-        else:
-            scales = balance.rows[i], balance.columns[i]
-            call("balanced_step", *weight.shape[1:], weight[i], grad[i], *scales, -s, after[i], product[i])
-    return after

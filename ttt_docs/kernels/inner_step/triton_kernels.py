@@ -1,38 +1,46 @@
 """The inner step over all fast weights in two launches, five for `balanced`, no matter how many matrices.
 
-The matrices come as a table of addresses, int64 [matrices, FIELDS]: the gradient, the weights before and after
-(float32), and their copy in the products' dtype, each followed by its distance from one document to the next (in
-elements), and last the matrix's rows and columns. Unless it says otherwise, a program does CHUNK elements of one matrix
-of one document: grid (chunks, matrices, documents).
+Fast weights, their copy for the products and directions are one tensor each, [documents, n], in the layout of
+`layout.FastLayout`: w1, w3, w2 of each block, all of `size` numbers. Gradients come apart, w13 and w2 of each block, so
+their addresses stand in a table, int64 [2 * blocks]. Matrices are counted as learned rates are: w1, w2, w3 of each block.
+Unless it says otherwise, a program does CHUNK elements of one matrix of one document: grid (chunks, matrices,
+documents).
 
 What balances a gradient is float [documents, matrices, 2, lines]: factors of its rows, then of its columns; `lines` is
-the largest number of either.
+the larger number of either.
 """
 
 import triton
 import triton.language as tl
 
-FIELDS = tl.constexpr(10)
+
+@triton.jit
+def _grad_of(table, matrix, size, DTYPE: tl.constexpr):
+    """Where the matrix's gradient begins. A document's w13 holds two matrices."""
+    own = matrix % 3
+    base = tl.load(table + matrix // 3 * 2 + (own == 1)).to(tl.pointer_type(DTYPE))
+    return base + size * (tl.program_id(2) * tl.where(own == 1, 1, 2) + (own == 2))
 
 
 @triton.jit
-def _address(table, matrix, field: tl.constexpr, DTYPE: tl.constexpr):
-    entry = table + matrix * FIELDS + field
-    base = tl.load(entry).to(tl.pointer_type(DTYPE))
-    return base + tl.load(entry + 1) * tl.program_id(2)
+def _start(matrix, size):
+    """Where the matrix begins in one tensor of all documents' matrices."""
+    own = matrix % 3
+    return size * (tl.program_id(2) * tl.num_programs(1) + matrix - own + (3 - own) % 3)
 
 
 @triton.jit
-def _size(table, matrix):
-    return tl.load(table + matrix * FIELDS + 8) * tl.load(table + matrix * FIELDS + 9)
+def _shape(matrix, hidden, dim):
+    """Rows and columns."""
+    return tl.where(matrix % 3 == 1, dim, hidden), tl.where(matrix % 3 == 1, hidden, dim)
 
 
 @triton.jit
-def _gradient(grad, element, inside, table, matrix, balance, lines, BALANCED: tl.constexpr, ACC: tl.constexpr):
+def _gradient(grad, element, inside, matrix, columns, balance, lines, BALANCED: tl.constexpr, ACC: tl.constexpr):
     g = tl.load(grad + element, mask=inside, other=0.0).to(ACC)
     if BALANCED:
         of_rows = balance + (tl.program_id(2) * tl.num_programs(1) + matrix) * 2 * lines
-        columns, at = tl.load(table + matrix * FIELDS + 9).to(tl.int32), element.to(tl.int32)
+        at = element.to(tl.int32)
         row, column = at // columns, at % columns
         g *= tl.load(of_rows + row, mask=inside, other=0.0) * tl.load(of_rows + lines + column, mask=inside, other=0.0)
     return g
@@ -40,17 +48,18 @@ def _gradient(grad, element, inside, table, matrix, balance, lines, BALANCED: tl
 
 @triton.jit
 def squares(
-    table, sums, chunks, balance, lines,
+    table, hidden, dim, sums, chunks, balance, lines,
     BALANCED: tl.constexpr, GRAD: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """sums [documents, matrices, chunks]: the sum of the (balanced) gradient's squares in each chunk."""
     matrix, first = tl.program_id(1), tl.program_id(0).to(tl.int64) * CHUNK
-    size = _size(table, matrix)
-    grad = _address(table, matrix, 0, GRAD)
+    size = hidden.to(tl.int64) * dim
+    grad = _grad_of(table, matrix, size, GRAD)
+    _, columns = _shape(matrix, hidden, dim)
     total = tl.zeros([BLOCK], dtype=ACC)
     for step in range(0, CHUNK, BLOCK):
         element = first + step + tl.arange(0, BLOCK)
-        g = _gradient(grad, element, element < size, table, matrix, balance, lines, BALANCED, ACC)
+        g = _gradient(grad, element, element < size, matrix, columns, balance, lines, BALANCED, ACC)
         total += g * g
     place = (tl.program_id(2) * tl.num_programs(1) + matrix) * chunks + tl.program_id(0)
     tl.store(sums + place, tl.sum(total, 0))
@@ -58,15 +67,15 @@ def squares(
 
 @triton.jit
 def squares_by_line(
-    table, by_row, by_column, lines,
+    table, hidden, dim, by_row, by_column, lines,
     GRAD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Sums of squares: by_row [documents, matrices, 2, lines], of which the first half is written, and by_column
     [documents, matrices, tiles, lines] over ROWS rows each. Grid (tiles, matrices, documents)."""
     tile, matrix = tl.program_id(0), tl.program_id(1)
     here = (tl.program_id(2) * tl.num_programs(1) + matrix).to(tl.int64)
-    rows, columns = tl.load(table + matrix * FIELDS + 8), tl.load(table + matrix * FIELDS + 9)
-    grad = _address(table, matrix, 0, GRAD)
+    rows, columns = _shape(matrix, hidden, dim)
+    grad = _grad_of(table, matrix, hidden.to(tl.int64) * dim, GRAD)
     row = tile * ROWS + tl.arange(0, ROWS)
     sums = by_column + (here * tl.num_programs(0) + tile) * lines
     total = tl.zeros([ROWS], dtype=ACC)
@@ -85,11 +94,11 @@ def _factor(mean):
 
 
 @triton.jit
-def balance_of(table, balance, by_column, tiles, lines, BLOCK: tl.constexpr, ACC: tl.constexpr):
+def balance_of(hidden, dim, balance, by_column, tiles, lines, BLOCK: tl.constexpr, ACC: tl.constexpr):
     """Factors from the sums of `squares_by_line`, rows' in place. Grid (blocks of lines, matrices, documents)."""
     matrix = tl.program_id(1)
     here = (tl.program_id(2) * tl.num_programs(1) + matrix).to(tl.int64)
-    rows, columns = tl.load(table + matrix * FIELDS + 8), tl.load(table + matrix * FIELDS + 9)
+    rows, columns = _shape(matrix, hidden, dim)
     line = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own = balance + here * 2 * lines + line
     tl.store(own, _factor(tl.load(own, mask=line < rows, other=0.0) / columns), mask=line < rows)
@@ -110,12 +119,12 @@ def _sum(sums, count, STEP: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def update(
-    table, sums, own_sums, norms, factors, chunks, balance, lines, rate, rates, limit,
-    NORMALIZED: tl.constexpr, BALANCED: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr,
-    PRODUCT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr,
+    table, hidden, dim, weights, after, products, sums, own_sums, norms, factors, chunks, balance, lines, rate, rates, limit,
+    NORMALIZED: tl.constexpr, BALANCED: tl.constexpr, GRAD: tl.constexpr, PRODUCT: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """after = before - rate * rates[matrix] * factor * (balanced) gradient, and its copy; norms and factors [documents]
-    for the reports.
+    """after = weights - rate * rates[matrix] * factor * (balanced) gradient, and its copy; norms and factors
+    [documents] for the reports.
 
     The factor is the global clip, or with NORMALIZED one over the matrix's own norm, from own_sums. Every program adds
     up the same sums in the same order. A gradient that is not finite changes nothing.
@@ -135,39 +144,37 @@ def update(
         own = tl.sqrt(_sum(own_sums + (document * matrices + matrix) * chunks, chunks, STEP, ACC))
         factor = tl.where(own > 0, 1.0 / own, 0.0)
     factor *= rate * tl.load(rates + matrix)
-    size = _size(table, matrix)
-    grad = _address(table, matrix, 0, GRAD)
-    before = _address(table, matrix, 2, WEIGHT)
-    after = _address(table, matrix, 4, WEIGHT)
-    product = _address(table, matrix, 6, PRODUCT)
+    size = hidden.to(tl.int64) * dim
+    grad, start = _grad_of(table, matrix, size, GRAD), _start(matrix, size)
+    _, columns = _shape(matrix, hidden, dim)
     first = tl.program_id(0).to(tl.int64) * CHUNK
     for step in range(0, CHUNK, BLOCK):
         element = first + step + tl.arange(0, BLOCK)
         inside = element < size
-        g = _gradient(grad, element, inside, table, matrix, balance, lines, BALANCED, ACC)
-        w = tl.load(before + element, mask=inside, other=0.0)
+        g = _gradient(grad, element, inside, matrix, columns, balance, lines, BALANCED, ACC)
+        w = tl.load(weights + start + element, mask=inside, other=0.0)
         w = tl.where(finite, w - factor * g, w)
-        tl.store(after + element, w, mask=inside)
-        tl.store(product + element, w.to(PRODUCT), mask=inside)
+        tl.store(after + start + element, w, mask=inside)
+        tl.store(products + start + element, w.to(PRODUCT), mask=inside)
 
 
 @triton.jit
 def products_along(
-    table, sums, dots, chunks,
-    GRAD: tl.constexpr, WEIGHT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
+    table, hidden, dim, along, sums, dots, chunks,
+    GRAD: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """sums as `squares` makes them, and dots [documents, matrices, chunks]: of the gradient g and the matrix L that
-    stands where the weights do."""
+    """sums as `squares` makes them, and dots [documents, matrices, chunks]: of the gradient g and `along`, which has
+    the weights' layout."""
     matrix, first = tl.program_id(1), tl.program_id(0).to(tl.int64) * CHUNK
-    size = _size(table, matrix)
-    grad, along = _address(table, matrix, 0, GRAD), _address(table, matrix, 2, WEIGHT)
+    size = hidden.to(tl.int64) * dim
+    grad, start = _grad_of(table, matrix, size, GRAD), _start(matrix, size)
     total = tl.zeros([BLOCK], dtype=ACC)
     dot = tl.zeros([BLOCK], dtype=ACC)
     for step in range(0, CHUNK, BLOCK):
         element = first + step + tl.arange(0, BLOCK)
         g = tl.load(grad + element, mask=element < size, other=0.0).to(ACC)
         total += g * g
-        dot += g * tl.load(along + element, mask=element < size, other=0.0)
+        dot += g * tl.load(along + start + element, mask=element < size, other=0.0)
     place = (tl.program_id(2) * tl.num_programs(1) + matrix) * chunks + tl.program_id(0)
     tl.store(sums + place, tl.sum(total, 0))
     tl.store(dots + place, tl.sum(dot, 0))
@@ -175,11 +182,11 @@ def products_along(
 
 @triton.jit
 def directions(
-    table, sums, dots, of_rates, chunks, rate, rates, limit,
-    NORMALIZED: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr, PRODUCT: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr,
+    table, hidden, dim, along, made, sums, dots, of_rates, chunks, rate, rates, limit,
+    NORMALIZED: tl.constexpr, GRAD: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """What `update` hands back to its gradient g and its rates, given the gradient L of the weights after it.
+    """What `update` hands back to its gradient g and its rates, given the gradient L (`along`) of the weights after it.
 
     With r the rate times the matrix's own, d = <L, g>, n a norm and f its factor (1/n, or limit/n where that is below
     1): v = -r f L + r' g, and -rate f d for the matrix's rate. r' is r d / n^3 of the matrix itself with NORMALIZED,
@@ -207,32 +214,28 @@ def directions(
             back *= limit / (norm * norm * norm)
     if tl.program_id(0) == 0:
         tl.store(of_rates + document * matrices + matrix, tl.where(finite, -rate * factor * dot, 0.0))
-    size = _size(table, matrix)
-    grad, along = _address(table, matrix, 0, GRAD), _address(table, matrix, 2, WEIGHT)
-    product = _address(table, matrix, 6, PRODUCT)
+    size = hidden.to(tl.int64) * dim
+    grad, start = _grad_of(table, matrix, size, GRAD), _start(matrix, size)
     first = tl.program_id(0).to(tl.int64) * CHUNK
     for step in range(0, CHUNK, BLOCK):
         element = first + step + tl.arange(0, BLOCK)
         inside = element < size
         g = tl.load(grad + element, mask=inside, other=0.0).to(ACC)
-        v = back * g - own_rate * factor * tl.load(along + element, mask=inside, other=0.0)
-        tl.store(product + element, tl.where(finite, v, 0.0).to(PRODUCT), mask=inside)
+        v = back * g - own_rate * factor * tl.load(along + start + element, mask=inside, other=0.0)
+        tl.store(made + start + element, tl.where(finite, v, 0.0).to(GRAD), mask=inside)
 
 
 @triton.jit
-def undo(
-    table, accepted, WEIGHT: tl.constexpr, PRODUCT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Puts the weights of before in place of those after, for documents whose update was not accepted."""
-    if tl.load(accepted + tl.program_id(2)) == 0:
-        matrix, first = tl.program_id(1), tl.program_id(0).to(tl.int64) * CHUNK
-        size = _size(table, matrix)
-        before = _address(table, matrix, 2, WEIGHT)
-        after = _address(table, matrix, 4, WEIGHT)
-        product = _address(table, matrix, 6, PRODUCT)
+def undo(before, after, products, n, accepted, PRODUCT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """Puts the weights of before in place of those after, for documents whose update was not accepted. Grid (chunks of
+    a document's n numbers, documents)."""
+    document = tl.program_id(1)
+    if tl.load(accepted + document) == 0:
+        start = document.to(tl.int64) * n
+        first = tl.program_id(0).to(tl.int64) * CHUNK
         for step in range(0, CHUNK, BLOCK):
             element = first + step + tl.arange(0, BLOCK)
-            inside = element < size
-            w = tl.load(before + element, mask=inside, other=0.0)
-            tl.store(after + element, w, mask=inside)
-            tl.store(product + element, w.to(PRODUCT), mask=inside)
+            inside = element < n
+            w = tl.load(before + start + element, mask=inside, other=0.0)
+            tl.store(after + start + element, w, mask=inside)
+            tl.store(products + start + element, w.to(PRODUCT), mask=inside)
