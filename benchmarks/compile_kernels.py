@@ -36,7 +36,9 @@ from ttt_docs.kernels.attention.triton import window_attention_triton
 from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
 from ttt_docs.kernels.heads.definition import HeadsPlan
 from ttt_docs.kernels.heads.triton import heads_triton
-from ttt_docs.kernels.inner_step.triton import inner_step_triton, step_direction_triton, undo_step
+from ttt_docs.kernels.inner_step.definition import Rule
+from ttt_docs.kernels.inner_step.layout import FastLayout
+from ttt_docs.kernels.inner_step.triton import inner_step_triton, step_direction_triton, undo_step_triton
 from ttt_docs.kernels.rms_norm.triton import add_rms_norm_triton, rms_norm_triton
 from ttt_docs.kernels.swiglu.triton import swiglu_triton
 
@@ -224,12 +226,12 @@ def cross_entropy(dim: int, vocab: int, dtype: torch.dtype) -> None:
 
 
 def inner_step(dim: int, hidden: int, dtype: torch.dtype) -> None:
-    fast = [tuple(torch.empty(1, *shape) for shape in ((hidden, dim), (dim, hidden), (hidden, dim)))]
-    grads = [(torch.empty(1, 2 * hidden, dim, dtype=dtype), torch.empty(1, dim, hidden, dtype=dtype))]
-    for rule in ("sgd", "normalized", "balanced"):
-        undo_step(inner_step_triton(fast, grads, dtype, rule), torch.ones(1, dtype=torch.bool))
-        if rule != "balanced":
-            step_direction_triton(fast, grads, rule, 1.0, 1.0, torch.ones(3))
+    layout = FastLayout(1, hidden, dim)
+    fast, grads = torch.empty(1, layout.size), layout.views(torch.empty(1, layout.size, dtype=dtype))
+    for rule in (Rule("sgd"), Rule("normalized"), Rule("balanced")):
+        undo_step_triton(inner_step_triton(fast, grads, rule, None, dtype), torch.ones(1, dtype=torch.bool))
+        if rule.name != "balanced":
+            step_direction_triton(fast, grads, rule, torch.ones(3))
 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

@@ -34,9 +34,10 @@ from ttt_docs.kernels.cross_entropy import triton as cross_entropy
 from ttt_docs.kernels.gpu import TritonKernels
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.ttt.device import AHEAD, Buffers, _places, device_step, prefix_of_group
+from ttt_docs.ttt.inner_loop import learn_chunk
 from ttt_docs.ttt.outer_loop import Recompute, outer_loss
-from ttt_docs.ttt.state import ReadingState
+from ttt_docs.ttt.prefix import run_group
+from ttt_docs.ttt.state import AHEAD, ReadingState
 from ttt_docs.weights.loading import build_decoder
 
 #: The shortest that a kernel of a captured graph takes, seconds.
@@ -135,7 +136,7 @@ def after_a_window(config: ModelConfig, reading: ReadingConfig) -> ReadingState:
     model = model_of(config)
     state = ReadingState(model, reading, kernels=TritonKernels(strict=True))
     group = AHEAD * reading.chunk
-    state.position = -(-(reading.window + reading.sinks) // group) * group
+    state.position = state._prefix_end = -(-(reading.window + reading.sinks) // group) * group
     for cache in state.caches:
         capacity = reading.window - 1 + 2 * group
         cache.allocate((1, config.kv_heads, capacity, config.head_dim), model.embed.weight)
@@ -154,16 +155,17 @@ def reading_passes(config: ModelConfig, reading: ReadingConfig) -> Passes:
     """Of one group of prefix chunks and one suffix step."""
     state, passes = after_a_window(config, reading), Passes(fast_weights(config))
     tokens = torch.empty(1, AHEAD * reading.chunk, dtype=torch.int64, device="meta")
-    before = Buffers(state.fast, state.products)
+    before = state.weights
+    assert before is not None
     with counted(passes):
         passes.phase = "prefix"
         with torch.no_grad():
             first = state.position // reading.chunk
-            hidden = prefix_of_group(state, tokens, first, first // AHEAD)
+            hidden = run_group(state.loop, state.caches, tokens, first, AHEAD)
         passes.phase = "suffix"
         hidden, targets = hidden[:, : reading.chunk], tokens[:, : reading.chunk]
-        (places,) = _places(state, 1)
-        device_step(state.model, reading, state.kernels, hidden, targets, places, state.caches, before)
+        (places,) = state._places(1)
+        learn_chunk(state.loop, hidden, targets, places, state.caches, before)
     return passes
 
 

@@ -71,7 +71,7 @@ def full_attention(model: Decoder, reading: ReadingConfig, kernels: Kernels, tok
     blocks, caches = range(model.config.blocks), model.new_caches(None)
     for cache in caches:  # a cache that grows by itself would take twice the room
         cache.allocate((1, model.config.kv_heads, tokens.shape[1] - 1, model.config.head_dim), model.embed.weight)
-    hidden = model.run(model.hidden(tokens[:, :-1]), blocks, place, caches, state.products, kernels)
+    hidden = model.run(model.hidden(tokens[:, :-1]), blocks, place, caches, state.views, kernels)
     return model.logits(hidden[:, -1:], kernels)
 
 

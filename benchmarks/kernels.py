@@ -34,14 +34,13 @@ from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
 from ttt_docs.kernels.gpu import MAX_HEAD_DIM
 from ttt_docs.kernels.heads.definition import Heads, HeadsPlan, heads_reference
 from ttt_docs.kernels.heads.triton import heads_triton
+from ttt_docs.kernels.inner_step.definition import Rule, inner_step_reference
+from ttt_docs.kernels.inner_step.layout import FastLayout, PrimeWeights
 from ttt_docs.kernels.inner_step.triton import inner_step_triton
 from ttt_docs.kernels.rms_norm.definition import rms_norm_reference
 from ttt_docs.kernels.rms_norm.triton import add_rms_norm_triton, rms_norm_triton
 from ttt_docs.kernels.swiglu.definition import swiglu_reference
 from ttt_docs.kernels.swiglu.triton import swiglu_triton
-from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import FastWeights, product_weights
-from ttt_docs.ttt.inner_loop import fast_gradients, inner_step
 
 Result = Tensor | tuple[Tensor, ...]
 Function = Callable[..., Result]
@@ -177,34 +176,28 @@ def heads_case(model: str, device: torch.device) -> Case:
 
 
 def step_case(model: str, device: torch.device) -> Case:
-    """Inputs are (w1, w2, w3) of every suffix block, then (w13, w2) of their gradients."""
+    """Inputs are the fast weights, then w13 and w2 of every suffix block's gradient."""
     config, _ = config_of(model)
-    shapes = [(1, config.prime_dim, config.dim), (1, config.dim, config.prime_dim), (1, config.prime_dim, config.dim)]
-    of_grads = [(1, 2 * config.prime_dim, config.dim), shapes[1]]
-    blocks = range(config.suffix_blocks)
-    weights = [torch.randn(shape, device=device) for _ in blocks for shape in shapes]
-    grads = [torch.randn(shape, device=device).to(torch.bfloat16) for _ in blocks for shape in of_grads]
+    layout = FastLayout(config.suffix_blocks, config.prime_dim, config.dim)
+    weights = torch.randn(1, layout.size, device=device)
+    views = layout.views(torch.randn(1, layout.size, device=device).to(torch.bfloat16))
+    grads = [g.clone() for block in views for g in block]
 
-    def split(inputs: tuple[Tensor, ...]) -> tuple[list[FastWeights], tuple[Tensor, ...]]:
-        return [FastWeights(*inputs[3 * i : 3 * i + 3]) for i in blocks], inputs[3 * len(blocks) :]
+    def of(step: Callable[..., Any]) -> Function:
+        def run(fast: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+            blocks = [PrimeWeights(*pair) for pair in zip(flat[0::2], flat[1::2], strict=True)]
+            made = step(fast, blocks, Rule(), None, torch.bfloat16)
+            return made.fast, made.products
 
-    def kernel(*inputs: Tensor) -> tuple[Tensor, ...]:
-        fast, flat = split(inputs)
-        step = inner_step_triton(fast, list(zip(flat[0::2], flat[1::2], strict=True)), torch.bfloat16)
-        return tuple(w for block in (*step.fast, *step.products) for w in block)
-
-    def twin(*inputs: Tensor) -> tuple[Tensor, ...]:
-        fast, flat = split(inputs)
-        after = inner_step(fast, fast_gradients(flat), ReadingConfig()).fast
-        return tuple(w for block in (*after, *(product_weights(b, torch.bfloat16) for b in after)) for w in block)
+        return run
 
     count = 3.0 * config.suffix_blocks * config.dim * config.prime_dim
     return Case(
         f"clip and step, {count / 1e6:.0f} million weights",
-        [*weights, *grads],
-        kernel,
-        twin,
-        {"compiled": torch.compile(twin)},
+        [weights, *grads],
+        of(inner_step_triton),
+        of(inner_step_reference),
+        {"compiled": torch.compile(of(inner_step_reference))},
         {"forward": 0.0},
         {"forward": 14 * count},  # a gradient read twice, weights read and written, a copy written
     )

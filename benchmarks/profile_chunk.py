@@ -16,8 +16,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ttt_docs.kernels.dispatch import kernels_for
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.ttt import state as state_module
-from ttt_docs.ttt.state import GUARD_TOKENS, ReadingState
+from ttt_docs.ttt import inner_loop
+from ttt_docs.ttt.inner_loop import GUARD_TOKENS
+from ttt_docs.ttt.state import ReadingState
 
 #: Name of a scope -> the group its time counts to. Outer scopes win: attention inside the guard is part of the update.
 SCOPES = {
@@ -52,15 +53,13 @@ def scoped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def update_scopes() -> Iterator[None]:
-    """Marks the inner step with the copies for the products, and the guard, as `update`."""
-    genuine = state_module.product_step, ReadingState._improved
-    state_module.product_step = scoped("ttt: update", genuine[0])
-    ReadingState._improved = scoped("ttt: update", genuine[1])  # type: ignore[method-assign]
+    """Marks the guard as `update`, as the inner step with the copies for the products is."""
+    genuine = inner_loop.loss_again
+    inner_loop.loss_again = scoped("ttt: update", genuine)
     try:
         yield
     finally:
-        state_module.product_step = genuine[0]
-        ReadingState._improved = genuine[1]  # type: ignore[method-assign]
+        inner_loop.loss_again = genuine
 
 
 def group_of(event: Any) -> str:
@@ -129,6 +128,8 @@ def profile_chunks(model: Decoder, reading: ReadingConfig, tokens: Tensor, warm:
     kernels = genuine.replace(
         window_attention=scoped("ttt: attention", genuine.window_attention),
         swiglu=scoped("ttt: SwiGLU", genuine.swiglu),
+        inner_step=scoped("ttt: update", genuine.inner_step),
+        undo_step=scoped("ttt: update", genuine.undo_step),
         rms_norm=scoped("ttt: norm", genuine.rms_norm),
         linear_cross_entropy=scoped("ttt: loss", genuine.linear_cross_entropy),
     )

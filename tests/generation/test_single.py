@@ -29,7 +29,7 @@ def test_single_tokens_give_the_logits_of_the_chunk_path(family, sinks, start, m
     tokens = torch.randint(0, 300, (1, 100), generator=torch.Generator().manual_seed(start))
     state = ReadingState(model, ReadingConfig(chunk=16, window=32, sinks=sinks))
     state.run(tokens[:, :start])
-    single = SingleTokens(state)
+    single = SingleTokens(model, state.caches, state.views, state.position)
     expected = model.logits(state.run(tokens[:, start:]), state.kernels)[0]
     for i, token in enumerate(tokens[0, start:].tolist()):
         torch.testing.assert_close(single.step(token), expected[i], atol=1e-4, rtol=1e-4)
@@ -40,7 +40,7 @@ def test_the_state_stays_as_it_was():
     state = ReadingState(model, ReadingConfig(chunk=16, window=32, sinks=4))
     state.run(torch.arange(40)[None])
     before = [cache.export() for cache in state.caches]
-    single = SingleTokens(state)
+    single = SingleTokens(model, state.caches, state.views, state.position)
     for token in range(20):
         single.step(token)
     for cache, (k, v) in zip(state.caches, before, strict=True):

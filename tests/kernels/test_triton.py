@@ -10,14 +10,13 @@ from ttt_docs.kernels.cross_entropy import triton as cross_entropy
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
 from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
 from ttt_docs.kernels.inner_step import triton as sgd
+from ttt_docs.kernels.inner_step.definition import Rule, step_direction_reference, updated
+from ttt_docs.kernels.inner_step.layout import FastLayout, PrimeWeights, joined
 from ttt_docs.kernels.rms_norm import triton as rms_norm
 from ttt_docs.kernels.rms_norm.definition import rms_norm_reference
 from ttt_docs.kernels.rms_norm.triton import add_rms_norm_triton, rms_norm_triton
 from ttt_docs.kernels.swiglu.definition import swiglu_reference
 from ttt_docs.kernels.swiglu.triton import swiglu_triton
-from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import FastWeights, product_weights
-from ttt_docs.ttt.inner_loop import fast_gradients, inner_step
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 dtypes = pytest.mark.parametrize(
@@ -151,47 +150,47 @@ def test_gradients_that_nobody_asks_for_are_not_made(where: str, monkeypatch: py
     torch.testing.assert_close(only, both[0])
 
 
+def sizes() -> tuple[int, int]:
+    """Hidden width and dim."""
+    return (700, 300) if ON_DEVICE else (20, 12)
+
+
+def gradients(batch: int, dtype: torch.dtype, blocks: int = 2) -> list[PrimeWeights]:
+    hidden, dim = sizes()
+    shapes = (batch, 2 * hidden, dim), (batch, dim, hidden)
+    return [PrimeWeights(*(randn(*shape, dtype=dtype) for shape in shapes)) for _ in range(blocks)]
+
+
 @both_ways
 @pytest.mark.parametrize("rule", ["sgd", "normalized", "balanced"])
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_inner_step(where: str, rule: str, dtype: torch.dtype) -> None:
-    hidden, dim = (700, 300) if ON_DEVICE else (20, 12)
-    reading = ReadingConfig(inner_rule=rule, inner_lr=0.3, inner_clip=1.5)
-    shapes = [(2, hidden, dim), (2, dim, hidden), (2, hidden, dim)]
-    fast = [FastWeights(*(randn(*s, dtype=F32) for s in shapes)) for _ in range(2)]
-    fast[0] = fast[0]._replace(w1=fast[0].w1[:1].expand(2, -1, -1))  # the initial weights, shared by a batch
-    grads = [(randn(2, 2 * hidden, dim, dtype=dtype), randn(2, dim, hidden, dtype=dtype)) for _ in range(2)]
-    grads[1] = (grads[1][0], grads[1][1] * 0)
-    wide = [FastWeights(a[:, :hidden].float(), b.float(), a[:, hidden:].float()) for a, b in grads]
-    wide[0].w1[1, 3], wide[0].w2[0, :, 2] = 0, 0  # a row and a column of zeros
-    grads[0][0][1, 3], grads[0][1][0, :, 2] = 0, 0
+    grads, own = gradients(2, dtype), Rule(rule, 0.3, 1.5)
+    layout = FastLayout.of(grads)
+    fast = randn(1, layout.size, dtype=F32).expand(2, -1)  # the initial weights, shared by a batch
+    grads[1].w2.zero_()
+    grads[0].w13[1, 3], grads[0].w2[0, :, 2] = 0, 0  # a row and a column of zeros
     rates = None if dtype == F32 else torch.linspace(0.5, 1.5, 6, device=DEVICE)
-    expected = inner_step(fast, wide, reading, None if rates is None else rates.view(2, 3))
-    found = sgd.inner_step_triton(fast, grads, dtype, rule, 0.3, 1.5, rates)
-    torch.testing.assert_close(found.grad_norm, expected.grad_norm)
-    torch.testing.assert_close(found.clip, expected.clip)
-    for mine, theirs, products in zip(found.fast, expected.fast, found.products, strict=True):
-        for w, wanted in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(w, wanted, rtol=1e-6, atol=1e-6)
-        for p, wanted in zip(products, product_weights(FastWeights(*mine), dtype), strict=True):
-            torch.testing.assert_close(p, wanted, rtol=2**-7, atol=0)  # the interpreter cuts where devices round
+    after, grad_norm, clip = updated(fast, joined(grads).float(), layout, own, rates)
+    found = sgd.inner_step_triton(fast, grads, own, rates, dtype)
+    torch.testing.assert_close(found.grad_norm, grad_norm)
+    torch.testing.assert_close(found.clip, clip)
+    torch.testing.assert_close(found.fast, after, rtol=1e-6, atol=1e-6)
+    # The interpreter cuts where devices round.
+    torch.testing.assert_close(found.products, found.fast.to(dtype), rtol=2**-7, atol=0)
 
 
 @both_ways
 def test_inner_step_taken_back_for_some_documents(where: str) -> None:
-    shapes = [(3, 20, 12), (3, 12, 20), (3, 20, 12)]
-    fast = [FastWeights(*(randn(*s, dtype=F32) for s in shapes))]
-    grads = [(randn(3, 40, 12, dtype=F32), randn(3, 12, 20, dtype=F32))]
-    grads[0][0][2, 0, 0] = float("nan")
-    step = sgd.inner_step_triton(fast, grads, F32, "sgd", 1.0, 1.0)
-    sgd.undo_step(step, torch.tensor([True, False, True], device=DEVICE))
-    for w, before in zip(step.fast[0], fast[0], strict=True):
-        assert not torch.equal(w[0], before[0])
-        assert torch.equal(w[1], before[1])  # refused
-        assert torch.equal(w[2], before[2])  # not finite
-    w13, w2 = step.products[0]
-    assert torch.equal(w13, torch.cat([step.fast[0][0], step.fast[0][2]], 1)) and torch.equal(w2, step.fast[0][1])
-    assert step.grad_norm[2].isnan()
+    grads = gradients(3, F32, blocks=1)
+    fast = randn(3, FastLayout.of(grads).size, dtype=F32)
+    grads[0].w13[2, 0, 0] = float("nan")
+    step = sgd.inner_step_triton(fast, grads, Rule(), None, F32)
+    step = sgd.undo_step_triton(step, torch.tensor([True, False, True], device=DEVICE))
+    assert (step.fast[0] != fast[0]).any()
+    assert torch.equal(step.fast[1], fast[1])  # refused
+    assert torch.equal(step.fast[2], fast[2])  # not finite
+    assert torch.equal(step.products, step.fast) and step.grad_norm[2].isnan()
 
 
 @both_ways
@@ -200,21 +199,11 @@ def test_inner_step_taken_back_for_some_documents(where: str) -> None:
 def test_what_an_inner_step_hands_back(where: str, rule: str, clip: float, dtype: torch.dtype) -> None:
     if where == "cuda" and dtype == F64:
         pytest.skip("float64 is for the interpreter")
-    hidden, dim = (700, 300) if ON_DEVICE else (20, 12)
-    reading = ReadingConfig(inner_rule=rule, inner_lr=0.3, inner_clip=clip)
-    shapes = [(2, hidden, dim), (2, dim, hidden), (2, hidden, dim)]
-    fast, asked = ([FastWeights(*(randn(*s, dtype=dtype) for s in shapes)) for _ in range(2)] for _ in range(2))
-    grads = [(randn(2, 2 * hidden, dim, dtype=dtype), randn(2, dim, hidden, dtype=dtype)) for _ in range(2)]
-    grads[1][1].zero_()  # a matrix that has no norm to divide by
+    grads = gradients(2, dtype)
+    asked = randn(2, FastLayout.of(grads).size, dtype=dtype)
+    grads[1].w2.zero_()  # a matrix that has no norm to divide by
     rates = torch.linspace(0.5, 1.5, 6, dtype=dtype, device=DEVICE)
-    leaves = [g.clone().requires_grad_() for block in grads for g in block]
-    own_rates = rates.clone().requires_grad_()
-    after = inner_step(fast, fast_gradients(leaves), reading, own_rates.view(2, 3)).fast
-    *expected, of_rates = torch.autograd.grad(
-        [w for block in after for w in block], [*leaves, own_rates], [w for block in asked for w in block]
-    )
-    found, found_rates = sgd.step_direction_triton(asked, grads, rule, 0.3, clip, rates)
+    expected = step_direction_reference(asked, grads, Rule(rule, 0.3, clip), rates)
+    found = sgd.step_direction_triton(asked, grads, Rule(rule, 0.3, clip), rates)
     tolerance = 1e-10 if dtype == F64 else 1e-5
-    torch.testing.assert_close(found_rates, of_rates, rtol=tolerance, atol=tolerance)
-    for mine, theirs in zip([v for pair in found for v in pair], expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from memory_files import pack, refused, rewrite, unpack
 
 from ttt_docs import Memory, MemoryMismatchError, MemoryStore, TTTReader, UsageError
+from ttt_docs.kernels.inner_step.layout import NAMES
 from ttt_docs.memory import inspect_memory, memories_equal, summary
 from ttt_docs.memory.packing import pack as pack_bytes
 from ttt_docs.memory.packing import pack_numbers, unpack_numbers
 from ttt_docs.memory.packing import unpack as unpack_bytes
-from ttt_docs.model.decoder import FastWeights
 from ttt_docs.reading.compact import state_of_compact
 from ttt_docs.weights.lowrank import compress, term_bytes
 
@@ -139,7 +139,7 @@ def test_a_memory_that_has_read_nothing(tiny_reader):
     short = tiny_reader.ingest(text="Hi.")
     whole = tiny_reader.expand(short.compact(tiny_reader))
     assert whole.position == 0 and torch.equal(whole.tokens, short.tokens)
-    assert all(torch.equal(whole.fast[b][n], short.fast[b][n]) for b in short.fast for n in FastWeights._fields)
+    assert all(torch.equal(whole.fast[b][n], short.fast[b][n]) for b in short.fast for n in NAMES)
 
 
 def test_shapes_of_another_model_are_refused_before_they_are_expanded(tiny_reader, compact, tmp_path):

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from benchmarks.reference import load_reference
-from ttt_docs.errors import UsageError
+from ttt_docs.errors import TTTDocsError, UsageError
 from ttt_docs.kernels.backends import CPU, NATIVE, REFERENCE
 from ttt_docs.kernels.dispatch import kernels_for
+from ttt_docs.kernels.inner_step.definition import Rule, Step, inner_step_reference, updated
+from ttt_docs.kernels.inner_step.layout import FastLayout
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
-from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
-from ttt_docs.ttt import state as state_module
-from ttt_docs.ttt.inner_loop import Step, inner_step, product_step
+from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.state import ChunkResult, ReadingState
 from ttt_docs.weights.loading import build_decoder
 
@@ -48,7 +48,8 @@ def read_all(state: ReadingState, tokens: torch.Tensor, chunks: int) -> list[Chu
 
 
 def same_state(a: ReadingState, b: ReadingState) -> bool:
-    pairs = [(x, y) for f, g in zip(a.fast, b.fast, strict=True) for x, y in zip(f, g, strict=True)]
+    assert a.fast is not None and b.fast is not None
+    pairs = [(a.fast, b.fast)]
     pairs += [
         (x, y) for c, d in zip(a.caches, b.caches, strict=True) for x, y in zip(c.export(), d.export(), strict=True)
     ]
@@ -100,8 +101,8 @@ def test_each_document_of_a_batch_gets_what_it_gets_alone() -> None:
         single = read_all(alone, tokens[row : row + 1], 5)
         for a, b in zip(batched, single, strict=True):
             torch.testing.assert_close(a.nll[row], b.nll[0], atol=1e-5, rtol=1e-5)
-        for f, g in zip(together.fast, alone.fast, strict=True):
-            torch.testing.assert_close(f.w2[row], g.w2[0], atol=1e-5, rtol=1e-5)
+        assert together.fast is not None and alone.fast is not None
+        torch.testing.assert_close(together.fast[row], alone.fast[0], atol=1e-5, rtol=1e-5)
 
 
 def test_token_by_token_is_the_same_as_chunk_by_chunk() -> None:
@@ -147,64 +148,97 @@ def test_scoring_leaves_the_state_as_it_was() -> None:
 
 
 def test_clip_bounds_the_step_and_normalized_gives_each_matrix_its_norm() -> None:
-    fast = [FastWeights(*(torch.zeros(2, 3, 3) for _ in range(3)))]
-    grads = [FastWeights(*(torch.randn(2, 3, 3) * 10 for _ in range(3)))]
-    grads[0].w1[0] = 0
-    step = inner_step(fast, grads, ReadingConfig(chunk=1, window=1, inner_lr=0.5, inner_clip=1.0))
-    total = torch.stack([w.square().sum((1, 2)) for w in step.fast[0]]).sum(0).sqrt()
-    torch.testing.assert_close(total, torch.full((2,), 0.5))
-    assert (step.clip < 1).all()
-    free = inner_step(fast, grads, ReadingConfig(chunk=1, window=1, inner_lr=0.5, inner_clip=0))
-    torch.testing.assert_close(free.fast[0].w2, -0.5 * grads[0].w2)
-    even = inner_step(fast, grads, ReadingConfig(chunk=1, window=1, inner_lr=0.3, inner_rule="normalized"))
-    torch.testing.assert_close(even.fast[0].w3.norm(dim=(1, 2)), torch.full((2,), 0.3))
-    assert even.fast[0].w1[0].abs().max() == 0  # no gradient, no step
+    layout = FastLayout(blocks=1, hidden=3, dim=3)
+    fast, grad = torch.zeros(2, layout.size), torch.randn(2, layout.size) * 10
+    layout.matrices(grad)[0][0] = 0
+    after, _, clip = updated(fast, grad, layout, Rule("sgd", 0.5, 1.0))
+    torch.testing.assert_close(after.norm(dim=1), torch.full((2,), 0.5))
+    assert (clip < 1).all()
+    free, _, _ = updated(fast, grad, layout, Rule("sgd", 0.5, 0))
+    torch.testing.assert_close(free, -0.5 * grad)
+    even, _, _ = updated(fast, grad, layout, Rule("normalized", 0.3))
+    w1, _, w3 = layout.matrices(even)
+    torch.testing.assert_close(w3.norm(dim=(1, 2)), torch.full((2,), 0.3))
+    assert w1[0].abs().max() == 0  # no gradient, no step
 
 
 def test_balanced_steps_depend_half_as_much_on_the_sizes_of_rows_and_columns() -> None:
+    layout = FastLayout(blocks=1, hidden=4, dim=6)
     rows, columns = torch.rand(2, 4, 1) + 0.5, torch.rand(2, 1, 6) + 0.5
     signs = torch.randn(2, 4, 6).sign()
-    fast, grad = torch.zeros(2, 4, 6), rows * columns * signs
+    grad = rows * columns * signs
     grad[:, 1], grad[:, :, 2] = 0, 0
-    reading = ReadingConfig(chunk=1, window=1, inner_lr=0.3, inner_rule="balanced")
-    step = inner_step([FastWeights(fast, fast, fast)], [FastWeights(grad, 5 * grad, torch.zeros_like(grad))], reading)
+    whole = layout.join([grad, 5 * grad.mT, torch.zeros_like(grad)])
+    after, grad_norm, _ = updated(torch.zeros(2, layout.size), whole, layout, Rule("balanced", 0.3))
     wanted = grad.abs().sqrt() * -signs
     wanted *= 0.3 / wanted.norm(dim=(1, 2), keepdim=True)
-    torch.testing.assert_close(step.fast[0].w1, wanted)
-    torch.testing.assert_close(step.fast[0].w2, wanted)  # whatever its size
-    assert not step.fast[0].w3.any()
-    torch.testing.assert_close(step.grad_norm, grad.norm(dim=(1, 2)) * 26**0.5)
+    w1, w2, w3 = layout.matrices(after)
+    torch.testing.assert_close(w1, wanted)
+    torch.testing.assert_close(w2, wanted.mT)  # whatever its size
+    assert not w3.any()
+    torch.testing.assert_close(grad_norm, grad.norm(dim=(1, 2)) * 26**0.5)
 
 
-def test_the_guard_undoes_a_step_that_worsens_the_chunk_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learned_rates_and_steps_are_matrix_by_matrix() -> None:
+    layout = FastLayout(blocks=2, hidden=3, dim=4)
+    grad, rates = torch.randn(2, layout.size), torch.arange(6.0)
+    after, _, _ = updated(torch.zeros(2, layout.size), grad, layout, Rule("sgd", 1.0, 0), rates)
+    for rate, moved, own in zip(rates, layout.matrices(after), layout.matrices(grad), strict=True):
+        assert torch.equal(moved, -rate * own)
+    assert torch.equal(layout.join(layout.matrices(grad)), grad)
+
+
+def test_the_guard_undoes_a_step_that_worsens_the_chunk_and_reports_it() -> None:
     model, tokens = tiny(), tokens_of(3 * 16 + 1, 2)
 
-    def ruinous(fast: Any, *arguments: Any) -> tuple[Step, list[ProductWeights]]:
+    def ruinous(fast: torch.Tensor, *arguments: Any) -> Step:
         """A fine step for the first document, a long one uphill for the second."""
-        step, _ = product_step(fast, *arguments)
-        along = torch.tensor([1.0, -8.0])[:, None, None]
-        blocks = zip(fast, step.fast, strict=True)
-        made = [FastWeights(*(w + along * (n - w) for w, n in zip(*b, strict=True))) for b in blocks]
-        return step._replace(fast=made), [product_weights(block, model.dtype) for block in made]
+        step = inner_step_reference(fast, *arguments)
+        made = fast + torch.tensor([1.0, -8.0])[:, None] * (step.fast - fast)
+        return step._replace(fast=made, products=made)
 
-    monkeypatch.setattr(state_module, "product_step", ruinous)
-    state = ReadingState(model, READING.model_copy(update={"guard": 0.05}), batch=2)
+    kernels = CPU.replace(inner_step=ruinous)
+    state = ReadingState(model, READING.model_copy(update={"guard": 0.05}), batch=2, kernels=kernels)
     assert [r.skipped.tolist() for r in read_all(state, tokens, 3)] == [[False, True]] * 3
-    for block, initial in zip(state.fast, model.initial_fast_weights(2), strict=True):
-        assert torch.equal(block.w2[1], initial.w2[1]) and not torch.equal(block.w2[0], initial.w2[0])
-    unguarded = ReadingState(model, READING.model_copy(update={"guard": None}), batch=2)
+    initial = model.initial_fast_weights(2)
+    assert state.fast is not None
+    assert torch.equal(state.fast[1], initial[1]) and not torch.equal(state.fast[0], initial[0])
+    unguarded = ReadingState(model, READING.model_copy(update={"guard": None}), batch=2, kernels=kernels)
     assert not any(bool(result.skipped.any()) for result in read_all(unguarded, tokens, 1))
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_for_its_document_only() -> None:
     model, tokens = tiny(), tokens_of(16 + 1, 2)
     state = ReadingState(model, READING, batch=2)
-    broken = state.fast[0].w1.clone()
-    broken[1, 0, 0] = float("nan")
-    state.set_fast([FastWeights(broken, state.fast[0].w2, state.fast[0].w3), *state.fast[1:]])
+    broken = model.initial_fast_weights(2).clone()
+    broken[1, 0] = float("nan")
+    state.set_fast(broken)
     (result,) = read_all(state, tokens, 1)
     assert result.skipped.tolist() == [False, True]
-    assert torch.isnan(state.fast[0].w1[1, 0, 0]) and torch.isfinite(state.fast[1].w1).all()
+    assert state.fast is not None and torch.isnan(state.fast[1, 0]) and torch.isfinite(state.fast[1, 1:]).all()
+    assert torch.isfinite(state.fast[0]).all() and not torch.equal(state.fast[0], broken[0])
+
+
+@pytest.mark.parametrize("kernels", [CPU, CPU.replace(asynchronous=True)], ids=["host", "asynchronous"])
+def test_an_error_in_the_middle_of_a_piece_leaves_no_state_that_reads_on(kernels: Any) -> None:
+    model, tokens, chunks = tiny(), tokens_of(2 * 16 + 1), []
+
+    def failing(*arguments: Any) -> Step:
+        chunks.append(arguments)
+        if len(chunks) == 2:
+            raise RuntimeError("out of memory")
+        return inner_step_reference(*arguments)
+
+    state = ReadingState(model, READING, kernels=kernels.replace(inner_step=failing))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(state.read(tokens))
+    one = ReadingState(model, READING)
+    read_all(one, tokens, 1)
+    assert state.position == one.position == 16 and state.fast is not None and one.fast is not None
+    assert torch.equal(state.fast, one.fast)  # position and weights are those of the first chunk
+    for go_on in (lambda: list(state.read(tokens[:, 16:])), lambda: state.run(tokens[:, 16:])):
+        with pytest.raises(TTTDocsError, match="middle of a piece"):  # the prefix has run ahead
+            go_on()
 
 
 def test_targets_that_are_bos_do_not_count() -> None:

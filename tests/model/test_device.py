@@ -11,14 +11,17 @@ from ttt_docs.kernels.attention.triton import window_attention_triton
 from ttt_docs.kernels.attention.triton_tiles import Tiles
 from ttt_docs.kernels.backends import REFERENCE, Kernels
 from ttt_docs.kernels.inner_step import triton as sgd
+from ttt_docs.kernels.inner_step.definition import Rule, Step
+from ttt_docs.kernels.inner_step.layout import PrimeWeights, joined
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.ttt.device import Buffers, _joined, _places, device_step, prefix_of_group
-from ttt_docs.ttt.state import ChunkResult, ReadingState
+from ttt_docs.ttt.inner_loop import InnerLoop, learn_chunk
+from ttt_docs.ttt.prefix import joined_ranges, run_group
+from ttt_docs.ttt.state import AHEAD, ChunkResult, ReadingState
 
 CHUNK = 16
 #: The definitions with the inner step on the device: reading then goes the way it goes on a GPU.
-STEPS = REFERENCE.replace(inner_step=(sgd.inner_step_triton, sgd.undo_step))
+STEPS = REFERENCE.replace(inner_step=sgd.inner_step_triton, undo_step=sgd.undo_step_triton, asynchronous=True)
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +81,7 @@ def test_the_same_as_plain_reading(changes: dict[str, object]) -> None:
     assert_same(read(ours, tokens, 3, 2), expected)
     if changes.get("guard") == -100:  # whatever the update gains, it is not enough
         assert all(bool(result.skipped.all()) for result in expected)
-    for mine, theirs in zip(ours.fast, plain.fast, strict=True):
-        for w, wanted in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(w, wanted, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(ours.fast, plain.fast, atol=2e-5, rtol=2e-5)
 
 
 def test_going_on_is_bit_for_bit_reading_in_one_go() -> None:
@@ -103,17 +104,16 @@ def test_prefix_blocks_give_the_same_bits_wherever_reading_began(
     parts = ReadingState(model, reading(), kernels=kernels)
     cut = read_before * CHUNK
     with torch.no_grad():
-        expected = prefix_of_group(whole, tokens, 0, 0)
-        prefix_of_group(parts, tokens[:, :cut], 0, 0)
-        parts.position = cut
-        found = prefix_of_group(parts, tokens[:, cut:], read_before, 0)
+        expected = run_group(whole.loop, whole.caches, tokens, 0, AHEAD)
+        run_group(parts.loop, parts.caches, tokens[:, :cut], 0, AHEAD)
+        found = run_group(parts.loop, parts.caches, tokens[:, cut:], read_before, AHEAD)
     assert torch.equal(found[:, cut:], expected[:, cut:])
 
 
 def test_ranges_are_joined_where_sinks_stand_still() -> None:
     place = tiny_decoder().place(0, 6 * CHUNK, 24, 3, CHUNK)  # the window passes the sinks in the second chunk
-    assert _joined(place).chunks == ((0, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, 6 * CHUNK))
-    assert _joined(tiny_decoder().place(0, 6 * CHUNK, 24, 0, CHUNK)).chunks == ((0, 6 * CHUNK),)
+    assert joined_ranges(place).chunks == ((0, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, 6 * CHUNK))
+    assert joined_ranges(tiny_decoder().place(0, 6 * CHUNK, 24, 0, CHUNK)).chunks == ((0, 6 * CHUNK),)
 
 
 def test_chunks_of_a_piece_have_the_places_they_have_alone() -> None:
@@ -138,10 +138,11 @@ def test_a_copy_stays_where_it_was() -> None:
     state = ReadingState(model, reading(), kernels=STEPS)
     read(state, tokens[:, : 2 * CHUNK + 1], 2)
     copy = state.copy()
-    weights = [tuple(w.clone() for w in block) for block in copy.fast]
+    assert copy.fast is not None
+    weights = copy.fast.clone()
     list(state.read(tokens[:, 2 * CHUNK :]))
     assert copy.position == 2 * CHUNK
-    assert all(torch.equal(a, b) for x, y in zip(copy.fast, weights, strict=True) for a, b in zip(x, y, strict=True))
+    assert torch.equal(copy.fast, weights)
 
 
 def test_a_step_asks_the_device_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,22 +154,23 @@ def test_a_step_asks_the_device_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     def waits(*arguments: object, **more: object) -> None:
         raise AssertionError("the host would wait for the device")
 
-    plain = STEPS.replace(inner_step=(_step_without_interpreter, lambda step, accepted: None))
+    plain = STEPS.replace(inner_step=_step_without_interpreter, undo_step=lambda step, accepted: step)
     hidden, targets = torch.randn(1, CHUNK, TINY.dim), tokens[:, CHUNK + 1 : 2 * CHUNK + 1]
-    (places,) = _places(state, 1)
+    (places,), weights = state._places(1), state.weights
+    assert weights is not None
+    loop = InnerLoop(model, state.reading, plain)
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, waits)
-    taken = device_step(
-        model, state.reading, plain, hidden, targets, places, state.caches, Buffers(state.fast, state.products)
-    )
+    measured, _ = learn_chunk(loop, hidden, targets, places, state.caches, weights)
     monkeypatch.undo()
-    assert taken.result.accepted.shape == (1,)
+    assert measured.accepted.shape == (1,)
 
 
-def _step_without_interpreter(fast, grads, dtype, rule, rate, clip, rates, into, table) -> sgd.Step:  # type: ignore[no-untyped-def]
-    norm = torch.stack([g.square().sum() for block in grads for g in block]).sum().sqrt().view(1)
-    products = [(torch.cat([w1, w3], 1).to(dtype), w2.to(dtype)) for w1, w2, w3 in fast]
-    return sgd.Step(list(fast), products, norm, torch.ones(1), torch.empty(0), torch.empty(0))
+def _step_without_interpreter(
+    fast: torch.Tensor, grads: list[PrimeWeights], rule: Rule, rates: object, dtype: torch.dtype, *rest: object
+) -> Step:
+    norm = joined(grads).square().sum().sqrt().view(1)
+    return Step(fast, fast.to(dtype), norm, torch.ones(1), fast)
 
 
 def small_model() -> Decoder:

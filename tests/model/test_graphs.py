@@ -5,9 +5,8 @@ It shows what is captured when, and that replays work on memory that has not mov
 
 import gc
 import weakref
-from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,15 +18,14 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
 
+
 from ttt_docs.kernels.backends import REFERENCE
-from ttt_docs.kernels.inner_step.triton import TABLE, new_buffers
-from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import Decoder, FastWeights, ProductWeights, product_weights
+from ttt_docs.kernels.inner_step.definition import Step
+from ttt_docs.model.decoder import Decoder
 from ttt_docs.reading.chunks import batch_state
-from ttt_docs.ttt import device, graphs
-from ttt_docs.ttt.device import DEVICE_PIECE
-from ttt_docs.ttt.inner_loop import fast_gradients, inner_step
-from ttt_docs.ttt.state import ReadingState
+from ttt_docs.ttt import state as state_module
+from ttt_docs.ttt.graphs import graphs_for
+from ttt_docs.ttt.state import DEVICE_PIECE, ReadingState
 
 
 class Recording(TorchDispatchMode):
@@ -57,44 +55,14 @@ class Recording(TorchDispatchMode):
         return None
 
 
-class PlainStep(NamedTuple):
-    """`sgd.Step` as recordable operations make it: Triton's interpreter writes past them."""
-
-    fast: list[FastWeights]
-    products: list[ProductWeights]
-    grad_norm: Tensor
-    clip: Tensor
-    addresses: Tensor
-    before: list[FastWeights]
+def undo(step: Step, accepted: Tensor) -> Step:
+    """In place, as on a device, in recordable operations: Triton's interpreter writes past them."""
+    step.fast.copy_(torch.where(accepted[:, None], step.fast, step.before))
+    step.products.copy_(step.fast)
+    return step
 
 
-def take(fast, grads, dtype, rule, rate, clip, rates, into, table) -> PlainStep:  # type: ignore[no-untyped-def]
-    reading = ReadingConfig(inner_rule=rule, inner_lr=rate, inner_clip=clip)
-    own = fast_gradients([g for block in grads for g in block])
-    step = inner_step(fast, own, reading, None if rates is None else rates.view(len(fast), 3))
-    after, products = into if into is not None else new_buffers(fast, dtype)
-    taken = PlainStep(
-        [FastWeights(*w) for w in after], [ProductWeights(*p) for p in products], step.grad_norm, step.clip,
-        torch.zeros(TABLE * len(fast), dtype=torch.int64), list(fast),
-    )  # fmt: skip
-    _put(step.fast, taken)
-    return taken
-
-
-def undo(step: PlainStep, accepted: Tensor) -> None:
-    keep = accepted[:, None, None]
-    pairs = zip(step.fast, step.before, strict=True)
-    kept = [FastWeights(*(torch.where(keep, a, b) for a, b in zip(n, o, strict=True))) for n, o in pairs]
-    _put(kept, step)
-
-
-def _put(weights: Sequence[FastWeights], step: PlainStep) -> None:
-    for source, into, products in zip(weights, step.fast, step.products, strict=True):
-        for x, target in zip((*source, *product_weights(source, source.w1.dtype)), (*into, *products), strict=True):
-            target.copy_(x)
-
-
-KERNELS = REFERENCE.replace(inner_step=(take, undo))
+KERNELS = REFERENCE.replace(undo_step=undo, asynchronous=True)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +74,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(device, "can_capture", lambda state: True)
+    monkeypatch.setattr(state_module, "can_capture", lambda loop: True)
     monkeypatch.setattr(Recording, "made", [])
     return Recording.made
 
@@ -135,9 +103,7 @@ def test_what_is_replayed_is_what_plain_reading_gives(changes: dict[str, object]
         plain = ReadingState(model, reading(**changes), batch=2, kernels=REFERENCE, piece=PIECE)
         ours = ReadingState(model, reading(**changes), batch=2, kernels=KERNELS, piece=PIECE)
         assert_same(read(ours, tokens, 4, 4, 2), read(plain, tokens, 4, 4, 2))
-        for mine, theirs in zip(ours.fast, plain.fast, strict=True):
-            for w, wanted in zip(mine, theirs, strict=True):
-                torch.testing.assert_close(w, wanted, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(ours.fast, plain.fast, atol=2e-5, rtol=2e-5)
         # Places: 4 of the first piece (with sinks, none for the first chunk), 4 of the others. Each is captured when it
         # is come to a second time.
         first = 4 if changes.get("sinks") == 0 else 3
@@ -166,14 +132,14 @@ def test_parameters_that_moved_get_new_graphs() -> None:
     """A graph reads the memory that parameters had when it was captured."""
     model = small_model()
     state = ReadingState(model, reading(), kernels=KERNELS)
-    first = graphs.graphs_for(state)
-    assert graphs.graphs_for(ReadingState(model, reading(), kernels=KERNELS)) is first
+    first = graphs_for(state.loop, 1, state.piece)
+    assert graphs_for(ReadingState(model, reading(), kernels=KERNELS).loop, 1, state.piece) is first
     model.final_norm.weight.mul_(2)  # where it was
-    assert graphs.graphs_for(state) is first
+    assert graphs_for(state.loop, 1, state.piece) is first
     model.final_norm.weight.data = model.final_norm.weight.data.clone()
-    second = graphs.graphs_for(state)
+    second = graphs_for(state.loop, 1, state.piece)
     assert second is not first
-    assert graphs.graphs_for(ReadingState(model, reading(inner_lr=0.1), kernels=KERNELS)) is not second
+    assert graphs_for(ReadingState(model, reading(inner_lr=0.1), kernels=KERNELS).loop, 1, state.piece) is not second
 
 
 def test_graphs_do_not_keep_a_model_alive() -> None:

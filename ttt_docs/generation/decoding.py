@@ -53,7 +53,7 @@ class Decoding:
         hidden = live.run(self._tensor(self.tail))[:, -1:]
         with torch.no_grad():
             self.logits = live.model.logits(hidden, live.kernels)[0, 0]
-        self._single = SingleTokens(live)
+        self._single = SingleTokens(live.model, live.caches, live.views, live.position)
         return self.logits
 
     def step(self, token: int) -> Tensor:

@@ -115,12 +115,13 @@ class TritonKernels(SdpaKernels):
     each reason; where `strict`, it raises UsageError."""
 
     name = "triton"
+    asynchronous = True
 
     def __init__(self, strict: bool) -> None:
         from ttt_docs.kernels.attention.triton import window_attention_triton
         from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
         from ttt_docs.kernels.heads.triton import heads_triton
-        from ttt_docs.kernels.inner_step.triton import inner_step_triton, step_direction_triton, undo_step
+        from ttt_docs.kernels.inner_step.triton import inner_step_triton, step_direction_triton, undo_step_triton
         from ttt_docs.kernels.rms_norm.triton import add_rms_norm_triton, rms_norm_triton
         from ttt_docs.kernels.swiglu.triton import swiglu_triton
 
@@ -134,7 +135,7 @@ class TritonKernels(SdpaKernels):
         }
         for name, (operation, problem, kernel) in table.items():
             setattr(self, name, _checked(operation, problem, kernel, getattr(SdpaKernels(), name), strict))
-        self.inner_step = inner_step_triton, undo_step
+        self.inner_step, self.undo_step = inner_step_triton, undo_step_triton
         self.step_direction = step_direction_triton
 
 

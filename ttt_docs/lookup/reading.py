@@ -101,7 +101,8 @@ def copy_answer(
     """
     copying = _Copying(tokenizer, text, span or read.spans[row], allowed, beginnings)
     ends = torch.tensor(sorted(end_tokens(model.config, tokenizer) | set(tokenizer.encode("\n"))))
-    decoding, token = SingleTokens(read.state.select([row])), read.last
+    state, token = read.state.select([row]), read.last
+    decoding = SingleTokens(model, state.caches, state.views, state.position)
     while not copying.done:
         logs = decoding.step(token).float().log_softmax(0).cpu()
         token = copying.next(logs, float(logs[ends].logsumexp(0)))

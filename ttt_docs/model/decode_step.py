@@ -1,4 +1,4 @@
-"""One token at a time: what `ReadingState.run` computes for a single token, in as few operations as possible.
+"""One token at a time: what `Decoder.run` computes for a single token, in as few operations as possible.
 
 At one token a product takes about as long as its weights take to come from memory, so what counts is everything around
 it: rotations are computed for all blocks at once, keys and values of all blocks live in one buffer, and sinks stand in
@@ -7,15 +7,17 @@ that buffer right before the window, so that attention is a single call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttt_docs.model.decoder import Block
+from ttt_docs.kernels.inner_step.layout import PrimeWeights
+from ttt_docs.model.cache import LayerCache
+from ttt_docs.model.decoder import Block, Decoder
 from ttt_docs.model.rope import rotation
-from ttt_docs.ttt.state import ReadingState
 
 #: Tokens of room in the buffer, and rotations made at once.
 ROOM = 256
@@ -42,15 +44,20 @@ class _Weights(NamedTuple):
 
 
 class SingleTokens:
-    """Goes on from a state of one document, token by token. The state stays as it was."""
+    """Goes on from where one document was read to, token by token. The caches stay as they were."""
 
     @torch.no_grad()
-    def __init__(self, state: ReadingState) -> None:
-        self.model, self.position = state.model, state.position
+    def __init__(
+        self, model: Decoder, caches: Sequence[LayerCache], fast: Sequence[PrimeWeights] | None, position: int
+    ) -> None:
+        """`fast` as for `Decoder.run`, of a batch of one; `position` is the number of tokens before."""
+        self.model, self.position = model, position
         config = self.config = self.model.config
-        self.sinks = state.reading.sinks
-        self.seen = state.reading.window + self.sinks  # keys a query sees at most
-        self.weights = [_weights(state, i) for i in range(config.blocks)]
+        window = caches[0].window
+        assert window is not None
+        self.sinks = caches[0].sinks
+        self.seen = window + self.sinks  # keys a query sees at most
+        self.weights = [_weights(model, i, fast) for i in range(config.blocks)]
         self.device, self.dtype = self.model.embed.weight.device, self.model.dtype
         self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         keys = config.kv_heads
@@ -63,12 +70,12 @@ class SingleTokens:
         self.end = held
         self.sink_kv = self.cache[:, :, :0]
         if held:
-            windows = [cache.kept() for cache in state.caches]
+            windows = [cache.kept() for cache in caches]
             within = torch.stack([torch.cat(kv, dim=1)[0] for kv in windows if kv is not None])
             within = within[:, :, max(0, within.shape[2] - held) :]
             self.cache[:, :, held - within.shape[2] : held] = within
         if self.sinks and held >= self.sinks:
-            pairs = [(cache.sink_k, cache.sink_v) for cache in state.caches]
+            pairs = [(cache.sink_k, cache.sink_v) for cache in caches]
             self.sink_kv = torch.stack([torch.cat([k, v], 1)[0] for k, v in pairs if k is not None and v is not None])
             missing = held - within.shape[2]
             self.cache[:, :, :missing] = self.sink_kv[:, :, :missing]
@@ -153,16 +160,16 @@ def _post(x: Tensor, norm: Tensor | None, eps: float) -> Tensor:
     return x if norm is None else F.rms_norm(x, (x.shape[-1],), norm, eps)
 
 
-def _weights(state: ReadingState, index: int) -> _Weights:
-    config, block = state.model.config, state.model.block(index)
+def _weights(model: Decoder, index: int, fast: Sequence[PrimeWeights] | None) -> _Weights:
+    config, block = model.config, model.block(index)
 
     def norm(name: str, owner: Block | object = block) -> Tensor | None:
         table = getattr(owner, name, None)
         return None if table is None else table.weight
 
     prime_norm = prime_w13 = prime_w2 = None
-    if block.has_prime and state.fast:
-        own = state.products[index - config.prefix_blocks]
+    if block.has_prime and fast is not None:
+        own = fast[index - config.prefix_blocks]
         prime_w13, prime_w2 = own.w13[0], own.w2[0]
         prime_norm = (block.prime_norm if config.prime_norm else block.mlp_norm).weight
     return _Weights(

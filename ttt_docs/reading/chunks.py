@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ttt_docs.kernels.inner_step.layout import NAMES
 from ttt_docs.memory.memory import BlockWeights, Memory
 from ttt_docs.model.config import ModelConfig, ReadingConfig
-from ttt_docs.model.decoder import Decoder, FastWeights
+from ttt_docs.model.decoder import Decoder
 from ttt_docs.reading.compact import state_of_compact
 from ttt_docs.text.segments import segments
 from ttt_docs.text.tokenizer import Tokenizer
@@ -37,10 +38,10 @@ def state_of(model: Decoder, memory: Memory) -> ReadingState:
         return state_of_compact(model, memory)
     state = ReadingState(model, memory.reading)
     device = model.embed.weight.device
-    fast = state.fast
+    fast = None
     if memory.fast:
-        blocks = (memory.fast[i] for i in model.config.suffix)
-        fast = [FastWeights(*(block[n].to(device).unsqueeze(0) for n in FastWeights._fields)) for block in blocks]
+        matrices = (memory.fast[block][name] for block in model.config.suffix for name in NAMES)
+        fast = model.fast_layout.join(w.unsqueeze(0) for w in matrices).to(device)
     pairs = (memory.window[i] for i in range(model.config.blocks))
     caches = [(k.to(device, model.dtype).unsqueeze(0), v.to(device, model.dtype).unsqueeze(0)) for k, v in pairs]
     state.restore(memory.position, fast, caches)
@@ -74,9 +75,10 @@ def snapshot(state: ReadingState, row: int = 0) -> tuple[dict[int, BlockWeights]
     """Fast weights and window of one document, as a memory holds them (on the CPU, independent of the state)."""
     config = state.model.config
     fast: dict[int, BlockWeights] = {}
-    if state.reading.learn:
-        for i, block in zip(config.suffix, state.fast, strict=True):
-            fast[i] = {name: w[row].float().cpu() for name, w in zip(FastWeights._fields, block, strict=True)}
+    if state.reading.learn and state.fast is not None:
+        own = state.fast[row : row + 1].float().cpu()
+        for i, block in zip(config.suffix, state.model.fast_layout.views(own), strict=True):
+            fast[i] = {name: w[0] for name, w in zip(NAMES, block.matrices, strict=True)}
     window: dict[int, tuple[Tensor, Tensor]] = {}
     for i, cache in enumerate(state.caches):
         if state.position == 0:
@@ -203,7 +205,7 @@ def batch_state(model: Decoder, reading: ReadingConfig, count: int) -> ReadingSt
     a piece.
     """
     state = ReadingState(model, reading, count)
-    if count > 1 and not state.on_device:
+    if count > 1 and not state.kernels.asynchronous:
         state.piece = 1
     return state
 

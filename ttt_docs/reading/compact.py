@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
+from ttt_docs.kernels.inner_step.layout import NAMES
 from ttt_docs.memory.memory import Memory
 from ttt_docs.memory.packing import packed_bytes
-from ttt_docs.model.decoder import Decoder, FastWeights
+from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.state import ReadingState
-from ttt_docs.weights.lowrank import LowRank, compress
+from ttt_docs.weights.lowrank import compress
 
 #: Windows of tokens that are read again: the second one's keys are kept, and all of those saw a window of tokens.
 WINDOWS = 2
@@ -56,19 +57,16 @@ def state_of_compact(model: Decoder, memory: Memory) -> ReadingState:
         first.run(tokens[:, : reading.sinks])
     sinks = [(c.sink_k, c.sink_v) for c in first.caches if c.sink_k is not None and c.sink_v is not None]
     state = ReadingState(model, reading)
-    fast = state.fast
+    fast = None
     if memory.change:
-        fast = [
-            FastWeights(
-                *(_sum(w, memory.change[block][n], device) for n, w in zip(FastWeights._fields, ws, strict=True))
-            )
-            for block, ws in zip(model.config.suffix, state.fast, strict=True)
-        ]
+        changes = (memory.change[block][name] for block in model.config.suffix for name in NAMES)
+        change = model.fast_layout.join(low.expand().unsqueeze(0) for low in changes)
+        fast = model.initial_fast_weights() + change.to(device)
     start = max(0, position - -(-WINDOWS * reading.window // reading.chunk) * reading.chunk)
     if start:
         empty = torch.empty(1, model.config.kv_heads, 0, model.config.head_dim, device=device, dtype=model.dtype)
         state.restore(start, fast, sinks or [(empty, empty)] * model.config.blocks)
-    else:
+    elif fast is not None:
         state.set_fast(fast)
     for begin in range(start, position, reading.chunk):
         state.run(tokens[:, begin : begin + reading.chunk])
@@ -78,9 +76,7 @@ def state_of_compact(model: Decoder, memory: Memory) -> ReadingState:
 
 
 def _initial(model: Decoder) -> dict[int, dict[str, Tensor]]:
-    weights = zip(model.config.suffix, model.initial_fast_weights(), strict=True)
-    return {block: {name: w[0].cpu() for name, w in ws._asdict().items()} for block, ws in weights}
-
-
-def _sum(initial: Tensor, change: LowRank, device: torch.device) -> Tensor:
-    return initial + change.expand().to(device)
+    if not model.config.suffix_blocks:
+        return {}
+    blocks = zip(model.config.suffix, model.fast_layout.views(model.initial_fast_weights().cpu()), strict=True)
+    return {block: {n: w[0] for n, w in zip(NAMES, ws.matrices, strict=True)} for block, ws in blocks}

@@ -212,11 +212,12 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _changes(memory: Memory, reader: TTTReader) -> tuple[FastWeightChange, ...]:
-    initial = reader.model.initial_fast_weights(1)
-    found = []
-    for block, weights in zip(reader.model.config.suffix, initial, strict=True):
+    if not memory.fast:
+        return ()
+    initial, found = reader.model.initial_fast_weights().detach().float().cpu(), []
+    for block, weights in zip(reader.model.config.suffix, reader.model.fast_layout.views(initial), strict=True):
         if block in memory.fast:
-            before = {name: getattr(weights, name)[0].detach().float().cpu() for name in FAST_NAMES}
+            before = {name: w[0] for name, w in zip(FAST_NAMES, weights.matrices, strict=True)}
             change = {name: float((memory.fast[block][name] - before[name]).norm()) for name in FAST_NAMES}
             found.append(FastWeightChange(block, change, {name: float(before[name].norm()) for name in FAST_NAMES}))
     return tuple(found)

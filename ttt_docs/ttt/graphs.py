@@ -86,6 +86,7 @@ class SuffixGraphs:
             self.caches[i].allocate(shape, loop.model.embed.weight)
         self.weights = [Weights(*(torch.empty(w.shape, dtype=w.dtype, device=w.device) for w in weights)) for _ in "ab"]
 
+    @torch.no_grad()
     def take(
         self, loop: InnerLoop, index: int, hidden: Tensor, targets: Tensor, places: tuple[Place, Place]
     ) -> ChunkStep:

@@ -1,6 +1,6 @@
 """The inner loop, one chunk at a time: docs/method.md section 3, its steps 1 to 5 by number.
 
-The paper's rule is `sgd`. Its clip and step stand in `kernels/inner_step/definition.py` (`updated`), and the other rules
+The paper's rule is `sgd`. Its clip and step stand in `kernels/inner_step/definition.py` (`updated`), the other rules
 beside it. Nothing below the first prime MLP learns, so a chunk comes as hidden states from the prefix blocks.
 """
 
@@ -81,7 +81,7 @@ def learn_chunk(
         # Not in the paper: an update that worsens the chunk's last tokens is undone, and one that is not finite.
         accepted = step.grad_norm.isfinite()
         if reading.guard is not None:
-            jump = _loss_again(loop, hidden, targets, places[1], caches, step.products, nll)
+            jump = loss_again(loop, hidden, targets, places[1], caches, step.products, nll)
             accepted = accepted & (jump <= reading.guard)  # False for NaN too
         step = kernels.undo_step(step, accepted)
         loss = chunk_loss(nll, targets, model.config.bos_token_id)
@@ -138,7 +138,7 @@ def rule_of(reading: ReadingConfig) -> Rule:
     return Rule(reading.inner_rule, reading.inner_lr, reading.inner_clip)
 
 
-def _loss_again(
+def loss_again(
     loop: InnerLoop,
     hidden: Tensor,
     targets: Tensor,

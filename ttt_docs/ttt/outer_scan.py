@@ -231,7 +231,14 @@ class _ThroughUpdates(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, scan: Scan, second_order: bool, logarithmic: bool, x: Tensor, rates: Tensor, start: Tensor, *slow: Tensor
+        ctx: Any,
+        scan: Scan,
+        second_order: bool,
+        logarithmic: bool,
+        x: Tensor,
+        rates: Tensor,
+        start: Tensor,
+        *slow: Tensor,
     ) -> tuple[Tensor, ...]:
         initial = Weights.of(start.detach(), scan.model.dtype)
         learns = any(ctx.needs_input_grad)

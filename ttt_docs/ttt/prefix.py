@@ -100,7 +100,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _tile_rows(model: Decoder) -> int:
-    from ttt_docs.kernels.attention.triton import tiles_for
+    from ttt_docs.kernels.attention.triton_tiles import tiles_for
 
     return tiles_for("forward_rows", model.dtype, model.config.head_dim, model.embed.weight.device).rows
 

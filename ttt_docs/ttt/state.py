@@ -158,7 +158,7 @@ class ReadingState:
         self._weights = graphs.leave(self.model, self.position // self.reading.chunk, self.caches)
 
     def _places(self, count: int) -> list[tuple[Place, Place]]:
-        """For each of the next `count` chunks, its place and that of its last tokens, which the guard predicts again."""
+        """The places of each of the next `count` chunks, and of its last tokens, which the guard predicts again."""
         chunk = self.reading.chunk
         piece = self._place(self.position, count * chunk, chunk)
         ends = [(i + 1) * chunk for i in range(count)]
@@ -193,9 +193,11 @@ class ReadingState:
         return self.model.token_nll(x, tokens[:, 1:], self.kernels)
 
     def restore(self, position: int, fast: Tensor | None, caches: list[tuple[Tensor, Tensor]]) -> None:
-        """Goes to where another state was: its position, fast weights and exported caches (`LayerCache.export`)."""
+        """Goes to where another state was: its position, fast weights (None: as they are) and exported caches
+        (`LayerCache.export`)."""
         self.position = self._prefix_end = position
-        self.set_fast(fast)
+        if fast is not None:
+            self.set_fast(fast)
         for cache, (k, v) in zip(self.caches, caches, strict=True):
             cache.restore(k, v, position)
 

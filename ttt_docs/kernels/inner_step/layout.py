@@ -75,7 +75,7 @@ class FastLayout:
         return torch.cat([matrix.flatten(1) for block in blocks for matrix in block], dim=1)
 
     def per_matrix(self, values: Tensor) -> Tensor:
-        """values [3 * blocks, batch], one for w1, w2, w3 of each block: [batch, 3 * blocks, 1], in the layout's order."""
+        """values [3 * blocks, batch], for w1, w2, w3 of each block: [batch, 3 * blocks, 1] in the layout's order."""
         return values.unflatten(0, (self.blocks, 3))[:, [0, 2, 1]].flatten(0, 1).t().unsqueeze(-1)
 
 

@@ -1,9 +1,9 @@
 """The inner step over all fast weights in two launches, five for `balanced`, no matter how many matrices.
 
 Fast weights, their copy for the products and directions are one tensor each, [documents, n], in the layout of
-`layout.FastLayout`: w1, w3, w2 of each block, all of `size` numbers. Gradients come apart, w13 and w2 of each block, so
-their addresses stand in a table, int64 [2 * blocks]. Matrices are counted as learned rates are: w1, w2, w3 of each block.
-Unless it says otherwise, a program does CHUNK elements of one matrix of one document: grid (chunks, matrices,
+`layout.FastLayout`: w1, w3, w2 of each block, all of `size` numbers. Gradients come apart, w13 and w2 of each block:
+their addresses stand in a table, int64 [2 * blocks]. Matrices are counted as learned rates are: w1, w2, w3 of each
+block. Unless it says otherwise, a program does CHUNK elements of one matrix of one document: grid (chunks, matrices,
 documents).
 
 What balances a gradient is float [documents, matrices, 2, lines]: factors of its rows, then of its columns; `lines` is
@@ -119,7 +119,8 @@ def _sum(sums, count, STEP: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def update(
-    table, hidden, dim, weights, after, products, sums, own_sums, norms, factors, chunks, balance, lines, rate, rates, limit,
+    table, hidden, dim, weights, after, products, sums, own_sums, norms, factors, chunks, balance, lines, rate, rates,
+    limit,
     NORMALIZED: tl.constexpr, BALANCED: tl.constexpr, GRAD: tl.constexpr, PRODUCT: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
