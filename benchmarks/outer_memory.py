@@ -83,7 +83,7 @@ def step_of(options: argparse.Namespace) -> dict[str, Any]:
         "recompute": options.recompute,
         "step_bytes": peak_bytes() - before,
         "seconds": seconds,
-        "fast_bytes": sum(w.numel() * 4 for block in model.initial_fast_weights() for w in block),
+        "fast_bytes": 4 * model.fast_layout.size,
         "cache_bytes": 2 * config.blocks * options.chunk * config.kv_heads * config.head_dim * width,
     }
 

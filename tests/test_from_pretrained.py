@@ -38,7 +38,8 @@ def test_a_retrofit_gets_fast_weights_sinks_and_its_rule(plain):
     config, reading = reader.model.config, reader.reading
     assert (config.suffix_blocks, config.sinks, reading.sinks) == (4, 4, 4)  # 8 blocks where there are as many
     assert (reading.window, reading.chunk, reading.inner_rule, reading.inner_lr) == (2048, 1024, "normalized", 0.3)
-    assert all(not block.w2.any() for block in reader.model.initial_fast_weights())  # at first the same model
+    initial = reader.model.fast_layout.views(reader.model.initial_fast_weights())
+    assert all(not block.w2.any() for block in initial)  # at first the same model
     chosen = TTTReader.from_pretrained(str(plain), suffix_blocks=2, sinks=0, window=64, chunk=32, inner_rule="sgd")
     assert (chosen.model.config.suffix_blocks, chosen.reading.sinks, chosen.reading.inner_lr) == (2, 0, 1.0)
     assert chosen.fingerprint != reader.fingerprint

@@ -54,13 +54,13 @@ def test_passages_are_of_the_text_and_the_greatest_loss_comes_first(findings, sm
 
 def test_change_is_from_the_models_own_weights(findings, small_memory, tiny_reader, facts):
     assert [change.block for change in findings.changes] == list(small_memory.fast)
-    initial = tiny_reader.model.initial_fast_weights(1)
+    initial = tiny_reader.model.fast_layout.views(tiny_reader.model.initial_fast_weights())
     for change, weights in zip(findings.changes, initial, strict=True):
         moved = small_memory.fast[change.block]["w2"] - weights.w2[0]
         assert change.change["w2"] == pytest.approx(float(moved.norm()), rel=1e-5) and change.change["w2"] > 0
     blocks = tiny_reader.model.config.suffix
     untouched = {
-        block: {name: getattr(weights, name)[0].clone() for name in ("w1", "w2", "w3")}
+        block: {name: w[0].clone() for name, w in zip(("w1", "w2", "w3"), weights.matrices, strict=True)}
         for block, weights in zip(blocks, initial, strict=True)
     }
     found = examine(replace(small_memory, fast=untouched), facts, tiny_reader)
