@@ -56,7 +56,7 @@ def test_without_triton_plain_pytorch_runs_after_one_warning(monkeypatch: pytest
     monkeypatch.setattr(gpu, "find_spec", lambda name: None)
     with warns("Triton kernels are not used: triton is not installed"):
         kernels = gpu_kernels("auto", torch.device("cuda"))
-    assert kernels.name == "pytorch" and kernels.inner_step is None
+    assert kernels.name == "pytorch" and not kernels.asynchronous
     with warns(None):
         gpu_kernels("auto", torch.device("cuda"))
 
