@@ -1,6 +1,6 @@
 // Causal window attention: forward, and the gradient for queries and for the newest keys and values.
 //
-// What it computes is defined by window_attention_reference in ../attention.py; bfloat16 in and out, float32 inside.
+// What it computes is defined by window_attention_reference in definition.py; bfloat16 in and out, float32 inside.
 // A thread takes 32 positions of all query heads that share a key head and goes along the keys they see, 32 at a time:
 // tiles multiply queries and keys, AVX-512 makes exponentials of the scores while the next tiles multiply, and other
 // tiles multiply those with the values. Scores never leave the first-level cache.
@@ -25,7 +25,7 @@ struct Matrix {
 
 }  // namespace
 
-// One call's arguments; ctypes has the same structure in attention.py.
+// One call's arguments; ctypes has the same structure in native.py.
 struct Attention {
     int64_t batch, heads, kv_heads, queries, keys, head_dim, window, sinks, threads;
     Matrix q, k, v, sink_q, sink_k, sink_v, out, grad, grad_q, grad_k, grad_v, grad_sink_q;
@@ -44,10 +44,7 @@ constexpr float LOG2_E = 1.44269504088896340736f;
 template <int D>
 inline void scores_of(const bf16* a, const bf16* b) {
     TILES();
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
+    ZERO_2X2();
     for (int d = 0; d < D / 32; d++) {
         TILE_LOAD(4, a + d * 32, D * 2);
         TILE_LOAD(5, a + 16 * D + d * 32, D * 2);
@@ -59,10 +56,7 @@ inline void scores_of(const bf16* a, const bf16* b) {
 
 inline void store_scores(float* to) {
     TILES();
-    TILE_STORE(0, to, 128);
-    TILE_STORE(1, to + 16, 128);
-    TILE_STORE(2, to + 16 * 32, 128);
-    TILE_STORE(3, to + 16 * 32 + 16, 128);
+    MOVE_2X2(TILE_STORE, to, 16, 16 * 32, 128);
     written();
 }
 
@@ -73,10 +67,7 @@ inline void accumulate(float* sum, const bf16* a, int64_t stride, const bf16* b,
     written();
     for (int d = 0; d < D / 16; d += 2) {
         float* corner = sum + d * 16;
-        TILE_LOAD(0, corner, D * 4);
-        TILE_LOAD(1, corner + 16, D * 4);
-        TILE_LOAD(2, corner + 16 * D, D * 4);
-        TILE_LOAD(3, corner + 16 * D + 16, D * 4);
+        MOVE_2X2(TILE_LOAD, corner, 16, 16 * D, D * 4);
         for (int64_t step = 0; step < steps; step++) {
             TILE_LOAD(4, a + step * 32, stride);
             TILE_LOAD(5, (const char*)(a + step * 32) + 16 * stride, stride);
@@ -84,10 +75,7 @@ inline void accumulate(float* sum, const bf16* a, int64_t stride, const bf16* b,
             TILE_LOAD(7, b + (step * (D / 16) + d + 1) * TILE, 64);
             MULTIPLY_2X2();
         }
-        TILE_STORE(0, corner, D * 4);
-        TILE_STORE(1, corner + 16, D * 4);
-        TILE_STORE(2, corner + 16 * D, D * 4);
-        TILE_STORE(3, corner + 16 * D + 16, D * 4);
+        MOVE_2X2(TILE_STORE, corner, 16, 16 * D, D * 4);
     }
     written();
 }
@@ -116,10 +104,10 @@ void copy_rows(bf16* to, const bf16* from, int64_t stride, int64_t rows) {
             memset(to, 0, D * 2);
 }
 
-// x [32, D] turned into [D, 32].
+// x [32, D] as [D, 32].
 template <int D>
-void turn(bf16* to, const bf16* x) {
-    for (int d = 0; d < D; d += 16) turned(to + d * 32, x + d, D, 32);
+void transpose(bf16* to, const bf16* x) {
+    for (int d = 0; d < D; d += 16) transposed(to + d * 32, x + d, D, 32);
 }
 
 template <int D>
@@ -152,16 +140,16 @@ struct View {
     }
 };
 
-// Which of the 16 keys from `key` on the query at `place` (counted in keys) sees.
-inline __mmask16 visible(int64_t key, int64_t place, int64_t window) {
-    const int64_t last = std::clamp<int64_t>(place - key + 1, 0, 16);
-    const int64_t first = std::clamp<int64_t>(place - window + 1 - key, 0, 16);
+// Which of the 16 keys from `key` on the query at key position `query` sees.
+inline __mmask16 visible(int64_t key, int64_t query, int64_t window) {
+    const int64_t last = std::clamp<int64_t>(query - key + 1, 0, 16);
+    const int64_t first = std::clamp<int64_t>(query - window + 1 - key, 0, 16);
     return __mmask16(((1u << last) - 1) & ~((1u << first) - 1));
 }
 
-// True if all 32 queries from `place` on see all 32 keys from `key` on.
-inline bool inside(int64_t key, int64_t place, int64_t window) {
-    return key + 31 <= place && key > place + ROWS - 1 - window;
+// True if all 32 queries from `query` on see all 32 keys from `key` on.
+inline bool inside(int64_t key, int64_t query, int64_t window) {
+    return key + 31 <= query && key > query + ROWS - 1 - window;
 }
 
 // ---- Forward. ----
@@ -179,16 +167,16 @@ struct ForwardBlock : Block {
 // weights [32, 32 of FORWARD_KEYS] = exp(scores - shift), and each row's part of the sum.
 template <int D>
 void exponentials(ForwardBlock<D>& x, const float* scores, bf16* weights, int64_t key, const Attention& c) {
-    const int64_t place = c.keys - c.queries + x.position;
-    const bool edge = !inside(key, place, c.window);
+    const int64_t query = c.keys - c.queries + x.position;
+    const bool edge = !inside(key, query, c.window);
     const __m512 scale = _mm512_set1_ps(LOG2_E / std::sqrt(float(D)));
     for (int row = 0; row < ROWS; row++) {
         const __m512 shift = _mm512_set1_ps(x.shift[row]);
         __m512 a = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + row * 32), scale, shift));
         __m512 b = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + row * 32 + 16), scale, shift));
         if (edge) {
-            a = _mm512_maskz_mov_ps(visible(key, place + row, c.window), a);
-            b = _mm512_maskz_mov_ps(visible(key + 16, place + row, c.window), b);
+            a = _mm512_maskz_mov_ps(visible(key, query + row, c.window), a);
+            b = _mm512_maskz_mov_ps(visible(key + 16, query + row, c.window), b);
         }
         float* sum = x.sums + row * 16;
         _mm512_store_ps(sum, _mm512_add_ps(_mm512_load_ps(sum), _mm512_add_ps(a, b)));
@@ -214,7 +202,7 @@ void attend(ForwardBlock<D>& x, int64_t first, int64_t last, const bf16* k, cons
 template <int D>
 void find_shift(ForwardBlock<D>& x, const bf16* k, const View& view) {
     const Attention& c = view.c;
-    const int64_t place = view.cached() + x.position;
+    const int64_t query = view.cached() + x.position;
     const float scale = LOG2_E / std::sqrt(float(D));
     __m512 most[ROWS];
     for (auto& m : most) m = _mm512_set1_ps(-INFINITY);
@@ -225,7 +213,7 @@ void find_shift(ForwardBlock<D>& x, const bf16* k, const View& view) {
         for (int row = 0; row < ROWS; row++)
             for (int half = 0; half < 32; half += 16) {
                 const __m512 s = _mm512_load_ps(x.scores[0] + row * 32 + half);
-                most[row] = _mm512_mask_max_ps(most[row], visible(key + half, place + row, c.window), most[row], s);
+                most[row] = _mm512_mask_max_ps(most[row], visible(key + half, query + row, c.window), most[row], s);
             }
     }
     for (int row = 0; row < x.rows; row++) {
@@ -286,10 +274,9 @@ void forward(const Attention& c) {
     const int64_t padded = up(c.keys, 32), pieces = padded / 32, share = 16, group = c.heads / c.kv_heads;
     const int64_t tiles = up(c.queries, ROWS) / ROWS, size = padded * D;
     bf16* packed = (bf16*)kept_memory<0>(c.kv_heads * 2 * size * sizeof(bf16));
-    auto nothing = [] {};
     for (int64_t b = 0; b < c.batch; b++) {
         const int64_t parts = up(pieces, share) / share;
-        parallel(c.kv_heads * parts, c.threads, nothing, [&](int64_t item) {
+        parallel(c.kv_heads * parts, c.threads, [&](int64_t item) {
             const int64_t head = item / parts, begin = item % parts * share * 32;
             bf16 *k = packed + head * 2 * size, *v = k + size;
             for (int64_t key = begin; key < std::min(begin + share * 32, padded); key += 32) {
@@ -297,7 +284,7 @@ void forward(const Attention& c) {
                 pack_across<D>(k + (key + 16) * D, c.k.at(b, head, key + 16), c.k.row, c.keys - key - 16);
                 pack_along<D>(v + key * D, c.v.at(b, head, key), c.v.row, c.keys - key);
             }
-        }, nothing);
+        });
         parallel(c.kv_heads * tiles, c.threads, begin_tiles, [&](int64_t item) {
             const View view{c, b, item / tiles};
             const bf16 *k = packed + view.kv_head * 2 * size, *v = k + size;
@@ -323,7 +310,7 @@ void forward(const Attention& c) {
 template <int D>
 struct BackwardBlock : Block {
     alignas(64) bf16 q[ROWS * D], grad[ROWS * D];
-    alignas(64) bf16 turned_q[D * ROWS], turned_grad[D * ROWS];
+    alignas(64) bf16 transposed_q[D * ROWS], transposed_grad[D * ROWS];
     alignas(64) float log_total[ROWS], along[ROWS];  // log-sum-exp in powers of two; D = rowsum(dO * O)
     alignas(64) float grad_q[ROWS * D];
     alignas(64) float scores[ROWS * 32], grad_weights[ROWS * 32];
@@ -337,8 +324,8 @@ void load(BackwardBlock<D>& x, const View& view) {
     const Attention& c = view.c;
     copy_rows<D>(x.q, c.q.at(view.batch, x.head, x.position), c.q.row, x.rows);
     copy_rows<D>(x.grad, c.grad.at(view.batch, x.head, x.position), c.grad.row, x.rows);
-    turn<D>(x.turned_q, x.q);
-    turn<D>(x.turned_grad, x.grad);
+    transpose<D>(x.transposed_q, x.q);
+    transpose<D>(x.transposed_grad, x.grad);
     memset(x.grad_q, 0, sizeof x.grad_q);
     for (int row = 0; row < ROWS; row++) {
         const int64_t position = x.position + row;
@@ -352,8 +339,8 @@ void load(BackwardBlock<D>& x, const View& view) {
 // One 32x32 step: P = exp(S - log-sum-exp), dS = P * (dP - D).
 template <int D>
 void grad_step(BackwardBlock<D>& x, int64_t column, int64_t key, bool newest, const Attention& c) {
-    const int64_t place = c.keys - c.queries + x.position;
-    const bool edge = !inside(key, place, c.window);
+    const int64_t query = c.keys - c.queries + x.position;
+    const bool edge = !inside(key, query, c.window);
     const __m512 scale = _mm512_set1_ps(LOG2_E / std::sqrt(float(D)));
     const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -365,7 +352,7 @@ void grad_step(BackwardBlock<D>& x, int64_t column, int64_t key, bool newest, co
                 const __m512 log_total = _mm512_set1_ps(x.log_total[row + i]), along = _mm512_set1_ps(x.along[row + i]);
                 p[i][half] = exp2(_mm512_fmsub_ps(_mm512_load_ps(x.scores + at), scale, log_total));
                 if (edge)
-                    p[i][half] = _mm512_maskz_mov_ps(visible(key + half * 16, place + row + i, c.window), p[i][half]);
+                    p[i][half] = _mm512_maskz_mov_ps(visible(key + half * 16, query + row + i, c.window), p[i][half]);
                 ds[i][half] = _mm512_mul_ps(p[i][half], _mm512_sub_ps(_mm512_load_ps(x.grad_weights + at), along));
             }
         for (int i = 0; i < 2; i++)
@@ -380,17 +367,14 @@ void grad_step(BackwardBlock<D>& x, int64_t column, int64_t key, bool newest, co
     }
 }
 
-// sum [2 keys / 16, D / 16, 16 x 16] += turned [D, 32 queries] times paired, over all blocks.
+// sum [2 keys / 16, D / 16, 16 x 16] += transposed [D, 32 queries] times paired, over all blocks.
 template <int D, class Operands>
 void accumulate_keys(float* sum, BackwardBlock<D>* blocks, int64_t count, Operands operands) {
     constexpr int STEP = D / 16 * 256;
     TILES();
     for (int d = 0; d < D / 16; d += 2) {
         float* corner = sum + d * 256;
-        TILE_LOAD(0, corner, 64);
-        TILE_LOAD(1, corner + STEP, 64);
-        TILE_LOAD(2, corner + 256, 64);
-        TILE_LOAD(3, corner + STEP + 256, 64);
+        MOVE_2X2(TILE_LOAD, corner, STEP, 256, 64);
         for (auto* x = blocks; x < blocks + count; x++) {
             auto [left, right] = operands(*x);
             TILE_LOAD(4, left + d * 16 * ROWS, ROWS * 2);
@@ -399,10 +383,7 @@ void accumulate_keys(float* sum, BackwardBlock<D>* blocks, int64_t count, Operan
             TILE_LOAD(7, right + TILE, 64);
             MULTIPLY_2X2();
         }
-        TILE_STORE(0, corner, 64);
-        TILE_STORE(1, corner + STEP, 64);
-        TILE_STORE(2, corner + 256, 64);
-        TILE_STORE(3, corner + STEP + 256, 64);
+        MOVE_2X2(TILE_STORE, corner, STEP, 256, 64);
     }
 }
 
@@ -448,10 +429,9 @@ void backward(const Attention& c) {
     const int64_t own = (pieces * 32 - first_own) * D;  // floats of one sum, for keys or for values
     auto* packed = (PackedKeys<D>*)kept_memory<0>(c.kv_heads * pieces * sizeof(PackedKeys<D>));
     float* sums = (float*)kept_memory<2>(c.kv_heads * deals * 2 * own * sizeof(float));
-    auto nothing = [] {};
     for (int64_t b = 0; b < c.batch; b++) {
         const int64_t parts = up(pieces, share) / share;
-        parallel(c.kv_heads * parts, c.threads, nothing, [&](int64_t item) {
+        parallel(c.kv_heads * parts, c.threads, [&](int64_t item) {
             const int64_t head = item / parts, begin = item % parts * share;
             for (int64_t i = begin; i < std::min(begin + share, pieces); i++) {
                 auto& to = packed[head * pieces + i];
@@ -462,7 +442,7 @@ void backward(const Attention& c) {
                 }
                 pack_along<D>(to.along, c.k.at(b, head, key), c.k.row, rows);
             }
-        }, nothing);
+        });
         parallel(c.kv_heads * deals, c.threads, begin_tiles, [&](int64_t item) {
             const View view{c, b, item / deals};
             const auto* keys = packed + view.kv_head * pieces;
@@ -493,19 +473,19 @@ void backward(const Attention& c) {
                     for (int64_t key = std::max(begin, first_own); key < end; key += 32) {
                         const int64_t at = (key - begin) / 16 * TILE;
                         accumulate_keys(sum_k + (key - first_own) * D, blocks, group, [&](BackwardBlock<D>& x) {
-                            return std::pair(x.turned_q, x.paired_grad_scores + at);
+                            return std::pair(x.transposed_q, x.paired_grad_scores + at);
                         });
                         accumulate_keys(sum_v + (key - first_own) * D, blocks, group, [&](BackwardBlock<D>& x) {
-                            return std::pair(x.turned_grad, x.paired_weights + at);
+                            return std::pair(x.transposed_grad, x.paired_weights + at);
                         });
                     }
                 }
                 for (int64_t i = 0; i < group; i++) finish(blocks[i], view);
             }
         }, end_tiles);
-        // Sums of all deals, in order; 16 keys at a time turned back from [D, keys].
+        // Sums of all deals, in order; 16 keys at a time transposed back from [D, keys].
         const int64_t groups = (pieces * 32 - first_own) / 16;
-        parallel(c.kv_heads * 2 * groups, c.threads, nothing, [&](int64_t item) {
+        parallel(c.kv_heads * 2 * groups, c.threads, [&](int64_t item) {
             const int64_t head = item / groups / 2, which = item / groups % 2, key = first_own + item % groups * 16;
             const Matrix& to = which ? c.grad_v : c.grad_k;
             const __m512 scale = _mm512_set1_ps(which ? 1 : 1 / std::sqrt(float(D)));
@@ -523,29 +503,20 @@ void backward(const Attention& c) {
                     if (key + i >= cached && key + i < c.keys)
                         store16(to.at(b, head, key + i - cached) + d, (__m512)x[i]);
             }
-        }, nothing);
+        });
     }
 }
 
 }  // namespace
 
 // 0, or 1 for a head_dim this was not made for.
-extern "C" int window_attention_forward(const Attention* call) {
-    switch (call->head_dim) {
-        case 32: forward<32>(*call); return 0;
-        case 64: forward<64>(*call); return 0;
-        case 96: forward<96>(*call); return 0;
-        case 128: forward<128>(*call); return 0;
+#define BY_HEAD_DIM(function)                        \
+    switch (call->head_dim) {                        \
+        case 32: return function<32>(*call), 0;      \
+        case 64: return function<64>(*call), 0;      \
+        case 96: return function<96>(*call), 0;      \
+        case 128: return function<128>(*call), 0;    \
+        default: return 1;                           \
     }
-    return 1;
-}
-
-extern "C" int window_attention_backward(const Attention* call) {
-    switch (call->head_dim) {
-        case 32: backward<32>(*call); return 0;
-        case 64: backward<64>(*call); return 0;
-        case 96: backward<96>(*call); return 0;
-        case 128: backward<128>(*call); return 0;
-    }
-    return 1;
-}
+extern "C" int window_attention_forward(const Attention* call) { BY_HEAD_DIM(forward) }
+extern "C" int window_attention_backward(const Attention* call) { BY_HEAD_DIM(backward) }

@@ -8,7 +8,7 @@ gradient for the hidden states costs no second look at the logits; a trained hea
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,17 +25,9 @@ def _exponentials(dual: Tensor, part: Tensor, shift: Tensor | None) -> tuple[Ten
     return both, torch.exp(logits if shift is None else torch.sub(logits, shift, out=exponentials), out=exponentials)
 
 
-class _Sums(NamedTuple):
-    """Sums over the vocabulary for dual [2 * rows, dim], in float32."""
-
-    total: Tensor  # [rows, 1], of exp
-    moved: Tensor  # [rows, 1], of exp * tangent
-    score: Tensor  # [2 * rows, 1], the target's logit and its tangent
-    mean: Tensor  # [2 * rows, dim], of exp * head, then of exp * tangent * head
-
-
-def _sums(dual: Tensor, head: Tensor, target: Tensor, shift: Tensor | None) -> _Sums:
-    """target [rows, 1]"""
+def _sums(dual: Tensor, head: Tensor, target: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums over the vocabulary for dual [2 * rows, dim] and target [rows, 1], in float32: of exp and of exp * tangent
+    [rows, 1]; the target's logit and its tangent [2 * rows, 1]; of exp * head above exp * tangent * head, like dual."""
     rows, targets = len(target), torch.cat([target, target])
     sizes = (rows, 1), (rows, 1), (2 * rows, 1), dual.shape
     total, moved, score, mean = (dual.new_zeros(size, dtype=wide(dual.dtype)) for size in sizes)
@@ -46,7 +38,7 @@ def _sums(dual: Tensor, head: Tensor, target: Tensor, shift: Tensor | None) -> _
         moved += cpu.row_sums(both[rows:].mul_(exponentials))
         both[:rows] = exponentials
         mean += narrow_product(both, part)
-    return _Sums(total, moved, score, mean)
+    return total, moved, score, mean
 
 
 class _LinearCrossEntropyJvp(torch.autograd.Function):
@@ -58,18 +50,18 @@ class _LinearCrossEntropyJvp(torch.autograd.Function):
         losses, grads, kept = [], [], []
         for x, t, target in zip(*pieces, strict=True):
             both, shift = torch.cat([x, t]), None
-            sums = _sums(both, head, target, shift)
-            if not cpu.in_range(sums.total):
+            total, moved, scores, means = _sums(both, head, target, shift)
+            if not cpu.in_range(total):
                 shift = cpu.largest_logit(x, head)
-                sums = _sums(both, head, target, shift)
-            score, score_t = sums.score.chunk(2)
-            moved = sums.moved / sums.total
+                total, moved, scores, means = _sums(both, head, target, shift)
+            score, score_t = scores.chunk(2)
+            moved = moved / total
             start = 0 if shift is None else shift.to(score.dtype)
-            losses.append(torch.cat([sums.total.log() + start - score, moved - score_t], dim=1))
-            mean, mean_t = sums.mean.div_(torch.cat([sums.total, sums.total])).chunk(2)
+            losses.append(torch.cat([total.log() + start - score, moved - score_t], dim=1))
+            mean, mean_t = means.div_(torch.cat([total, total])).chunk(2)
             first, second = mean - head[target.squeeze(1)], torch.addcmul(mean_t, mean, moved, value=-1)
             grads.append((first.to(dual.dtype), second.to(dual.dtype)))
-            kept.append((sums.total, moved, torch.zeros_like(x[:, :1]) if shift is None else shift))
+            kept.append((total, moved, torch.zeros_like(x[:, :1]) if shift is None else shift))
         counted = None if ignore is None else targets != ignore
         nll = torch.cat(losses).t()
         rows = [torch.cat(x) for columns in (grads, kept) for x in zip(*columns, strict=True)]

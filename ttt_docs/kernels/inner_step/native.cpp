@@ -2,17 +2,9 @@
 
 #include <algorithm>
 
-#include "tiles.h"
+#include "common.h"
 
 namespace {
-
-template <class Work>
-void by_pieces(int64_t count, int64_t size, int64_t threads, Work work) {
-    auto nothing = [] {};
-    parallel(up(count, size) / size, threads, nothing, [&](int64_t piece) {
-        work(piece, piece * size, std::min((piece + 1) * size, count));
-    }, nothing);
-}
 
 // Rounded to the nearest bfloat16, ties to even, as PyTorch does it: the processor's own instruction makes subnormal
 // numbers zero, and weights must round to the same bits after they were saved and loaded. NaN is not looked after.

@@ -38,6 +38,22 @@ void parallel(int64_t items, int64_t threads, Begin begin, Work work, End end) {
         run(&job);
 }
 
+template <class Work>
+void parallel(int64_t items, int64_t threads, Work work) {
+    auto nothing = [] {};
+    parallel(items, threads, nothing, work, nothing);
+}
+
+// Calls work(piece, first, last) for pieces of `size` of `count` things. Pieces do not depend on threads, so neither do
+// results that are made piece by piece.
+template <class Work>
+void by_pieces(int64_t count, int64_t size, int64_t threads, Work work) {
+    parallel((count + size - 1) / size, threads, [&](int64_t piece) {
+        const int64_t last = (piece + 1) * size;
+        work(piece, piece * size, last < count ? last : count);
+    });
+}
+
 // Memory of one thread, kept between calls: fresh pages cost more than the work done in them.
 template <int NAME>
 void* kept_memory(size_t bytes) {

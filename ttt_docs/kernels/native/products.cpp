@@ -15,11 +15,11 @@ inline __m512 sigmoid(__m512 x) {
 }  // namespace
 
 // out [rows, columns] = a [rows, depth] times b [depth, columns]; strides are of matrices as they lie in memory, which
-// `_other_way` marks as transposes of the operands.
+// `_transposed` marks as transposes of the operands.
 extern "C" void multiply(int64_t rows, int64_t columns, int64_t depth, const bf16* a, int64_t a_stride,
-                         int64_t a_other_way, const bf16* b, int64_t b_stride, int64_t b_other_way, bf16* out,
+                         int64_t a_transposed, const bf16* b, int64_t b_stride, int64_t b_transposed, bf16* out,
                          int64_t out_stride, int64_t threads) {
-    product(rows, columns, depth, {a, a_stride, a_other_way != 0}, {b, b_stride, b_other_way != 0}, threads,
+    product(rows, columns, depth, {a, a_stride, a_transposed != 0}, {b, b_stride, b_transposed != 0}, threads,
             [=](int64_t row, int64_t column, const float* block) {
                 const int64_t count = std::min<int64_t>(32, rows - row);
                 for (int64_t i = 0; i < count; i++)
@@ -67,8 +67,7 @@ extern "C" void multiply_few(int64_t rows, int64_t columns, int64_t depth, const
 
 // activated [rows, hidden] = silu(gate) * up, where gate and up [rows, hidden] are x [rows, dim] times the transposes of
 // w1 and w3 [hidden, dim]. `both` [rows, 2 * hidden] keeps gate beside up for the backward pass; it may be null. It is
-// not needed soon, so it goes around the caches. Rows are
-// `stride` and `both_stride` apart.
+// not needed soon, so it goes around the caches. Rows are `stride` and `both_stride` apart.
 extern "C" void swiglu_forward(int64_t rows, int64_t hidden, int64_t dim, const bf16* x, const bf16* w1, const bf16* w3,
                                bf16* both, int64_t both_stride, bf16* activated, int64_t stride, int64_t threads) {
     product(rows, 2 * hidden, dim, {x, dim}, {w1, dim, true, w3}, threads,

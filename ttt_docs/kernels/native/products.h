@@ -4,12 +4,12 @@
 
 #include "tiles.h"
 
-// A bfloat16 matrix as it lies in memory; `other_way`: the operand is its transpose. With `beside`, a right operand's
+// A bfloat16 matrix as it lies in memory; `transposed`: the operand is its transpose. With `beside`, a right operand's
 // columns come 32 from each of two matrices in turn.
 struct Operand {
     const bf16* data;
     int64_t stride;
-    bool other_way = false;
+    bool transposed = false;
     const bf16* beside = nullptr;
 };
 
@@ -23,8 +23,8 @@ static inline void pack_left(bf16* to, const Operand& a, int64_t rows, int64_t d
                              int64_t steps) {
     for (int64_t d = first * 32; d < (first + steps) * 32; d += 32)
         for (int64_t r = row; r < row + 32; r += 16, to += TILE)
-            if (a.other_way)
-                turned(to, a.data + d * a.stride + r, a.stride, depth - d);
+            if (a.transposed)
+                transposed(to, a.data + d * a.stride + r, a.stride, depth - d);
             else
                 straight(to, a.data + r * a.stride + d, a.stride, rows - r);
 }
@@ -35,7 +35,7 @@ static inline void pack_right(bf16* to, const Operand& b, int64_t depth, int64_t
         for (int half = 0; half < 2; half++, to += TILE) {
             const bf16* data = b.beside && column % 64 ? b.beside : b.data;
             const int64_t c = (b.beside ? column / 64 * 32 : column) + half * 16;
-            if (b.other_way)
+            if (b.transposed)
                 across(to, data + c * b.stride + d, b.stride, 16);
             else
                 along(to, data + d * b.stride + c, b.stride, depth - d);
@@ -43,8 +43,9 @@ static inline void pack_right(bf16* to, const Operand& b, int64_t depth, int64_t
 }
 
 // a [rows, depth] times b [depth, columns]: finish(row, column, block) gets every 32x32 block, float32 [32, 32], from
-// left to right, an odd one right behind the even one before it; rows beyond the last are in it, as zeros. columns is a multiple of 32; so is depth unless both operands lie depth by depth
-// (an `a` the other way, a `b` not). The order in which a number is summed depends on depth alone.
+// left to right, an odd one right behind the even one before it; rows beyond the last are in it, as zeros. columns is a
+// multiple of 32; so is depth unless both operands lie depth by depth (`a` transposed, `b` not). The order in
+// which a number is summed depends on depth alone.
 template <class Finish>
 void product(int64_t rows, int64_t columns, int64_t depth, Operand a, Operand b, int64_t threads, Finish finish) {
     const int64_t steps = up(depth, 32) / 32, row_blocks = up(rows, 32) / 32, column_blocks = columns / 32;
@@ -74,7 +75,7 @@ void product(int64_t rows, int64_t columns, int64_t depth, Operand a, Operand b,
                 pack_right(right + (column - first_column) * tiles, b, depth, column * 32, step, count);
             float* sum = sums + 2 * BLOCK;
             for (int64_t row = first_row; row < last_row; row++) {
-                const bool in_place = whole && !a.other_way && row * 32 + 32 <= rows;
+                const bool in_place = whole && !a.transposed && row * 32 + 32 <= rows;
                 const bf16* x = in_place ? a.data + row * 32 * a.stride : left;
                 const int64_t next = in_place ? 32 : 2 * TILE, lower = in_place ? 16 * a.stride : TILE;
                 const int64_t stride = in_place ? a.stride * 2 : 64;
@@ -82,15 +83,9 @@ void product(int64_t rows, int64_t columns, int64_t depth, Operand a, Operand b,
                 written();
                 for (int64_t column = first_column; column < last_column; column++, sum += BLOCK) {
                     if (step == 0) {
-                        TILE_ZERO(0);
-                        TILE_ZERO(1);
-                        TILE_ZERO(2);
-                        TILE_ZERO(3);
+                        ZERO_2X2();
                     } else {
-                        TILE_LOAD(0, sum, 128);
-                        TILE_LOAD(1, sum + 16, 128);
-                        TILE_LOAD(2, sum + 512, 128);
-                        TILE_LOAD(3, sum + 528, 128);
+                        MOVE_2X2(TILE_LOAD, sum, 16, 512, 128);
                     }
                     const bf16* y = right + (column - first_column) * tiles;
                     for (int64_t i = 0; i < count; i++, y += 2 * TILE) {
@@ -102,10 +97,7 @@ void product(int64_t rows, int64_t columns, int64_t depth, Operand a, Operand b,
                     }
                     if (last && column > first_column) finish(row * 32, (column - 1) * 32, sums + (column - 1) % 2 * BLOCK);
                     float* to = last ? sums + column % 2 * BLOCK : sum;
-                    TILE_STORE(0, to, 128);
-                    TILE_STORE(1, to + 16, 128);
-                    TILE_STORE(2, to + 512, 128);
-                    TILE_STORE(3, to + 528, 128);
+                    MOVE_2X2(TILE_STORE, to, 16, 512, 128);
                     written();
                 }
                 if (last) finish(row * 32, (last_column - 1) * 32, sums + (last_column - 1) % 2 * BLOCK);

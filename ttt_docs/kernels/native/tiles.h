@@ -137,6 +137,18 @@ static void end_tiles() {}
 
 #endif
 
+// The four sums as one block of two by two: those on the right lie `right` numbers further on, the lower ones `lower`.
+#define ZERO_2X2() \
+    TILE_ZERO(0);  \
+    TILE_ZERO(1);  \
+    TILE_ZERO(2);  \
+    TILE_ZERO(3)
+#define MOVE_2X2(MOVE, block, right, lower, stride) \
+    MOVE(0, block, stride);                         \
+    MOVE(1, (block) + (right), stride);             \
+    MOVE(2, (block) + (lower), stride);             \
+    MOVE(3, (block) + (lower) + (right), stride)
+
 // 16 rows of 16 numbers of 32 bits.
 static inline void transpose16(__m512i x[16]) {
     __m512i y[16];
@@ -190,8 +202,8 @@ static inline void along(bf16* to, const bf16* from, int64_t stride, int64_t row
     }
 }
 
-// One left tile from 32 rows of 16 columns, turned: 16 rows of 32. `rows` of the 32 exist.
-static inline void turned(bf16* to, const bf16* from, int64_t stride, int64_t rows) {
+// One left tile from 32 rows of 16 columns, transposed: 16 rows of 32. `rows` of the 32 exist.
+static inline void transposed(bf16* to, const bf16* from, int64_t stride, int64_t rows) {
     __m512i low[16], high[16];
     for (int i = 0; i < 16; i++) {
         low[i] = i < rows ? (__m512i)load16(from + i * stride) : _mm512_setzero_si512();

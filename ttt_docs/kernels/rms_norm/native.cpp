@@ -1,18 +1,17 @@
-// What lies between products, each in one pass over memory.
+// RMSNorm, forward and backward, each in one pass over memory.
 
 #include <cmath>
 
-#include "tiles.h"
+#include "common.h"
 
 namespace {
 constexpr int64_t ROWS = 64;  // that a thread takes at a time
 
 template <class Work>
 void by_rows(int64_t rows, int64_t threads, Work work) {
-    auto nothing = [] {};
-    parallel(up(rows, ROWS) / ROWS, threads, nothing, [&](int64_t item) {
-        for (int64_t row = item * ROWS; row < std::min((item + 1) * ROWS, rows); row++) work(row);
-    }, nothing);
+    by_pieces(rows, ROWS, threads, [&](int64_t, int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; row++) work(row);
+    });
 }
 }  // namespace
 
