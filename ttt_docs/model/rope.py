@@ -13,7 +13,8 @@ from ttt_docs.model.config import ModelConfig
 
 def frequencies(config: ModelConfig) -> Tensor:
     """Angle per position of each pair, float64 [head_dim / 2]; Llama 3 scaling where the configuration has it."""
-    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    # On the CPU whatever device a model is made on: on "meta" this arithmetic would import sympy, which takes seconds.
+    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu") / config.head_dim
     inverse = config.rope_theta**-pairs
     scaling = config.rope_scaling
     if scaling is None:

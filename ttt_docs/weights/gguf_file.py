@@ -1,10 +1,13 @@
-"""GGUF files (llama.cpp): metadata to ModelConfig, dequantized blocks to our names, vocabulary to tokenizer.json."""
+"""GGUF files (llama.cpp): metadata to ModelConfig, dequantized blocks to our names, vocabulary to tokenizer.json.
+
+Byte-level BPE vocabularies are built with the `tokenizers` package directly: transformers' own conversion leaves out
+the pre-tokenizer that `tokenizer.ggml.pre` names, and so splits numbers otherwise than the model was trained.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +16,41 @@ import torch
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.weights.parameters import (
-    GGUF,
-    WeightSource,
-    check_parts,
-    halves_from_interleaved,
-    source_parts,
-    stored_dtype,
-)
+from ttt_docs.weights.parameters import GGUF, WeightSource, halves_from_interleaved, parts_source
 
 #: general.architecture values that this decoder can run (a Mistral file calls itself llama).
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 #: Llama 3.x files store only the resulting frequency factors; these are the settings they were made from.
 _LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192.0}
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+#: tokenizer.ggml.pre -> what splits the text before the byte-level BPE (llama.cpp, src/llama-vocab.cpp).
+#: "digits": each digit alone, then GPT-2's pattern; "gpt2": that pattern; anything else is a pattern of its own.
+PRE_TOKENIZERS = {
+    **dict.fromkeys(("smollm", "starcoder", "refact"), "digits"),
+    **dict.fromkeys(("gpt-2", "default"), "gpt2"),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3),
+    "qwen2": _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),
+}
+
+
+class _Metadata:
+    """The key/value part of a GGUF file, decoded one key at a time (the vocabulary is large)."""
+
+    def __init__(self, fields: dict[str, Any], path: Path) -> None:
+        self._fields, self._path = fields, path
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._fields[key].contents() if key in self._fields else default
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._fields:
+            raise CheckpointError(f"{self._path}: metadata {key!r} is missing")
+        return self._fields[key].contents()
 
 
 def open_gguf(path: Path, name: str | None = None) -> WeightSource:
@@ -46,67 +70,48 @@ def open_gguf(path: Path, name: str | None = None) -> WeightSource:
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise CheckpointError(f"{path} is not an intact GGUF file: {error}") from error
     tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
-    metadata = _Metadata(reader, path)
+    metadata = _Metadata(reader.fields, path)
     factors = tensors.pop("rope_freqs.weight", None)
     try:
-        config = config_from_gguf(metadata, tensors, name or path.stem, None if factors is None else factors.data)
+        config = _config(metadata, tensors, name or path.stem, None if factors is None else factors.data)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its metadata cannot be used: {error}") from error
     # GGUF lists dimensions fastest first
     shapes = {key: tuple(int(size) for size in tensor.shape)[::-1] for key, tensor in tensors.items()}
-    parts = source_parts(config, GGUF, "blk.")
-    check_parts(config, parts, shapes, str(path))
-    permuted = metadata["general.architecture"] == "llama"
+    bfloat16 = GGMLQuantizationType.BF16
+    dtypes = {key: torch.bfloat16 if t.tensor_type == bfloat16 else torch.float32 for key, t in tensors.items()}
+    permuted = {".attn_q.": config.heads, ".attn_k.": config.kv_heads}
+    if metadata["general.architecture"] != "llama":
+        permuted = {}
 
-    def dtype(key: str) -> torch.dtype:
-        return torch.bfloat16 if tensors[key].tensor_type == GGMLQuantizationType.BF16 else torch.float32
-
-    stored = {key: stored_dtype(dtype(part) for part in names) for key, names in parts.items()}
-
-    def read(key: str, target: torch.dtype) -> torch.Tensor:
+    def read(key: str) -> torch.Tensor:
         try:
             values = dequantize(tensors[key].data, tensors[key].tensor_type)
         except (NotImplementedError, ValueError) as error:  # gguf: a quantization it does not know, broken data
             kind = tensors[key].tensor_type.name
             raise CheckpointError(f"{path}: tensor {key} ({kind}) cannot be dequantized: {error}") from error
-        rows = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(shapes[key]).to(target)
-        if permuted and ".attn_q." in key:
-            return halves_from_interleaved(rows, config.heads)
-        if permuted and ".attn_k." in key:
-            return halves_from_interleaved(rows, config.kv_heads)
-        return rows
+        rows = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(shapes[key])
+        heads = next((heads for part, heads in permuted.items() if part in key), 0)
+        return halves_from_interleaved(rows, heads) if heads else rows
 
-    def tensor(key: str) -> torch.Tensor:
-        loaded = [read(part, stored[key]) for part in parts[key]]
-        return torch.cat(loaded) if len(loaded) > 1 else loaded[0]
+    def write_tokenizer(target: Path) -> None:
+        _write_tokenizer(metadata, path, target)
 
-    return WeightSource(
+    return parts_source(
         config,
-        stored,
-        tensor,
+        GGUF,
+        shapes,
+        dtypes,
+        read,
+        path,
         kind="gguf",
         files=(path,),
-        write_tokenizer=_tokenizer_writer(metadata, path),
+        write_tokenizer=None if metadata.get("tokenizer.ggml.model") is None else write_tokenizer,
         licence=metadata.get("general.license"),
     )
 
 
-class _Metadata:
-    """The key/value part of a GGUF file, decoded one key at a time (the vocabulary is large)."""
-
-    def __init__(self, reader: Any, path: Path) -> None:
-        self._fields, self._path = reader.fields, path
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._fields[key].contents() if key in self._fields else default
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self._fields:
-            raise CheckpointError(f"{self._path}: metadata {key!r} is missing")
-        return self._fields[key].contents()
-
-
-def config_from_gguf(metadata: _Metadata, tensors: dict[str, Any], name: str, factors: Any = None) -> ModelConfig:
+def _config(metadata: _Metadata, tensors: dict[str, Any], name: str, factors: Any) -> ModelConfig:
     """ModelConfig from GGUF metadata; `factors` is the data of rope_freqs.weight, which Llama 3.x files carry.
 
     Raises:
@@ -114,24 +119,23 @@ def config_from_gguf(metadata: _Metadata, tensors: dict[str, Any], name: str, fa
     """
     arch = metadata["general.architecture"]
     if arch not in ARCHITECTURES:
-        raise CheckpointError(
-            f"{name}: GGUF architecture {arch!r} is not supported; supported: {', '.join(ARCHITECTURES)}"
-        )
-    if "blk.0.ffn_gate_inp.weight" in tensors:
-        raise CheckpointError(f"{name}: mixture-of-experts models are not supported")
+        known = ", ".join(ARCHITECTURES)
+        raise CheckpointError(f"{name}: GGUF architecture {arch!r} is not supported; supported: {known}")
     dim, heads = metadata[f"{arch}.embedding_length"], metadata[f"{arch}.attention.head_count"]
-    head_dim = metadata.get(f"{arch}.attention.key_length", dim // heads)
+    kv_heads = metadata.get(f"{arch}.attention.head_count_kv", heads)
+    head_dim = metadata.get(f"{arch}.attention.key_length", 0 if isinstance(heads, list) else dim // heads)
     rotated = metadata.get(f"{arch}.rope.dimension_count", head_dim)
-    if rotated != head_dim:
-        raise CheckpointError(f"{name}: RoPE on {rotated} of {head_dim} head dimensions is not supported")
     scaling = metadata.get(f"{arch}.rope.scaling.type", "none")
-    if scaling != "none":
-        raise CheckpointError(f"{name}: RoPE scaling {scaling!r} is not supported in GGUF files")
+    unsupported = {
+        "a mixture of experts": "blk.0.ffn_gate_inp.weight" in tensors,
+        "a number of heads that differs between blocks": isinstance(kv_heads, list) or isinstance(heads, list),
+        f"RoPE on {rotated} of {head_dim} head dimensions": rotated != head_dim,
+        f"RoPE scaling {scaling!r} in GGUF files": scaling != "none",
+    }
+    if any(unsupported.values()):
+        raise CheckpointError(f"{name}: not supported: {'; '.join(what for what, has in unsupported.items() if has)}")
     theta = float(metadata.get(f"{arch}.rope.freq_base", 10_000.0))
     eos = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
-    kv_heads = metadata.get(f"{arch}.attention.head_count_kv", heads)
-    if isinstance(kv_heads, list) or isinstance(heads, list):
-        raise CheckpointError(f"{name}: a number of heads that differs between blocks is not supported")
     return ModelConfig(
         name=name,
         vocab_size=int(tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in tensors else 1,
@@ -167,116 +171,77 @@ def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int, name: str)
     """
     low, high, length = _LLAMA3_SCALING.values()
     factor = _short(float(factors.max()))
-    expected = []
-    for index in range(head_dim // 2):
-        turns = length * theta ** (-2 * index / head_dim) / (2 * math.pi)  # full turns within the original length
-        smooth = min(1.0, max(0.0, (turns - low) / (high - low)))
-        expected.append(1 / ((1 - smooth) / factor + smooth))
-    if factors.shape != (head_dim // 2,) or not np.allclose(factors, expected, rtol=1e-3):
+    # how often each pair of dimensions rotates within the original length
+    rotations = length * theta ** (-2 * np.arange(head_dim // 2) / head_dim) / (2 * math.pi)
+    smooth = np.clip((rotations - low) / (high - low), 0.0, 1.0)
+    expected = 1 / ((1 - smooth) / factor + smooth)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
         raise CheckpointError(f"{name}: its RoPE frequency factors are not Llama 3's; use the safetensors version")
     return {"rope_type": "llama3", "factor": factor, **_LLAMA3_SCALING}
 
 
-def _tokenizer_writer(metadata: _Metadata, path: Path) -> Callable[[Path], None] | None:
-    if metadata.get("tokenizer.ggml.model") is None:
-        return None
-    return lambda target: write_gguf_tokenizer(metadata.get, path, target)
-
-
-Get = Callable[..., Any]
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-#: tokenizer.ggml.pre -> what splits the text before the byte-level BPE (llama.cpp, src/llama-vocab.cpp).
-#: "digits": each digit alone, then GPT-2's pattern; "gpt2": that pattern; anything else is a pattern of its own.
-PRE_TOKENIZERS = {
-    "smollm": "digits",
-    "starcoder": "digits",
-    "refact": "digits",
-    "gpt-2": "gpt2",
-    "default": "gpt2",
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "qwen2": _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),
-}
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # gguf.TokenType
-
-
-def write_gguf_tokenizer(get: Get, path: Path, target: Path) -> None:
-    """Write the tokenizer of a GGUF file into the folder `target`; `get(key)` reads the file's metadata.
+def _write_tokenizer(metadata: _Metadata, path: Path, target: Path) -> None:
+    """tokenizer.json and tokenizer_config.json of a GGUF file, into the folder `target`.
 
     Raises:
         CheckpointError: a kind of vocabulary or pre-tokenizer that is not known (a guess would be silently wrong).
     """
-    kind = get("tokenizer.ggml.model")
+    kind = metadata["tokenizer.ggml.model"]
     if kind == "gpt2":
-        _write_byte_level_bpe(get, path, target)
-    elif kind == "llama":
-        _write_with_transformers(path, target)
+        backend = _byte_level_bpe(metadata, path)
+    elif kind == "llama":  # SentencePiece: transformers rebuilds merges from the scores
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        backend = tokenizer.backend_tokenizer
     else:
         raise CheckpointError(f"{path}: GGUF vocabulary {kind!r} is not supported; use the safetensors version")
-    tokens = get("tokenizer.ggml.tokens")
-    ids = {key: get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "unknown", "padding")}
-    settings: dict[str, Any] = {
-        "bos_token": ids["bos"],
-        "eos_token": ids["eos"],
-        "unk_token": ids["unknown"],
-        "pad_token": ids["padding"],
-    }
-    settings = {key: tokens[index] for key, index in settings.items() if index is not None}
+    backend.save(str(target / "tokenizer.json"))
+    tokens = metadata["tokenizer.ggml.tokens"]
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {key: metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in names.items()}
+    settings: dict[str, Any] = {key: tokens[index] for key, index in ids.items() if index is not None}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["clean_up_tokenization_spaces"] = False
-    settings["add_bos_token"] = bool(get("tokenizer.ggml.add_bos_token", kind == "llama"))
-    if get("tokenizer.chat_template"):
-        settings["chat_template"] = get("tokenizer.chat_template")
+    settings["add_bos_token"] = bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"))
+    if template := metadata.get("tokenizer.chat_template"):
+        settings["chat_template"] = template
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (target / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _write_byte_level_bpe(get: Get, path: Path, target: Path) -> None:
+def _byte_level_bpe(metadata: _Metadata, path: Path) -> Any:
+    from gguf import TokenType
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    pre = get("tokenizer.ggml.pre", "default")
+    pre = metadata.get("tokenizer.ggml.pre", "default")
     if pre not in PRE_TOKENIZERS:
         raise CheckpointError(f"{path}: pre-tokenizer {pre!r} is not known; use the safetensors version of this model")
-    tokens = get("tokenizer.ggml.tokens")
-    types = get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
-    merges = [tuple(merge.split(" ", 1)) for merge in get("tokenizer.ggml.merges", [])]
     rule = PRE_TOKENIZERS[pre]
-    own_pattern = rule not in ("digits", "gpt2")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", [])]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule == _LLAMA3))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not own_pattern)
-    if own_pattern:
-        first: Any = pre_tokenizers.Split(Regex(rule), "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, byte_level])
-    elif rule == "digits":
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    else:
-        tokenizer.pre_tokenizer = byte_level
+    split: list[Any] = []
+    if rule == "digits":
+        split = [pre_tokenizers.Digits(individual_digits=True)]
+    elif rule != "gpt2":
+        split = [pre_tokenizers.Split(Regex(rule), "isolated")]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule in ("digits", "gpt2"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level]) if split else byte_level
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    bos = get("tokenizer.ggml.bos_token_id")
-    if get("tokenizer.ggml.add_bos_token", False) and bos is not None:
+    bos = metadata.get("tokenizer.ggml.bos_token_id")
+    if metadata.get("tokenizer.ggml.add_bos_token", False) and bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
         )
+    types = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))
     added = [
-        AddedToken(token, special=kind == _CONTROL, normalized=False)
+        AddedToken(token, special=kind == TokenType.CONTROL, normalized=False)
         for token, kind in zip(tokens, types, strict=True)
-        if kind in (_CONTROL, _USER_DEFINED)
+        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
     ]
     tokenizer.add_tokens(added)
-    tokenizer.save(str(target / "tokenizer.json"))
-
-
-def _write_with_transformers(path: Path, target: Path) -> None:
-    """SentencePiece vocabularies: transformers rebuilds merges from their scores."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+    return tokenizer

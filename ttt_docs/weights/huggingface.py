@@ -13,7 +13,7 @@ import torch
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.weights.parameters import HUGGING_FACE, WeightSource, check_parts, source_parts, stored_dtype
+from ttt_docs.weights.parameters import HUGGING_FACE, WeightSource, parts_source
 
 #: model_type -> what a config of that type leaves out when it means the default (transformers' configuration classes).
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -149,18 +149,13 @@ def open_huggingface(folder: Path, name: str | None = None) -> WeightSource:
     found = {key: shape for key, shape in shapes.items() if not _BUFFERS.search(key)}
     if config.tied_head:
         found.pop("lm_head.weight", None)  # a tied model's copy of the embedding
-    parts = source_parts(config, HUGGING_FACE, "model.layers.")
-    check_parts(config, parts, found, str(folder))
-    stored = {key: stored_dtype(dtypes[part] for part in names) for key, names in parts.items()}
-
-    def tensor(key: str) -> torch.Tensor:
-        loaded = [read(part).to(stored[key]) for part in parts[key]]
-        return torch.cat(loaded) if len(loaded) > 1 else loaded[0]
-
-    return WeightSource(
+    return parts_source(
         config,
-        stored,
-        tensor,
+        HUGGING_FACE,
+        found,
+        dtypes,
+        read,
+        folder,
         kind="huggingface",
         files=tuple(files),
         write_tokenizer=tokenizer_writer(folder),
