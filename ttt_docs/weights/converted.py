@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -97,7 +97,7 @@ def write_checkpoint(
         try:
             building.chmod(0o755)  # mkdtemp's 0700 would shut out the other users of a shared cache
             _write_text(building / "config.json", source.config.model_dump_json(indent=2))
-            digests = _write_weights(building / WEIGHTS, source, progress)
+            found = _write_weights(building / WEIGHTS, source, progress)
             if source.write_tokenizer is not None:
                 source.write_tokenizer(building)
             manifest = {
@@ -112,7 +112,7 @@ def write_checkpoint(
                 "licence": (origin or {}).get("licence") or source.licence,
                 "parameters": sum(torch.Size(shape).numel() for shape in parameter_shapes(source.config).values()),
                 "files": {file.name: file.stat().st_size for file in sorted(building.iterdir())},
-                "fingerprint": _fingerprint(source.config, digests),
+                "fingerprint": found,
             }
             _write_text(building / "manifest.json", json.dumps(manifest, indent=2))
             _move_into_place(building, folder)
@@ -168,7 +168,19 @@ def is_finished(folder: Path) -> bool:
 
 def fingerprint(config: ModelConfig, state: State) -> str:
     """sha256 over the config (without its name) and every tensor's name, dtype, shape and bytes."""
-    return _fingerprint(config, {name: _digest(name, tensor) for name, tensor in state.items()})
+    return _fingerprint(
+        config,
+        {
+            name: (_DTYPES[tensor.dtype], tensor.shape, hashlib.sha256(_bytes(tensor)).hexdigest())
+            for name, tensor in state.items()
+        },
+    )
+
+
+def _fingerprint(config: ModelConfig, tensors: Mapping[str, tuple[str, Sequence[int], str]]) -> str:
+    """`tensors`: name -> (dtype, shape, sha256 of the bytes)."""
+    lines = [f"{json.dumps([name, d, list(shape)])} {digest}" for name, (d, shape, digest) in sorted(tensors.items())]
+    return hashlib.sha256("\n".join([config.identity(), *lines]).encode()).hexdigest()
 
 
 def derived_fingerprint(base: str, config: ModelConfig) -> str:
@@ -187,78 +199,60 @@ def verify_checkpoint(folder: Path) -> None:
         raise CheckpointError(f"{folder} is damaged: its weights do not match their fingerprint; convert it again")
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Path, start: int = 0, end: int | None = None) -> str:
+    """Of the bytes from `start` to `end`."""
     digest = hashlib.sha256()
+    left = (path.stat().st_size if end is None else end) - start
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        file.seek(start)
+        while block := file.read(min(left, 1 << 20)):
             digest.update(block)
+            left -= len(block)
     return digest.hexdigest()
-
-
-def _fingerprint(config: ModelConfig, digests: dict[str, str]) -> str:
-    lines = [config.identity(), *(digests[name] for name in sorted(digests))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
 
 
-def _digest(name: str, tensor: torch.Tensor) -> str:
-    head = json.dumps([name, _DTYPES[tensor.dtype], list(tensor.shape)])
-    return f"{head} {hashlib.sha256(_bytes(tensor)).hexdigest()}"
-
-
 def _size(source: WeightSource, name: str, shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel() * source.dtypes[name].itemsize
 
 
-def _write_weights(path: Path, source: WeightSource, progress: bool) -> dict[str, str]:
-    """Write safetensors as a stream, so that a model larger than memory can be converted; returns digests."""
+def _write_weights(path: Path, source: WeightSource, progress: bool) -> str:
+    """Write safetensors piece by piece, so that a model larger than memory can be converted; returns the fingerprint.
+
+    The digests are of the file, read a little at a time: mapping it whole would count as memory.
+    """
     shapes = parameter_shapes(source.config)
-    names = sorted(shapes, key=lambda name: (-source.dtypes[name].itemsize, name))  # wide dtypes first: all aligned
+    offsets: dict[str, int] = {}
     header: dict[str, Any] = {}
     end = 0
-    for name in names:
-        start, end = end, end + _size(source, name, shapes[name])
-        header[name] = {
-            "dtype": _DTYPES[source.dtypes[name]],
-            "shape": list(shapes[name]),
-            "data_offsets": [start, end],
-        }
+    for name in sorted(
+        shapes, key=lambda name: (-source.dtypes[name].itemsize, name)
+    ):  # wide dtypes first: all aligned
+        offsets[name], end = end, end + _size(source, name, shapes[name])
+        dtype = _DTYPES[source.dtypes[name]]
+        header[name] = {"dtype": dtype, "shape": list(shapes[name]), "data_offsets": [offsets[name], end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    digests = {}
+    pieces = source.pieces() if source.pieces else ((name, 0, source.tensor(name)) for name in header)
     disable = None if progress else True
     bar = tqdm(desc=f"converting {source.config.name}", total=end, unit="B", unit_scale=True, disable=disable)
-    with bar, path.open("w+b") as file:
+    with bar, path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        if source.pieces is None:
-            for name in names:
-                tensor = source.tensor(name)
-                digests[name] = _digest(name, tensor)
-                file.write(_bytes(tensor))
-                bar.update(header[name]["data_offsets"][1] - header[name]["data_offsets"][0])
-        else:
-            for name, row, rows in source.pieces():
-                data = _bytes(rows)
-                file.seek(8 + len(text) + header[name]["data_offsets"][0] + row * (len(data) // len(rows)))
-                file.write(data)
-                bar.update(len(data))
-            for name in names:
-                digests[name] = _digest_in(file, 8 + len(text), name, header[name])
+        for name, row, rows in pieces:
+            data = _bytes(rows)
+            file.seek(8 + len(text) + offsets[name] + row * (len(data) // len(rows)))
+            file.write(data)
+            bar.update(len(data))
         _sync(file)
-    return digests
-
-
-def _digest_in(file: BinaryIO, base: int, name: str, entry: dict[str, Any]) -> str:
-    """As `_digest`, of a tensor in a safetensors file whose data begins at `base`; reads a little at a time."""
-    start, end = entry["data_offsets"]
-    file.seek(base + start)
-    digest = hashlib.sha256()
-    for first in range(start, end, 1 << 20):
-        digest.update(file.read(min(1 << 20, end - first)))
-    return f"{json.dumps([name, entry['dtype'], entry['shape']])} {digest.hexdigest()}"
+    base = 8 + len(text)
+    tensors = {
+        name: (entry["dtype"], entry["shape"], sha256_file(path, *(base + at for at in entry["data_offsets"])))
+        for name, entry in header.items()
+    }
+    return _fingerprint(source.config, tensors)
 
 
 def _read_weights(path: Path) -> State:
