@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from ttt_docs_cli.opening import remembered
-from ttt_docs_cli.options import cache_option, json_option, model_options, options, password_option, quiet_option
+from ttt_docs_cli.options import (
+    cache_option,
+    json_option,
+    model_options,
+    options,
+    password_option,
+    quiet_option,
+    route_option,
+)
 from ttt_docs_cli.output import note, plain, say, say_json
 
 SOURCE = """SOURCE is a memory file (.ttt), or a document: that is read first, and its memory is kept in the user's
@@ -67,13 +75,7 @@ Example:
 )
 @click.argument("source", metavar="SOURCE")
 @click.argument("question", metavar="QUESTION")
-@click.option(
-    "--route",
-    type=click.Choice(["auto", "memory", "lookup"]),
-    default="auto",
-    show_default=True,
-    help="memory: from the fast weights; lookup: from the passages found; auto: as the question asks.",
-)
+@route_option("memory: from the fast weights; lookup: from the passages found; auto: as the question asks.")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="N", help="Passages to look at and to show.  [5]")
 @click.option("--max-context", type=click.IntRange(min=1), metavar="TOKENS", help="Text to read of them.  [2048]")
 @source_options

@@ -13,22 +13,13 @@ import click
 from ttt_docs import Document, MemoryFormatError, ReadingInterrupted, UsageError
 from ttt_docs.io import readable_bytes as size
 from ttt_docs_cli.opening import how_far, is_memory_file, open_memory, open_reader, read_documents
-from ttt_docs_cli.options import json_option, model_options, options, password_option, quiet_option
+from ttt_docs_cli.options import json_option, model_options, options, password_option, quiet_option, reading_options
 from ttt_docs_cli.output import duration, note, say, say_json
 
 if TYPE_CHECKING:
     from ttt_docs import Memory, TTTReader
     from ttt_docs.model.config import ReadingConfig
 
-reading_options = options(
-    click.option("--window", type=click.IntRange(min=1), metavar="TOKENS", help="How far attention sees back."),
-    click.option(
-        "--chunk", type=click.IntRange(min=1), metavar="TOKENS", help="Tokens per update of the fast weights."
-    ),
-    click.option("--inner-rule", type=click.Choice(["sgd", "normalized", "balanced"]), help="How an update is made."),
-    click.option("--inner-lr", type=click.FloatRange(0, 1000), metavar="NUMBER", help="Learning rate of the updates."),
-    click.option("--no-learn", is_flag=True, help="Read with the window alone, never update."),
-)
 file_options = options(
     click.option(
         "--precision",
@@ -93,9 +84,7 @@ def ingest(
     target = _target(documents, output, old)
     limit = max_bytes or DEFAULT_MAX_BYTES
     texts = [load_document(document, password=password, max_bytes=limit) for document in documents]
-    parameters = {name: value for name, value in given.items() if value is not None and name != "no_learn"}
-    if given["no_learn"]:
-        parameters["learn"] = False
+    parameters = {name: value for name, value in given.items() if value is not None}
     before: Memory | None = None
     if old is None:
         reader = open_reader(model, device, dtype, **parameters)

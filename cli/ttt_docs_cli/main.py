@@ -14,9 +14,9 @@ import click
 
 from ttt_docs import TTTDocsError, __version__
 from ttt_docs_cli.answer import ask, continue_, summarize
-from ttt_docs_cli.corpus import corpus
+from ttt_docs_cli.corpus_commands import corpus
 from ttt_docs_cli.environment import env
-from ttt_docs_cli.evaluation import evaluate
+from ttt_docs_cli.eval_commands import evaluate
 from ttt_docs_cli.ingest import ingest
 from ttt_docs_cli.inspection import inspect
 from ttt_docs_cli.models import models

@@ -44,3 +44,24 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 
 
 model_options = options(model_option, device_option, dtype_option)
+#: Those that are not given are None.
+reading_options = options(
+    click.option("--window", type=click.IntRange(min=1), metavar="TOKENS", help="How far attention sees back."),
+    click.option(
+        "--chunk", type=click.IntRange(min=1), metavar="TOKENS", help="Tokens per update of the fast weights."
+    ),
+    click.option("--inner-rule", type=click.Choice(["sgd", "normalized", "balanced"]), help="How an update is made."),
+    click.option("--inner-lr", type=click.FloatRange(0, 1000), metavar="NUMBER", help="Learning rate of the updates."),
+    click.option(
+        "--no-learn",
+        "learn",
+        is_flag=True,
+        callback=lambda ctx, parameter, value: False if value else None,
+        help="Read with the window alone, never update.",
+    ),
+)
+
+
+def route_option(help: str) -> Callable[[Command], Command]:
+    routes = click.Choice(["auto", "memory", "lookup"])
+    return click.option("--route", type=routes, default="auto", show_default=True, help=help)

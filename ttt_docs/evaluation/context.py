@@ -109,6 +109,11 @@ class Reading(BaseModel):
         return sum(part) / len(part) if len(self.nats) * BUCKET >= end > start else None
 
 
+def key_of_reading(reading: Reading) -> tuple[str, ...]:
+    """What was read by what: a second reading with the same key gives the same losses."""
+    return reading.system, reading.sha256, reading.fingerprint, str(reading.reading)
+
+
 def update_existing_mlps(model: Decoder) -> None:
     """Makes the suffix blocks' own MLPs the fast weights: the prime MLP becomes the static one, which becomes zero."""
     for block in (cast(Block, model.blocks[i]) for i in model.config.suffix):
@@ -177,7 +182,7 @@ def measure(
 
     Raises UsageError for a system that does not exist, lacks its adapter, or whose chunks do not fit into BUCKETs.
     """
-    done = {(r.system, r.sha256, r.fingerprint, str(r.reading)): r for r in known}
+    done = {key_of_reading(reading): reading for reading in known}
     readers: dict[str, TTTReader] = {}
     for system in systems:
         if system not in SYSTEMS:

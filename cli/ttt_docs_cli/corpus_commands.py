@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from ttt_docs_cli.ingest import reading_options
-from ttt_docs_cli.options import json_option, model_options, quiet_option
+from ttt_docs_cli.options import json_option, model_options, quiet_option, reading_options
 from ttt_docs_cli.output import duration, note, say, say_json
 
 
@@ -53,12 +52,9 @@ def ingest(
     address: str | None,
     resume: bool,
     compact: bool,
-    model: str | None,
-    device: str,
-    dtype: str | None,
     as_json: bool,
     quiet: bool,
-    **given: Any,
+    **opening: Any,
 ) -> None:
     """Read the documents of a folder, a pattern or a list into a store, each into a memory of its own.
 
@@ -70,13 +66,11 @@ def ingest(
     from ttt_docs_cli.opening import open_reader
 
     sources = corpus_sources(documents)
-    reading = {name: value for name, value in given.items() if value is not None and name != "no_learn"}
-    if given["no_learn"]:
-        reading["learn"] = False
+    given = {name: value for name, value in opening.items() if value is not None or name in ("model", "dtype")}
     report = ingest_corpus(
         sources,
         MemoryStore(place),
-        partial(open_reader, model, device, dtype, **reading),
+        partial(open_reader, **given),
         engine=engine,
         workers=workers,
         settings=Settings(batch=batch, resume=resume, compact=compact),
