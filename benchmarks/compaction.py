@@ -26,13 +26,14 @@ from torch import Tensor
 
 from ttt_docs import Memory, TTTReader
 from ttt_docs.memory import ReadDocument
-from ttt_docs.reading.chunks import Track, state_of
+from ttt_docs.reading.chunks import Track
+from ttt_docs.reading.restoring import state_of
 from ttt_docs.ttt.state import ReadingState
 
 
 def read(reader: TTTReader, ids: list[int], text: str) -> Memory:
     """The memory of the whole chunks of `ids`, with the text they come from."""
-    state, track = ReadingState(reader.model, reader.reading), Track(reader._empty_memory())
+    state, track = ReadingState(reader.model, reader.reading), Track(reader._checked(None))
     track.tokens.extend(ids)
     for result in read_tokens(state, torch.tensor(ids).unsqueeze(0)):
         track.note(result.index * reader.reading.chunk, result.nll[0])

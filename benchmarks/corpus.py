@@ -34,7 +34,7 @@ from ttt_docs.reading.chunks import Track, batch_state, read_batch
 def read(reader: TTTReader, reading: ReadingConfig, documents: list[list[int]]) -> None:
     tracks = []
     for ids in documents:
-        track = Track(reader._empty_memory())
+        track = Track(reader._checked(None))
         track.tokens.extend(ids)
         tracks.append(track)
     read_batch(batch_state(reader.model, reading, len(tracks)), tracks)

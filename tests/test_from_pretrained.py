@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_model import TINY, byte_tokenizer, tiny_decoder
 
-from ttt_docs import CheckpointError, MemoryMismatchError, TTTReader, UsageError
+from ttt_docs import CheckpointError, Memory, MemoryMismatchError, TTTReader, UsageError
 from ttt_docs.model.config import ModelConfig
+from ttt_docs.reader import reader_for
 from ttt_docs.weights.converted import write_checkpoint
 from ttt_docs.weights.parameters import WeightSource, parameter_shapes
 
@@ -99,6 +101,34 @@ def test_dtypes(plain, dtype):
     assert str(reader.model.dtype).endswith(str(dtype).removeprefix("torch."))
     memory = reader.ingest(text="abc")
     assert memory.fast[0]["w1"].dtype == torch.float32 and memory.window[0][0].dtype == reader.model.dtype
+
+
+def test_every_kind_of_memory_of_another_retrofit_finds_its_reader(plain, tmp_path):
+    """Some do not say how many blocks have fast weights (text alone, the window alone): the fingerprint does."""
+    other = TTTReader.from_pretrained(plain, suffix_blocks=2, sinks=3, window=64, chunk=32, dtype="float32")
+    exact = other.ingest(text="The ship lay still. " * 20)
+    still = TTTReader.from_pretrained(plain, suffix_blocks=2, sinks=3, window=64, chunk=32, learn=False)
+    unread = other.ingest(text="Nothing read.", learn=False)
+    memories = [exact, exact.compact(other), unread, still.ingest(text="Read.")]
+    for memory in memories:
+        loaded = Memory.load(memory.save(tmp_path / "memory.ttt"))
+        reader = reader_for(loaded, lambda **settings: TTTReader.from_pretrained(plain, dtype="float32", **settings))
+        assert reader.fingerprint == memory.fingerprint and reader.model.config.suffix_blocks == 2
+    with pytest.raises(MemoryMismatchError, match="another model"):
+        reader_for(
+            replace(exact, fingerprint="0" * 64), lambda **settings: TTTReader.from_pretrained(plain, **settings)
+        )
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"name": None}, {"name": 5}, {"device": None}, {"device": 7.5}, {"suffix_blocks": "2"}, {"sinks": "x"},
+     {"window": "wide"}, {"chunk": 0.5}, {"dtype": 16}],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_a_wrong_type(plain, parameters):
+    with pytest.raises(UsageError):
+        TTTReader.from_pretrained(**{"name": plain, **parameters})
 
 
 def test_no_model_of_that_name():

@@ -27,7 +27,8 @@ from ttt_docs import (
 )
 from ttt_docs.memory import memories_equal
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.reading.chunks import Track, read_stream, state_of
+from ttt_docs.reading.chunks import Track, read_stream
+from ttt_docs.reading.restoring import state_of
 from ttt_docs.ttt.state import ReadingState
 
 CHUNK = 16
@@ -62,7 +63,7 @@ def read_ids(reader: TTTReader, ids: list[int], start: Memory | None = None) -> 
         def encode(self, text: str) -> list[int]:
             return ids
 
-    history = start or reader._empty_memory()
+    history = start or reader._checked(None)
     state = state_of(reader.model, history) if len(history.tokens) else ReadingState(reader.model, history.reading)
     track = Track(history)
     for _ in read_stream(state, track, ["stands for the ids"], Ids()):  # type: ignore[arg-type]
@@ -323,3 +324,88 @@ def test_nothing_is_left_behind_after_an_error(reader, memory):
 def test_one_source_is_needed(reader, arguments):
     with pytest.raises(UsageError, match="source"):
         reader.ingest(**arguments)
+
+
+NOT_A_MEMORY = [None, "book.ttt", Path("book.ttt"), 3, {}]
+
+
+@pytest.mark.parametrize("given", NOT_A_MEMORY, ids=repr)
+def test_what_is_no_memory(reader, given):
+    calls = [
+        lambda: reader.ask(given, "Who?"),
+        lambda: reader.ask([given], "Who?") if given is not None else reader.ask([], "Who?"),
+        lambda: reader.summarize(given),
+        lambda: reader.continue_text(given),
+        lambda: reader.expand(given),
+        lambda: reader.compact(given),
+        lambda: reader.check(given),
+    ]
+    if given is not None:
+        calls += [
+            lambda: reader.chat(given, [("user", "Who?")]),
+            lambda: reader.ingest(text="x", memory=given),
+        ]
+    for call in calls:
+        with pytest.raises(UsageError, match="memory"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("ask", {"question": None}),
+        ("ask", {"question": ["Who?"]}),
+        ("ask", {"question": "Who?", "route": 3}),
+        ("ask", {"question": "Who?", "top_k": "3"}),
+        ("ask", {"question": "Who?", "max_context": 0.5}),
+        ("ask", {"question": "Who?", "temperature": "hot"}),
+        ("ask", {"question": "Who?", "flavour": 1}),
+        ("summarize", {"length": None}),
+        ("summarize", {"seed": "x"}),
+        ("continue_text", {"max_new_tokens": "many"}),
+        ("continue_text", {"stop": 3}),
+        ("chat", {"conversation": None}),
+        ("chat", {"conversation": "Who?"}),
+        ("chat", {"conversation": [("user",)]}),
+        ("chat", {"conversation": [("user", None)]}),
+        ("compact", {"max_bytes": "12 MB"}),
+        ("compact", {"max_bytes": True}),
+    ],
+    ids=str,
+)
+def test_arguments_of_a_wrong_type(reader, memory, method, arguments):
+    with pytest.raises(UsageError):
+        getattr(reader, method)(memory, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": ["a.pdf", "b.pdf"]}, "names documents"),
+        ({"source": [Path("a.txt")]}, "names documents"),
+        ({"source": [Document.from_text("x")]}, "names documents"),
+        ({"source": 5}, "int cannot be read"),
+        ({"source": b"bytes"}, "bytes cannot be read"),
+        ({"text": b"bytes"}, "text="),
+        ({"text": "x", "name": 5}, "name="),
+        ({"source": "x.txt", "password": 5}, "password="),
+        ({"text": "x", "max_bytes": "10"}, "max_bytes="),
+        ({"text": "x", "store": "memories"}, "MemoryStore"),
+        ({"text": "x", "on_chunk": "print"}, "on_chunk="),
+    ],
+    ids=str,
+)
+def test_ingest_with_arguments_of_a_wrong_type(reader, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        reader.ingest(**arguments)
+
+
+@pytest.mark.parametrize("documents", [None, "a.pdf", ["a.pdf"], Document.from_text("x"), [None]], ids=str)
+def test_a_batch_of_what_is_no_document(reader, documents):
+    with pytest.raises(UsageError, match="Document"):
+        reader.ingest_batch(documents)
+
+
+def test_text_may_name_a_file(reader):
+    """Only a list of nothing but names is taken for one."""
+    assert reader.ingest(["Read the ", "file.txt"]).text == "Read the file.txt"

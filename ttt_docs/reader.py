@@ -5,64 +5,55 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 import torch
-from pydantic import ValidationError
-from tqdm import tqdm
 
 from ttt_docs.documents import Document
 from ttt_docs.documents.load import DEFAULT_MAX_BYTES
-from ttt_docs.errors import MemoryMismatchError, ReadingInterrupted, UsageError
+from ttt_docs.errors import MemoryMismatchError, UsageError
 from ttt_docs.generation.chat import answer_from_memory, continue_text, converse
 from ttt_docs.generation.reply import Conversation, Reply
 from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import Length, summarize
-from ttt_docs.io import Interrupt
 from ttt_docs.lookup.answer import answer_from_text
 from ttt_docs.lookup.router.routing import AskRoute, chosen_route
 from ttt_docs.lookup.stored import indexed
-from ttt_docs.memory.memory import Memory
+from ttt_docs.memory.memory import COMPACT_BYTES, Memory
 from ttt_docs.model.config import InnerRule, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.reading.chunks import ChunkReport, Track, batch_state, expand, fits, read_batch, read_stream, state_of
-from ttt_docs.reading.intake import Source, after, open_source, renamed, unfinished, with_document
-from ttt_docs.reading.resume import Keeping
+from ttt_docs.reading.chunks import ChunkReport
+from ttt_docs.reading.intake import OnChunk, Source, open_source, read_document, read_in_step, read_or_load, take_text
+from ttt_docs.reading.restoring import compact, expand, fits
 from ttt_docs.store.store import MemoryStore
-from ttt_docs.text.segments import segments
 from ttt_docs.text.tokenizer import Tokenizer
-from ttt_docs.ttt.state import ReadingState
-from ttt_docs.weights.adapter import SHIPPED, adapted, base_of, chosen_adapter, is_adapter
-from ttt_docs.weights.converted import derived_fingerprint, load_checkpoint, reading_of
-from ttt_docs.weights.loading import build_decoder, device_of, dtype_of, retrofit
-from ttt_docs.weights.registry import advice, full_name, resolve
-
-OnChunk = Callable[[ChunkReport], None]
-
-#: The retrofit's inner loop: of the rules measured in docs/benchmarks.md the best for a model not meta-trained.
-RETROFIT = {"inner_rule": "normalized", "inner_lr": 0.3}
+from ttt_docs.weights.adapter import SHIPPED
+from ttt_docs.weights.pretrained import open_pretrained, retrofit_blocks
+from ttt_docs.weights.registry import advice
 
 
 def reader_for(memory: Memory, open_reader: Callable[..., TTTReader]) -> TTTReader:
     """The reader that a memory belongs to: `open_reader` opens its model, given more of what `from_pretrained` takes.
 
-    How many blocks a retrofit gave fast weights is for the memory to say, and whether it was read with the adapter of
-    the package. Raises MemoryMismatchError for another model's memory.
+    The memory's fingerprint tells whether it was read with the adapter of the package, or with a retrofit and how many
+    blocks that gave fast weights. Raises MemoryMismatchError for another model's memory.
     """
-    same = {"suffix_blocks": len(memory.fast) or None, "sinks": memory.reading.sinks}
-    reader = open_reader(**same)
+    sinks = memory.reading.sinks
+    reader = open_reader(sinks=sinks)
     if reader.fingerprint != memory.fingerprint:
-        untrained = open_reader(**same, adapter=None)
-        if untrained.fingerprint == memory.fingerprint:
-            return untrained
+        blocks = retrofit_blocks(reader.name, sinks, memory.fingerprint)
+        if blocks is not None:
+            reader = open_reader(sinks=sinks, suffix_blocks=blocks, adapter=None)
     reader.check(memory)
     return reader
 
 
 class TTTReader:
-    """Reads documents into memories and answers from them. Make one with `from_pretrained`; it holds no document."""
+    """Reads documents into memories and answers from them. Make one with `from_pretrained`; it holds no document.
+
+    Every method raises UsageError for an argument of the wrong type or value.
+    """
 
     def __init__(
         self, model: Decoder, tokenizer: Tokenizer, reading: ReadingConfig, *, name: str, fingerprint: str
@@ -103,57 +94,22 @@ class TTTReader:
             CheckpointError: weights that cannot be found, downloaded or understood.
             UsageError: parameters that cannot work together.
         """
-        where = device_of(device)
-        numbers = dtype_of(dtype, where)
-        base: str | os.PathLike[str] = name
-        if adapter in (None, SHIPPED) and is_adapter(name):
-            adapter, base = name, base_of(name)
-        checkpoint = load_checkpoint(resolve(Path(base) if isinstance(base, os.PathLike) else base))
-        config, state, fingerprint = checkpoint.config, checkpoint.state, checkpoint.fingerprint
-        defaults: dict[str, Any] = {"window": config.window or 2048, "chunk": 1024, "sinks": config.sinks}
-        defaults |= reading_of(checkpoint)
-        trained = chosen_adapter(adapter, str(base), checkpoint, suffix_blocks, sinks)
-        if trained is not None:
-            state, fingerprint = adapted(checkpoint, trained)
-            config, defaults = trained.config, trained.reading.model_dump(exclude={"learn"})
-        if not config.suffix_blocks and not config.post_norm and trained is None:  # a baseline stays what it is
-            config, state = retrofit(
-                config,
-                state,
-                min(8, config.blocks) if suffix_blocks is None else suffix_blocks,
-                4 if sinks is None else sinks,
-            )
-            fingerprint = derived_fingerprint(fingerprint, config)
-            defaults |= RETROFIT | {"sinks": config.sinks}
-        elif suffix_blocks not in (None, config.suffix_blocks):
-            raise UsageError(
-                f"{trained.path if trained else name} was trained with {config.suffix_blocks} suffix blocks: "
-                "leave suffix_blocks out"
-            )
-        chosen = {
-            "window": window,
-            "chunk": chunk,
-            "inner_rule": inner_rule,
-            "inner_lr": inner_lr,
-            "inner_clip": inner_clip,
-            "sinks": sinks,
-        }
-        if inner_rule == "sgd" and inner_lr is None:
-            chosen["inner_lr"] = 1.0
-        try:
-            reading = ReadingConfig(**defaults | {k: v for k, v in chosen.items() if v is not None}, learn=learn)
-        except ValidationError as error:
-            raise UsageError(
-                "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            ) from error
-        model = build_decoder(config, state, where, numbers)
-        return cls(
-            model,
-            Tokenizer(checkpoint.folder),
-            reading,
-            name=full_name(str(name), checkpoint.manifest),
-            fingerprint=fingerprint,
+        opened = open_pretrained(
+            name,
+            adapter,
+            device,
+            dtype,
+            suffix_blocks,
+            window=window,
+            chunk=chunk,
+            inner_rule=inner_rule,
+            inner_lr=inner_lr,
+            inner_clip=inner_clip,
+            sinks=sinks,
+            learn=learn,
         )
+        tokenizer = Tokenizer(opened.folder)
+        return cls(opened.model, tokenizer, opened.reading, name=opened.name, fingerprint=opened.fingerprint)
 
     def ingest(
         self,
@@ -186,81 +142,25 @@ class TTTReader:
             DocumentError: a document that cannot be read.
             MemoryMismatchError: `memory` belongs to another model.
             UsageError: `memory` holds text that was not read, and this one is to be read, or the other way round;
-                text that is not to be read, for a store.
+                text that is not to be read, for a store; a list of paths.
             StoreError: the store cannot be used.
             ReadingInterrupted: Ctrl-C; its `memory` holds what was read.
         """
-        document, pieces, label = open_source(source, text, name, password, max_bytes)
-        if not learn:
-            if store is not None:
-                raise UsageError("a store keeps what was read: leave out store=, or learn=False")
-            return self._unread(document, pieces, label, memory)
-        if store is None:
-            return self._read(document, pieces, label, memory, progress, on_chunk)
-        if document is None:
-            document = Document.from_text("".join(pieces), name=label)
-        kept = Keeping(store, self._checked(memory), document)
-        whole = kept.whole()
-        if whole is not None:
-            return renamed(whole, document, label)
-        part = kept.part(self.model.dtype)
-        try:
-            read = self._read(document, [document.text], label, part or memory, progress, on_chunk, kept)
-        except ReadingInterrupted as interruption:
-            kept.keep(interruption.memory)
-            raise
-        kept.finish(read)
-        return read
-
-    def _unread(self, document: Document | None, pieces: Iterable[str], label: str, memory: Memory | None) -> Memory:
-        history, pieces, _ = after(self._checked(memory), document, pieces)
-        if history.documents and not history.unread:
-            raise UsageError("this memory was read: ingest its documents again, or go on with learn=True")
-        whole = replace(history, text=(history.text or "") + "".join(pieces))
-        return indexed(with_document(whole, document, label, len(history.tokens), history))
-
-    def _read(
-        self,
-        document: Document | None,
-        pieces: Iterable[str],
-        label: str,
-        memory: Memory | None,
-        progress: bool | None,
-        on_chunk: OnChunk | None,
-        kept: Keeping | None = None,
-    ) -> Memory:
-        history, pieces, skip = after(self._checked(memory), document, pieces)
-        if history.unread:
-            raise UsageError(
-                "this memory holds only text, nothing of it was read: ingest its documents again, or go on with "
-                "learn=False"
-            )
-        state = state_of(self.model, history) if len(history.tokens) else ReadingState(self.model, history.reading)
-        track = Track(history)
-        first = len(track.tokens) - skip
-        characters = len(document) if document is not None else 0
-        disable = None if progress is None else not progress
-
-        def so_far() -> Memory:
-            return unfinished(with_document(track.so_far(state), document, label, first, history))
-
-        def between() -> bool:
-            if kept is not None and kept.due(state.position):
-                kept.keep(so_far())
-            return interrupt.requested
-
-        with Interrupt() as interrupt, tqdm(unit="tok", unit_scale=True, disable=disable, desc=label[-40:]) as bar:
-            for report in read_stream(state, track, pieces, self.tokenizer, skip, between):
-                if characters:  # tokens in all, from the rate so far
-                    fed = sum(map(len, track.text))
-                    bar.total = (len(track.tokens) - first) * characters // fed
-                bar.set_postfix(loss=f"{report.loss:.3f}", refresh=False)
-                bar.update(report.tokens - first - bar.n)
-                if on_chunk is not None:
-                    on_chunk(report)
-        if interrupt.requested:
-            raise ReadingInterrupted(so_far())
-        return indexed(with_document(track.finish(state), document, label, first, history))
+        _expect("text", text, str, None)
+        _expect("name", name, str, None)
+        _expect("password", password, str, None)
+        _expect("max_bytes", max_bytes, int)
+        _expect("store", store, MemoryStore, None)
+        _expect("on_chunk", on_chunk, Callable, None)
+        history = self._checked(memory)
+        incoming = open_source(source, text, name, password, max_bytes)
+        if learn and store is not None:
+            return read_or_load(self.model, self.tokenizer, history, incoming, store, indexed, progress, on_chunk)
+        if learn:
+            return indexed(read_document(self.model, self.tokenizer, history, incoming, progress, on_chunk))
+        if store is not None:
+            raise UsageError("a store keeps what was read: leave out store=, or learn=False")
+        return indexed(take_text(history, incoming))
 
     def ingest_batch(
         self,
@@ -275,21 +175,11 @@ class TTTReader:
 
         Raises MemoryMismatchError, UsageError as `ingest` does.
         """
-        if not documents:
-            return []
-        tracks = []
-        for document in documents:
-            track = Track(self._empty_memory())
-            for segment in segments([document.text]):
-                track.text.append(segment)
-                track.tokens.extend(self.tokenizer.encode(segment))
-            tracks.append(track)
-        firsts = [len(track.memory.tokens) for track in tracks]
-        memories = read_batch(batch_state(self.model, self.reading, len(tracks)), tracks, on_chunk)
-        return [
-            indexed(with_document(memory, document, document.name, first, track.memory))
-            for memory, document, first, track in zip(memories, documents, firsts, tracks, strict=True)
-        ]
+        if not isinstance(documents, Sequence) or not all(isinstance(one, Document) for one in documents):
+            raise UsageError("documents must be a list of Document: load_document(path) or Document.from_text(...)")
+        _expect("on_chunk", on_chunk, Callable, None)
+        empty = self._checked(None)
+        return list(map(indexed, read_in_step(self.model, self.tokenizer, empty, documents, on_chunk)))
 
     @overload
     def continue_text(
@@ -330,6 +220,8 @@ class TTTReader:
         `outline` shows. Raises MemoryMismatchError; UsageError for another length or an empty memory.
         """
         self.check(memory)
+        _expect("length", length, str)
+        _expect("seed", seed, int)
         return summarize(self.model, self.tokenizer, memory, length, seed)
 
     def ask(
@@ -354,11 +246,16 @@ class TTTReader:
         Raises MemoryMismatchError; UsageError for an empty question, one longer than the window, an unknown route, or
         a memory that cannot answer by that route (without text, or without anything read).
         """
-        memories = [memory] if isinstance(memory, Memory) else list(memory)
+        if not isinstance(memory, Iterable) or isinstance(memory, (str, bytes)):
+            memory = [memory]  # a Memory, or what `check` refuses
+        memories = list(memory)
         if not memories:
             raise UsageError("there is no memory to ask: give at least one")
         for one in memories:
             self.check(one)
+        _expect("question", question, str)
+        _expect("top_k", top_k, int, None)
+        _expect("max_context", max_context, int, None)
         if route not in get_args(AskRoute):
             raise UsageError(f"route={route!r}: use {', '.join(get_args(AskRoute))}")
         chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
@@ -386,11 +283,19 @@ class TTTReader:
         Raises MemoryMismatchError; UsageError for a conversation that cannot be, or is longer than the window.
         """
         memory = self._checked(memory)
+        _expect("conversation", conversation, Sequence)
+        for message in conversation:
+            if not isinstance(message, Sequence) or len(message) != 2 or not all(isinstance(x, str) for x in message):
+                raise UsageError(f"a conversation is a list of (role, text), and {message!r} is not such a pair")
         chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
         return converse(self.model, self.tokenizer, memory, conversation, chosen)
 
     def check(self, memory: Memory) -> None:
         """Raises MemoryMismatchError unless `memory` was read with this reader's model."""
+        if not isinstance(memory, Memory):
+            raise UsageError(
+                f"a memory is needed, not a {type(memory).__name__}: `ingest` makes one, Memory.load(path) loads one"
+            )
         if memory.fingerprint != self.fingerprint:
             raise MemoryMismatchError(
                 f"this memory was read with another model ({memory.model}, fingerprint {memory.fingerprint[:12]}) than "
@@ -403,6 +308,19 @@ class TTTReader:
                 "read the document again"
             )
 
+    def compact(self, memory: Memory, max_bytes: int = COMPACT_BYTES) -> Memory:
+        """A memory for a file of at most `max_bytes`, close to exact: docs/compaction.md says how close.
+
+        It holds the change of the fast weights from the model's initial ones in as many rounded singular vectors as
+        fit, losses as float16, and no window: a reader rebuilds that from the last tokens before each use
+        (`expand` does it once).
+
+        Raises MemoryMismatchError for another model's memory; UsageError if it does not fit or is compact already.
+        """
+        self.check(memory)
+        _expect("max_bytes", max_bytes, int)
+        return compact(self.model, memory, max_bytes)
+
     def expand(self, memory: Memory) -> Memory:
         """A compact memory made whole, which takes as long as reading its last tokens; any other memory as it is.
 
@@ -413,12 +331,9 @@ class TTTReader:
 
     def _checked(self, memory: Memory | None) -> Memory:
         """`memory`, or an empty one. Raises MemoryMismatchError."""
-        if memory is None:
-            return self._empty_memory()
-        self.check(memory)
-        return memory
-
-    def _empty_memory(self) -> Memory:
+        if memory is not None:
+            self.check(memory)
+            return memory
         bos = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
         return Memory(
             model=self.name,
@@ -431,3 +346,12 @@ class TTTReader:
             nll=torch.zeros(len(bos)),
             text="",
         )
+
+
+def _expect(name: str, value: object, *kinds: Any) -> None:
+    """Raises UsageError unless `value` is of one of the kinds; None among them allows None. A bool is no number."""
+    types = tuple(kind for kind in kinds if kind is not None)
+    if (value is None and None in kinds) or (isinstance(value, types) and not (type(value) is bool and int in types)):
+        return
+    wanted = " or ".join("None" if kind is None else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise UsageError(f"{name}={value!r} is a {type(value).__name__}: give {wanted}")

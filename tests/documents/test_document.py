@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttt_docs.documents import Document, Span
-from ttt_docs.documents.document import spans_from_starts
 from ttt_docs.documents.html import html_document
 from ttt_docs.documents.layout import Line, join_pages, remove_running_lines
 from ttt_docs.documents.markdown import markdown_document
 from ttt_docs.documents.plain import chapter_spans
 from ttt_docs.errors import DocumentError
 from ttt_docs.memory import memory
+from ttt_docs.text.spans import spans_from_starts
 
 
 def scan(document: Document, offset: int) -> Span | None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from ttt_docs import Document, Memory, UsageError
-from ttt_docs.documents.document import Span
 from ttt_docs.generation.results import Evidence
 from ttt_docs.lookup.answer import _apart
 from ttt_docs.memory import memories_equal
+from ttt_docs.text.spans import Span
 
 TEXT = (
     "The station was opened in May 1911. Its keeper was Edward Marlow, who came from Leith by boat.\n\n"

@@ -14,7 +14,8 @@ from ttt_docs.memory import inspect_memory, memories_equal, summary
 from ttt_docs.memory.packing import pack as pack_bytes
 from ttt_docs.memory.packing import pack_numbers, unpack_numbers
 from ttt_docs.memory.packing import unpack as unpack_bytes
-from ttt_docs.reading.compact import state_of_compact
+from ttt_docs.reading.restoring import state_of
+from ttt_docs.store.store import key_of
 from ttt_docs.weights.lowrank import compress, term_bytes
 
 TEXT = "\n".join(f"{day}. The ship lay still; the captain counted {day * 37 % 101} waves." for day in range(1, 13))
@@ -81,7 +82,13 @@ def test_file_and_store_give_it_back(tiny_reader, memory, compact, tmp_path):
     assert memories_equal(tiny_reader.expand(loaded), tiny_reader.expand(compact))
     store = MemoryStore(tmp_path)
     assert store.get(store.put(compact)).change is not None and len(store.list()) == 1
-    assert tiny_reader.ingest(text=TEXT, store=store).change is not None
+    exact = tiny_reader.ingest(text=TEXT, store=store)  # where the exact one is promised, the compact one is no help
+    assert exact.change is None and memories_equal(exact, memory) and len(store.list()) == 2
+    assert store.get(key_of(compact)).change is not None and store.get(key_of(exact)).change is None
+    old = tmp_path / f"{key_of(exact)}.ttt"  # release 0.1.0 kept it under the exact one's key
+    compact.save(old)
+    assert memories_equal(tiny_reader.ingest(text=TEXT, store=store), memory)
+    assert store.get(key_of(exact)).change is None
     assert Memory.load(compact.save(tmp_path / "b.ttt", text=False)).text is None
 
 
@@ -162,7 +169,7 @@ def test_shapes_of_another_model_are_refused_before_they_are_expanded(tiny_reade
     path.write_bytes(pack(outer, document, bytes(kept)))
     with pytest.raises(MemoryMismatchError, match="shapes"):
         tiny_reader.expand(Memory.load(path))
-    assert state_of_compact(tiny_reader.model, compact).position == compact.position
+    assert state_of(tiny_reader.model, compact).position == compact.position
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from ttt_docs.errors import MemoryFormatError
 from ttt_docs.memory import Memory, inspect_memory, load_memory, memories_equal, save_memory, summary
 
 MEMORY = make_memory()
-fuzz = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+#: The same examples in every run; `-m long` makes many more, and others each time.
+fuzz = settings(max_examples=250, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def load(target, raw: bytes) -> Memory | None:
     except MemoryFormatError:
         return None
     json.dumps(summary(loaded))
-    assert loaded.pending.numel() < loaded.reading.chunk
+    assert loaded.pending.numel() <= loaded.reading.chunk
     assert memories_equal(load_memory(save_memory(loaded, target)), loaded)
     return loaded
 
@@ -108,7 +109,7 @@ def test_edited_headers(original, target, data):
     load(target, pack(both["table"], both["document"], body))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(fuzz, max_examples=100)
 @given(raw=st.binary(max_size=64), length=st.integers(0, 64))
 def test_any_bytes(target, raw, length):
     assert load(target, raw) is None

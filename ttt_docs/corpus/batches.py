@@ -88,9 +88,12 @@ def read_sources(
             except DocumentError as error:
                 yield _failed(source, error)
                 continue
-            key = memory_key([document.sha256], reader.fingerprint, reader.reading)
-            if key in seen or (settings.resume and key in store):
-                yield Outcome(source, "there already", key)
+            exact = memory_key([document.sha256], reader.fingerprint, reader.reading)
+            key = memory_key([document.sha256], reader.fingerprint, reader.reading, settings.compact)
+            # An exact memory will do where a compact one is asked for; 0.1.0 kept compact ones under that key too.
+            there = next((one for one in (key, exact) if settings.resume and one in store), None)
+            if key in seen or there is not None:
+                yield Outcome(source, "there already", there or key)
                 continue
             seen.add(key)
             loaded.append((source, key, document))

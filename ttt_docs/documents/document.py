@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ttt_docs.errors import DocumentError
+from ttt_docs.text.spans import Span, span_at
 
 #: Half a surrogate pair: cannot be written as UTF-8, so no tokenizer takes it.
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Span:
-    """A page or chapter: characters `start` (included) to `end` (excluded) of the text it belongs to."""
-
-    kind: str  # "page" | "chapter"
-    label: str
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -74,25 +64,8 @@ class Document:
 
     def span_at(self, offset: int) -> Span | None:
         """The page or chapter of character `offset`; None outside the text or where no span covers it."""
-        index = bisect_right(self.spans, offset, key=lambda span: span.start) - 1
-        if index < 0 or offset >= self.spans[index].end:
-            return None
-        return self.spans[index]
+        return span_at(self.spans, offset)
 
     def __len__(self) -> int:
         """Characters of the text."""
         return len(self.text)
-
-
-def spans_from_starts(kind: str, starts: Sequence[tuple[int, str]], length: int) -> tuple[Span, ...]:
-    """Spans that cover `length` characters without a gap: each runs from its start to the next one's.
-
-    `starts` are (offset, label) in order. Empty spans are left out; text before the first start is "front matter".
-    """
-    starts = [(offset, label) for offset, label in starts if offset < length]
-    if not starts:
-        return ()
-    if starts[0][0] > 0:
-        starts = [(0, "front matter"), *starts]
-    ends = [offset for offset, _ in starts[1:]] + [length]
-    return tuple(Span(kind, label, start, end) for (start, label), end in zip(starts, ends, strict=True) if start < end)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urldefrag
 from xml.etree import ElementTree
 
-from ttt_docs.documents.document import Document, spans_from_starts
+from ttt_docs.documents.document import Document
 from ttt_docs.documents.html import decode_html, html_text
 from ttt_docs.errors import DocumentError
+from ttt_docs.text.spans import spans_from_starts
 
 _PIECE = 1 << 20
 _GAP = "\n\n"

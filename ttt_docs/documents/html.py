@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-from ttt_docs.documents.document import Document, spans_from_starts
+from ttt_docs.documents.document import Document
 from ttt_docs.documents.plain import byte_order_mark, decode, decode_as
+from ttt_docs.text.spans import spans_from_starts
 
 _SKIPPED = {"script", "style", "nav", "template", "noscript", "svg", "head", "iframe", "object", "select"}
 _BLOCKS = set(

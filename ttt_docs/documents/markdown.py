@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ttt_docs.documents.document import Document, spans_from_starts
+from ttt_docs.documents.document import Document
 from ttt_docs.documents.plain import decode, normalize_newlines
+from ttt_docs.text.spans import spans_from_starts
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _ATX = re.compile(r"^ {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")

@@ -13,9 +13,10 @@ from typing import Any
 import pypdf
 from pypdf.errors import DependencyError, FileNotDecryptedError
 
-from ttt_docs.documents.document import LONE_SURROGATE, Document, spans_from_starts
+from ttt_docs.documents.document import LONE_SURROGATE, Document
 from ttt_docs.documents.layout import Line, join_pages, remove_running_lines
 from ttt_docs.errors import DocumentError
+from ttt_docs.text.spans import spans_from_starts
 
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufffe\uffff]")
 #: The dots of a table of contents.

@@ -12,9 +12,10 @@ from typing import IO, Any
 
 from charset_normalizer import from_bytes
 
-from ttt_docs.documents.document import LONE_SURROGATE, Document, Span, spans_from_starts
+from ttt_docs.documents.document import LONE_SURROGATE, Document
 from ttt_docs.documents.origin import check_size, open_source, read_pieces, source_name
 from ttt_docs.errors import DocumentError
+from ttt_docs.text.spans import Span, spans_from_starts
 
 # UTF-32 little-endian begins with the mark of UTF-16 little-endian, so it is asked first.
 _MARKS = (

@@ -13,7 +13,7 @@ from ttt_docs.generation.sampling import Runs, Sampling, choose
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decode_step import SingleTokens
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.reading.chunks import state_of
+from ttt_docs.reading.restoring import state_of
 from ttt_docs.ttt.state import ReadingState
 
 #: The newest tokens, which a repetition penalty counts.

@@ -20,7 +20,7 @@ from ttt_docs.generation.sampling import Sampling
 from ttt_docs.generation.sections import Quote, quotes, sections, surprise, written
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.reading.chunks import state_of
+from ttt_docs.reading.restoring import state_of
 from ttt_docs.text.names import Name, proper_names
 from ttt_docs.text.sentences import sentences
 from ttt_docs.text.tokenizer import Tokenizer
@@ -178,6 +178,6 @@ def distinct_runs(text: str) -> float:
 
 def _evidence(memory: Memory, quote: Quote) -> Evidence:
     text = memory.text or ""
-    spans = (span for document in memory.documents for span in document.spans)
-    page = next((s.label for s in spans if s.kind == "page" and s.start <= quote.start < s.end), None)
-    return Evidence(text[quote.start : quote.end], page, quote.start, quote.end, quote.score)
+    return Evidence(
+        text[quote.start : quote.end], memory.label_at(quote.start, "page"), quote.start, quote.end, quote.score
+    )

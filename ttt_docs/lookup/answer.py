@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import Answer, Evidence
 from ttt_docs.lookup.candidates import candidates, measured
-from ttt_docs.lookup.evidence import document_at, quote, unsupported
+from ttt_docs.lookup.evidence import quote, unsupported
 from ttt_docs.lookup.extract import COVERED, Value, extract
 from ttt_docs.lookup.forms import form_of
 from ttt_docs.lookup.index import PassageIndex
@@ -227,7 +227,7 @@ def _spans(one: Looked, tokenizer: Tokenizer, found: Sequence[Place], budget: in
 def _surroundings(one: Looked, sentence: int, size: int) -> Span:
     """Characters of whole sentences around one, within its document."""
     spans = one.index.sentences
-    document = document_at(one.memory.documents, spans[sentence][0])
+    document = one.memory.document_at(spans[sentence][0])
     within = (document.start, document.end) if document else None
     first, last = surroundings(one.index, sentence, size, within)
     return spans[first][0], spans[last - 1][1]
@@ -277,7 +277,7 @@ def _quote(one: Looked, start: int, end: int, at: int | None = None) -> Evidence
 def _around(one: Looked, start: int, end: int) -> Evidence:
     """The sentences that hold text[start:end], and the one before and after while that is short."""
     spans = one.index.sentences
-    document = document_at(one.memory.documents, start)
+    document = one.memory.document_at(start)
     low, high = (document.start, document.end) if document else (0, len(one.index.text))
     first, last = one.index.sentence_at(start), one.index.sentence_at(end - 1)
     for a, b in ((first - 1, last), (first, last + 1)):

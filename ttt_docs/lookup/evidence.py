@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 
-from ttt_docs.documents.document import Span as NamedSpan
 from ttt_docs.generation.results import Evidence
 from ttt_docs.lookup.terms import stop_words
-from ttt_docs.memory.memory import Memory, ReadDocument
+from ttt_docs.memory.memory import Memory
 
 _NUMBER = re.compile(r"\d+(?:[.,:/-]?\d+)*")
 _NAME = re.compile(r"[^\W\d_a-z][\w’'-]+")
@@ -27,29 +25,17 @@ def quote(memory: Memory, start: int, end: int, score: float, which: int = 0, at
     text, at = memory.text, start if at is None else at
     if text is None or not 0 <= start < end <= len(text):
         raise ValueError(f"there is no text at characters {start} to {end}")
-    document = document_at(memory.documents, at)
-    places = {kind: _label_at(document.spans if document else (), kind, at) for kind in ("page", "chapter")}
+    document = memory.document_at(at)
     return Evidence(
         text[start:end],
-        places["page"],
+        memory.label_at(at, "page"),
         start,
         end,
         score,
-        chapter=places["chapter"],
+        chapter=memory.label_at(at, "chapter"),
         document=document.name if document else None,
         memory=which,
     )
-
-
-def document_at(documents: Sequence[ReadDocument], character: int) -> ReadDocument | None:
-    at = bisect_right(documents, character, key=lambda document: document.start) - 1
-    return documents[at] if at >= 0 else None
-
-
-def _label_at(spans: Sequence[NamedSpan], kind: str, character: int) -> str | None:
-    own = [span for span in spans if span.kind == kind]
-    at = bisect_right(own, character, key=lambda span: span.start) - 1
-    return own[at].label if at >= 0 and character < own[at].end else None
 
 
 def unsupported(answer: str, quotes: Sequence[str], question: str = "", language: str = "english") -> list[str]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ttt_docs.memory.header import DTYPES, Header, Refusal, TensorEntry, shown
+from ttt_docs.memory.memory import FAST_NAMES
 from ttt_docs.weights.lowrank import LowRank
 
-FAST_NAMES = ("w1", "w2", "w3")
 WINDOW_NAMES = ("k", "v")
 CHANGE_PARTS = tuple(field.name for field in fields(LowRank))
 _DIVERGED = "Reading diverged: read the document again with a smaller inner_lr."

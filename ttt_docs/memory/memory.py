@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ttt_docs.documents.document import Span
+from ttt_docs.kernels.inner_step.layout import NAMES as FAST_NAMES
 from ttt_docs.model.config import ReadingConfig
+from ttt_docs.text.spans import Span, label_at
 from ttt_docs.weights.lowrank import Changes
-
-if TYPE_CHECKING:
-    from ttt_docs.reader import TTTReader
 
 #: Bytes of a compact memory's file unless told otherwise.
 COMPACT_BYTES = 12_000_000
 #: The fast weights of one block: `w1`, `w3` float32 [mlp, dim] and `w2` float32 [dim, mlp].
 BlockWeights = dict[str, Tensor]
+
+
+class Compacts(Protocol):
+    """What makes compact memories: a `TTTReader`."""
+
+    def compact(self, memory: Memory, max_bytes: int) -> Memory: ...
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,16 @@ class Memory:
         """Whether it holds the documents' text alone, of which nothing was read."""
         return bool(self.documents) and len(self.tokens) <= self.documents[0].first_token
 
+    def document_at(self, character: int) -> ReadDocument | None:
+        """The document that a character of the text belongs to; the gap after a document counts as its end."""
+        at = bisect_right(self.documents, character, key=lambda document: document.start) - 1
+        return self.documents[at] if at >= 0 else None
+
+    def label_at(self, character: int, kind: str) -> str | None:
+        """The label of the "page" or "chapter" of a character of the text."""
+        document = self.document_at(character)
+        return None if document is None else label_at(document.spans, character, kind)
+
     def with_text(self, text: str | None) -> Memory:
         return replace(self, text=text, index=None)
 
@@ -89,19 +104,14 @@ class Memory:
         ]
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def compact(self, reader: TTTReader, max_bytes: int = COMPACT_BYTES) -> Memory:
+    def compact(self, reader: Compacts, max_bytes: int = COMPACT_BYTES) -> Memory:
         """This memory for a file of at most `max_bytes`, close to exact: docs/compaction.md says how close.
 
-        It holds the change of the fast weights from the model's initial ones, which `reader` knows, in as many rounded
-        singular vectors as fit, losses as float16, and no window: a reader rebuilds that from the last tokens before
-        each use (`TTTReader.expand` does it once).
+        `reader` is a `TTTReader`, whose `compact` this calls: it knows the model's initial fast weights.
 
         Raises MemoryMismatchError for another model's reader, UsageError if it does not fit or is compact already.
         """
-        from ttt_docs.reading.compact import compact
-
-        reader.check(self)
-        return compact(reader.model, self, max_bytes)
+        return reader.compact(self, max_bytes)
 
     def save(
         self, path: str | PathLike[str], *, precision: Literal["float32", "bfloat16"] = "float32", text: bool = True
@@ -134,7 +144,7 @@ def memories_equal(a: Memory, b: Memory) -> bool:
         and same(a.tokens, b.tokens)
         and same(a.nll, b.nll)
         and a.fast.keys() == b.fast.keys()
-        and all(same(a.fast[i][n], b.fast[i][n]) for i in a.fast for n in ("w1", "w2", "w3"))
+        and all(same(a.fast[i][n], b.fast[i][n]) for i in a.fast for n in FAST_NAMES)
         and a.window.keys() == b.window.keys()
         and all(same(a.window[i][j], b.window[i][j]) for i in a.window for j in (0, 1))
     )

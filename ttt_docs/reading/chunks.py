@@ -1,4 +1,4 @@
-"""The way of a document through the model: text -> tokens -> chunks -> memory, and from a memory back to a state."""
+"""The way of a document through the model: text -> tokens -> chunks -> memory; one document, or several in step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels.inner_step.layout import NAMES
-from ttt_docs.memory.memory import BlockWeights, Memory
-from ttt_docs.model.config import ModelConfig, ReadingConfig
+from ttt_docs.memory.memory import Memory
+from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.reading.compact import state_of_compact
+from ttt_docs.reading.restoring import snapshot
 from ttt_docs.text.segments import segments
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.ttt.state import ChunkResult, ReadingState
@@ -30,64 +29,6 @@ class ChunkReport:
     clip: float  # factor the gradient was multiplied with
     skipped: bool  # the guard refused the update
     seconds: float
-
-
-def state_of(model: Decoder, memory: Memory) -> ReadingState:
-    """The state a memory was taken from, at its last whole chunk."""
-    if memory.change is not None:
-        return state_of_compact(model, memory)
-    state = ReadingState(model, memory.reading)
-    device = model.embed.weight.device
-    fast = None
-    if memory.fast:
-        matrices = (memory.fast[block][name] for block in model.config.suffix for name in NAMES)
-        fast = model.fast_layout.join(w.unsqueeze(0) for w in matrices).to(device)
-    pairs = (memory.window[i] for i in range(model.config.blocks))
-    caches = [(k.to(device, model.dtype).unsqueeze(0), v.to(device, model.dtype).unsqueeze(0)) for k, v in pairs]
-    state.restore(memory.position, fast, caches)
-    return state
-
-
-def expand(model: Decoder, memory: Memory) -> Memory:
-    """A compact memory with its fast weights and window; any other as it is."""
-    if memory.change is None:
-        return memory
-    fast, window = snapshot(state_of_compact(model, memory))
-    return replace(memory, fast=fast, window=window, change=None)
-
-
-def fits(config: ModelConfig, memory: Memory) -> bool:
-    """Whether the shapes of a memory are those of a model, and its tokens in its vocabulary."""
-    fast = {(block, name): tuple(w.shape) for block, ws in memory.fast.items() for name, w in ws.items()}
-    fast |= {(block, name): tuple(low.shape) for block, ws in (memory.change or {}).items() for name, low in ws.items()}
-    wide, high = (config.prime_dim, config.dim), (config.dim, config.prime_dim)
-    expected = {(block, name): high if name == "w2" else wide for block in config.suffix for name in ("w1", "w2", "w3")}
-    window = {block: (k.shape[0], k.shape[2]) for block, (k, _) in memory.window.items()}
-    return (
-        fast in ({}, expected)
-        and window in ({}, dict.fromkeys(range(config.blocks), (config.kv_heads, config.head_dim)))
-        and (memory.change is not None or memory.position == 0 or bool(window))
-        and (memory.tokens.numel() == 0 or int(memory.tokens.max()) < config.vocab_size)
-    )
-
-
-def snapshot(state: ReadingState, row: int = 0) -> tuple[dict[int, BlockWeights], dict[int, tuple[Tensor, Tensor]]]:
-    """Fast weights and window of one document, as a memory holds them (on the CPU, independent of the state)."""
-    config = state.model.config
-    fast: dict[int, BlockWeights] = {}
-    if state.reading.learn and state.fast is not None:
-        own = state.fast[row : row + 1].float().cpu()
-        for i, block in zip(config.suffix, state.model.fast_layout.views(own), strict=True):
-            fast[i] = {name: w[0] for name, w in zip(NAMES, block.matrices, strict=True)}
-    window: dict[int, tuple[Tensor, Tensor]] = {}
-    for i, cache in enumerate(state.caches):
-        if state.position == 0:
-            empty = torch.empty(config.kv_heads, 0, config.head_dim, dtype=state.model.dtype)
-            window[i] = (empty, empty)
-        else:
-            k, v = cache.export()
-            window[i] = (k[row].cpu(), v[row].cpu())
-    return fast, window
 
 
 class Track:

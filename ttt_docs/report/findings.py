@@ -11,8 +11,7 @@ import numpy as np
 
 from ttt_docs.generation.sections import surprise
 from ttt_docs.lookup.evidence import quote
-from ttt_docs.memory.checks import FAST_NAMES
-from ttt_docs.memory.memory import Memory, ReadDocument
+from ttt_docs.memory.memory import FAST_NAMES, Memory, ReadDocument
 from ttt_docs.text.sentences import sentences
 
 if TYPE_CHECKING:

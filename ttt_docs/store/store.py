@@ -68,12 +68,15 @@ StoredMemories = list[StoredMemory]
 Names = list[str]
 
 
-def memory_key(documents: Sequence[str], fingerprint: str, reading: ReadingConfig) -> str:
-    """The key of the memory of `documents` (sha256 of each text, in reading order) read with that model that way."""
+def memory_key(documents: Sequence[str], fingerprint: str, reading: ReadingConfig, compact: bool = False) -> str:
+    """The key of the memory of `documents` (sha256 of each text, in reading order) read with that model that way.
+
+    A compact memory has another key than the exact one. (Release 0.1.0 gave both the same.)
+    """
     if not documents:
         raise UsageError("a memory without documents has no key: read a document first")
     what = documents[0] if len(documents) == 1 else hashlib.sha256("\n".join(documents).encode()).hexdigest()
-    how = json.dumps([fingerprint, reading.identity()], sort_keys=True)
+    how = json.dumps([fingerprint, reading.identity(), *(["compact"] if compact else [])], sort_keys=True)
     return f"{what}-{hashlib.sha256(how.encode()).hexdigest()[:32]}"
 
 
@@ -93,7 +96,11 @@ def hashes_of(documents: Sequence[ReadDocument]) -> list[str]:
 
 def key_of(memory: Memory) -> str:
     """The key of a memory. Raises UsageError for one that has none."""
-    return memory_key(hashes_of(memory.documents), memory.fingerprint, memory.reading)
+    if memory.unread:
+        raise UsageError(
+            "a store keeps what was read, and nothing of this memory was: ingest its documents with learn=True"
+        )
+    return memory_key(hashes_of(memory.documents), memory.fingerprint, memory.reading, memory.change is not None)
 
 
 class MemoryStore:

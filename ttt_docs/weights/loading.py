@@ -21,14 +21,7 @@ def retrofit(config: ModelConfig, state: State, suffix_blocks: int = 8, sinks: i
     Raises:
         UsageError: more suffix blocks than blocks, or a model that has prime MLPs or post-norms already.
     """
-    if not 0 < suffix_blocks <= config.blocks:
-        raise UsageError(f"suffix_blocks must be between 1 and {config.blocks}, not {suffix_blocks}")
-    if sinks < 0:
-        raise UsageError(f"sinks cannot be negative: {sinks}")
-    if config.suffix_blocks or config.post_norm:
-        raise UsageError(f"{config.name} is a TTT model already: a retrofit is for a plain Llama-family model")
-    changes = {"suffix_blocks": suffix_blocks, "sinks": sinks, "prime_norm": False, "prime_mlp_dim": None}
-    new_config = config.model_copy(update=changes)
+    new_config = retrofit_config(config, suffix_blocks, sinks)
     new_state = dict(state)
     for block in new_config.suffix:
         w1, w3 = state[f"blocks.{block}.mlp.w13.weight"].split(config.mlp_dim)
@@ -36,6 +29,18 @@ def retrofit(config: ModelConfig, state: State, suffix_blocks: int = 8, sinks: i
         new_state[f"blocks.{block}.prime_mlp.w2"] = w1.new_zeros(config.dim, config.mlp_dim, dtype=torch.float32)
         new_state[f"blocks.{block}.prime_mlp.w3"] = w3.to(torch.float32, copy=True)
     return new_config, new_state
+
+
+def retrofit_config(config: ModelConfig, suffix_blocks: int, sinks: int) -> ModelConfig:
+    """The configuration that `retrofit` makes of `config`; raises as that does."""
+    if not 0 < suffix_blocks <= config.blocks:
+        raise UsageError(f"suffix_blocks must be between 1 and {config.blocks}, not {suffix_blocks}")
+    if sinks < 0:
+        raise UsageError(f"sinks cannot be negative: {sinks}")
+    if config.suffix_blocks or config.post_norm:
+        raise UsageError(f"{config.name} is a TTT model already: a retrofit is for a plain Llama-family model")
+    changes = {"suffix_blocks": suffix_blocks, "sinks": sinks, "prime_norm": False, "prime_mlp_dim": None}
+    return config.model_copy(update=changes)
 
 
 def build_decoder(config: ModelConfig, state: State, device: torch.device, dtype: torch.dtype) -> Decoder:
@@ -66,7 +71,7 @@ def device_of(device: str | torch.device) -> torch.device:
     try:
         where = torch.device(device)
         torch.zeros(1, device=where).item()
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, TypeError, ValueError):
         here = "cpu or cuda" if torch.cuda.is_available() else "cpu"
         raise UsageError(f"device={str(device)!r} cannot be used on this machine: use {here}") from None
     return where
