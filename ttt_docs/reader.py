@@ -29,7 +29,7 @@ from ttt_docs.reading.restoring import compact, expand, fits
 from ttt_docs.store.store import MemoryStore
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.weights.adapter import SHIPPED
-from ttt_docs.weights.pretrained import open_pretrained, retrofit_blocks
+from ttt_docs.weights.pretrained import Base, open_pretrained
 from ttt_docs.weights.registry import advice
 
 
@@ -42,8 +42,8 @@ def reader_for(memory: Memory, open_reader: Callable[..., TTTReader]) -> TTTRead
     sinks = memory.reading.sinks
     reader = open_reader(sinks=sinks)
     if reader.fingerprint != memory.fingerprint:
-        blocks = retrofit_blocks(reader.name, sinks, memory.fingerprint)
-        if blocks is not None:
+        blocks = reader.base and reader.base.retrofit_blocks(sinks, memory.fingerprint)
+        if blocks:
             reader = open_reader(sinks=sinks, suffix_blocks=blocks, adapter=None)
     reader.check(memory)
     return reader
@@ -56,10 +56,17 @@ class TTTReader:
     """
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, reading: ReadingConfig, *, name: str, fingerprint: str
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        reading: ReadingConfig,
+        *,
+        name: str,
+        fingerprint: str,
+        base: Base | None = None,
     ) -> None:
         self.model, self.tokenizer, self.reading = model, tokenizer, reading
-        self.name, self.fingerprint = name, fingerprint
+        self.name, self.fingerprint, self.base = name, fingerprint, base
 
     @classmethod
     def from_pretrained(
@@ -109,7 +116,14 @@ class TTTReader:
             learn=learn,
         )
         tokenizer = Tokenizer(opened.folder)
-        return cls(opened.model, tokenizer, opened.reading, name=opened.name, fingerprint=opened.fingerprint)
+        return cls(
+            opened.model,
+            tokenizer,
+            opened.reading,
+            name=opened.name,
+            fingerprint=opened.fingerprint,
+            base=opened.base,
+        )
 
     def ingest(
         self,

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from ttt_docs.errors import UsageError
-from ttt_docs.model.config import ReadingConfig
+from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.weights.adapter import SHIPPED, adapted, base_of, chosen_adapter, is_adapter
 from ttt_docs.weights.converted import derived_fingerprint, load_checkpoint, reading_of
@@ -24,6 +24,23 @@ RETROFIT_BLOCKS, RETROFIT_SINKS = 8, 4
 
 
 @dataclass(frozen=True)
+class Base:
+    """The model as its checkpoint has it, before a retrofit or an adapter."""
+
+    config: ModelConfig
+    fingerprint: str
+
+    def retrofit_blocks(self, sinks: int, fingerprint: str) -> int | None:
+        """How many suffix blocks the retrofit has whose fingerprint is this one; None: no retrofit has it."""
+        if self.config.suffix_blocks or self.config.post_norm:
+            return None
+        for blocks in range(1, self.config.blocks + 1):
+            if derived_fingerprint(self.fingerprint, retrofit_config(self.config, blocks, sinks)) == fingerprint:
+                return blocks
+        return None
+
+
+@dataclass(frozen=True)
 class Pretrained:
     """A model that is ready to read; `folder` holds its tokenizer, `name` says which of its weights it has."""
 
@@ -32,6 +49,7 @@ class Pretrained:
     reading: ReadingConfig
     folder: Path
     fingerprint: str
+    base: Base
 
 
 def open_pretrained(
@@ -83,16 +101,5 @@ def open_pretrained(
         raise UsageError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
     model = build_decoder(config, state, where, numbers)
     full = full_name(str(name), checkpoint.manifest)
-    return Pretrained(full, model, parameters, checkpoint.folder, fingerprint)
-
-
-def retrofit_blocks(name: str, sinks: int, fingerprint: str) -> int | None:
-    """How many suffix blocks the retrofit of a model has whose fingerprint is this one; None: no retrofit has it."""
-    checkpoint = load_checkpoint(resolve(base_of(name) if is_adapter(name) else name))
-    if checkpoint.config.suffix_blocks or checkpoint.config.post_norm:
-        return None
-    for blocks in range(1, checkpoint.config.blocks + 1):
-        config = retrofit_config(checkpoint.config, blocks, sinks)
-        if derived_fingerprint(checkpoint.fingerprint, config) == fingerprint:
-            return blocks
-    return None
+    origin = Base(checkpoint.config, checkpoint.fingerprint)
+    return Pretrained(full, model, parameters, checkpoint.folder, fingerprint, origin)
