@@ -1,7 +1,7 @@
 """Compiles every Triton kernel ahead of time, without a GPU, in the shapes and configurations that ship.
 
     python benchmarks/compile_kernels.py                 # all of them, sm_80 and sm_90
-    python benchmarks/compile_kernels.py --only rms_norm --targets 90
+    python benchmarks/compile_kernels.py --only RMSNorm --targets 90
 
 The launches are recorded, not run: each public function is called on empty CPU tensors of a model's shapes, and what it
 would have launched is compiled for the target. Prints registers, stack and shared memory per kernel; one that does not

@@ -28,7 +28,7 @@ TINY = ModelConfig(
     name="tiny", vocab_size=200, blocks=2, dim=32, heads=2, kv_heads=1, head_dim=16, mlp_dim=32, suffix_blocks=1,
     post_norm=True, qk_norm=True,
 )  # fmt: skip
-#: MLP width of the plain transformers with as many parameters as the published TTT models (METHOD section 4).
+#: MLP width of the plain transformers with as many parameters as the published TTT models (docs/method.md section 4).
 PLAIN_MLP = {"125m": 2048, "350m": 2816, "760m": 4096, "1.3b": 5376, "3b": 6912, "tiny": 48}
 
 

@@ -79,7 +79,7 @@ def attention_case(model: str, device: torch.device) -> Case:
             "flex_attention": _flex(chunk, keys, window, device),
             "sdpa, masked": _masked_sdpa(chunk, keys, window, device),
         },
-        # Products, nothing twice: S and PV; then S, dP, dQ, dK, dV; then G (two), H and those of METHOD section 8.
+        # Products, nothing twice: S and PV; then S, dP, dQ, dK, dV; then G (two), H and those of method.md section 8.
         {"forward": 2 * product, "backward": 7 * product, "second": 19 * product},
         {"forward": 2 * queries + cached, "backward": 6 * queries + 3 * cached, "second": 12 * queries + 7 * cached},
     )

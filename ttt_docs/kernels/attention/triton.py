@@ -1,8 +1,8 @@
 """Window attention on the device, twice differentiable. Results are those of `window_attention_reference`.
 
-Names: P the weights, dP = dO V^T, D = rowsum(P * dP), dS = P * (dP - D); a, b, c the cotangents of dQ, dK, dV; s the
-scale (METHOD section 8). Because the log-sum-exp L of each row is a result too, with gradient l, D is D - l where it is
-subtracted from dP (`along` below), while the correction m of the second derivative keeps one D of each kind.
+Names are those of docs/method.md section 8: P the weights, dP = dO V^T, D = rowsum(P * dP), dS = P * (dP - D), s the
+scale; a, b, c the cotangents of dQ, dK, dV. The log-sum-exp L of each row is a result too, with gradient l. So what is
+subtracted from dP is D - l (`along` below), while the correction m of the second derivative keeps one D of each kind.
 
 Every kernel rebuilds a tile of P from q, k and L. A program owns a tile of query rows (`*_rows`) or of keys
 (`*_keys`) and walks over the tiles of the other side that the window lets it see, and no others: memory is linear and

@@ -41,9 +41,9 @@ WARPS = 4
 
 
 @triton.jit
-def _rows_of(qkv, tokens, batch, stride, token_stride, HEADS, KV_HEADS, HALF, WIDTH, ROWS):
-    """Of this program's rows: kind (0 queries, 1 keys, 2 values), row, document, token in it, head of the kind, where
-    they begin in qkv and in its contiguous gradient, columns of a half, and which elements exist."""
+def _rows_of(tokens, batch, stride, token_stride, HEADS, KV_HEADS, HALF, WIDTH, ROWS):
+    """Of this program's rows: (kind (0 queries, 1 keys, 2 values), row, token in the document, columns of a half, which
+    elements exist); document; head of the kind; where they begin in qkv and in its contiguous gradient."""
     kind = tl.program_id(1)
     heads = tl.where(kind == 0, HEADS, KV_HEADS)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -54,7 +54,7 @@ def _rows_of(qkv, tokens, batch, stride, token_stride, HEADS, KV_HEADS, HALF, WI
     inside = (position < tokens * batch)[:, None] & (column[None, :] < HALF)
     start = document * stride + token * token_stride + (first + head) * (2 * HALF)
     target = ((document * tokens + token) * (HEADS + 2 * KV_HEADS) + first + head) * (2 * HALF)
-    return kind, row, document, token, head, start, target, column, inside
+    return (kind, row, token, column, inside), document, head, start, target
 
 
 @triton.jit
@@ -92,11 +92,10 @@ def _weights(q_weight, k_weight, kind, column, HALF):
 
 
 @triton.jit
-def _store_shares(weights, kind, column, of_low, of_high, HALF):
-    """This program's share of the weights' gradients."""
+def _store_share(weights, kind, column, products, FIRST, HALF):
+    """This program's share of the gradient of half a weight: its rows' sum."""
     shares = weights + (kind * tl.num_programs(0) + tl.program_id(0)) * (2 * HALF) + column
-    tl.store(shares, tl.sum(of_low, 0), mask=column < HALF)
-    tl.store(shares + HALF, tl.sum(of_high, 0), mask=column < HALF)
+    tl.store(shares + FIRST, tl.sum(products, 0), mask=column < HALF)
 
 
 @triton.jit
@@ -112,10 +111,10 @@ def _scale(x1, x2, EPS, HALF):
 
 
 @triton.jit
-def _gradient_of_normed(
-    grad_q, grad_k, grad_z, cos, sin, sink_cos, sink_sin, kind, row, token, column, inside, SINKS, HALF
-):  # fmt: skip
+def _gradient_of_normed(grad_q, grad_k, grad_z, angles, at, SINKS, HALF):
     """dy of queries or keys."""
+    cos, sin, sink_cos, sink_sin = angles
+    kind, row, token, column, inside = at
     start = row * (2 * HALF)
     c, s = _angles(cos, sin, token, column, inside, HALF)
     if kind == 0:
@@ -137,10 +136,10 @@ def _gradient_of_normed(
 
 
 @triton.jit
-def _store_rotated(
-    q, k, z, cos, sin, sink_cos, sink_sin, n1, n2, kind, row, of_keys, token, column, inside, SINKS, HALF
-):  # fmt: skip
+def _store_rotated(q, k, z, of_keys, n1, n2, angles, at, SINKS, HALF):
     """y and z of queries, y of keys (in rows that begin at `of_keys`)."""
+    cos, sin, sink_cos, sink_sin = angles
+    kind, row, token, column, inside = at
     c, s = _angles(cos, sin, token, column, inside, HALF)
     if kind == 0:
         _store_halves(q, row * (2 * HALF), column, inside, n1 * c - n2 * s, n2 * c + n1 * s, HALF)
@@ -161,9 +160,8 @@ def heads_forward(
     EPS: tl.constexpr, NORM: tl.constexpr, SINKS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
     HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    kind, row, document, token, head, start, _, column, inside = _rows_of(
-        qkv, tokens, batch, stride, token_stride, HEADS, KV_HEADS, HALF, WIDTH, ROWS
-    )
+    at, document, head, start, _ = _rows_of(tokens, batch, stride, token_stride, HEADS, KV_HEADS, HALF, WIDTH, ROWS)
+    kind, _, token, column, inside = at
     x1, x2 = _load_halves(qkv, start, column, inside, HALF)
     if kind == 2:
         _store_halves(v, document * vb + head * vh + token * vt, column, inside, x1, x2, HALF)
@@ -173,9 +171,7 @@ def heads_forward(
             r = _scale(x1, x2, EPS, HALF)
             x1, x2 = x1 * r * w1, x2 * r * w2
         of_keys = document * kb + head * kh + token * kt
-        _store_rotated(
-            q, k, z, cos, sin, sink_cos, sink_sin, x1, x2, kind, row, of_keys, token, column, inside, SINKS, HALF
-        )
+        _store_rotated(q, k, z, of_keys, x1, x2, (cos, sin, sink_cos, sink_sin), at, SINKS, HALF)
 
 
 @triton.jit
@@ -186,22 +182,21 @@ def heads_backward(
     HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of qkv, contiguous, and each program's share of the weights' [2, programs, DIM]."""
-    kind, row, _, token, _, start, target, column, inside = _rows_of(
-        qkv, tokens, batch, stride, token_stride, HEADS, KV_HEADS, HALF, WIDTH, ROWS
-    )
+    at, _, _, start, target = _rows_of(tokens, batch, stride, token_stride, HEADS, KV_HEADS, HALF, WIDTH, ROWS)
+    kind, row, _, column, inside = at
     if kind == 2:
         d1, d2 = _load_halves(grad_v, row * (2 * HALF), column, inside, HALF)
         _store_halves(grad_qkv, target, column, inside, d1, d2, HALF)
     else:
-        d1, d2 = _gradient_of_normed(
-            grad_q, grad_k, grad_z, cos, sin, sink_cos, sink_sin, kind, row, token, column, inside, SINKS, HALF
-        )
+        angles = (cos, sin, sink_cos, sink_sin)
+        d1, d2 = _gradient_of_normed(grad_q, grad_k, grad_z, angles, at, SINKS, HALF)
         if NORM:
             x1, x2 = _load_halves(qkv, start, column, inside, HALF)
             w1, w2 = _weights(q_weight, k_weight, kind, column, HALF)
             r = _scale(x1, x2, EPS, HALF)
             if FOR_WEIGHT:
-                _store_shares(grad_weight, kind, column, d1 * x1 * r, d2 * x2 * r, HALF)
+                _store_share(grad_weight, kind, column, d1 * x1 * r, 0, HALF)
+                _store_share(grad_weight, kind, column, d2 * x2 * r, HALF, HALF)
             v1, v2 = d1 * w1, d2 * w2
             back = r * r * r * _along(x1, x2, v1, v2) / (2 * HALF)
             d1, d2 = r * v1 - back * x1, r * v2 - back * x2
@@ -219,19 +214,17 @@ def heads_second(
     """From cotangents of `heads_backward`'s results, a of grad_qkv (contiguous) and e [2, DIM] of the weights'
     gradients: those of grad_q, grad_k, grad_v, grad_z, and, with NORM, of qkv and each program's share of the weights'.
     """
-    kind, row, _, token, _, start, target, column, inside = _rows_of(
-        qkv, tokens, batch, stride, token_stride, HEADS, KV_HEADS, HALF, WIDTH, ROWS
-    )
+    at, _, _, start, target = _rows_of(tokens, batch, stride, token_stride, HEADS, KV_HEADS, HALF, WIDTH, ROWS)
+    kind, row, _, column, inside = at
     a1, a2 = _load_halves(a, target, column, inside, HALF)
     if kind == 2:
         _store_halves(of_v, row * (2 * HALF), column, inside, a1, a2, HALF)
         if NORM:
             _store_halves(of_qkv, target, column, inside, tl.zeros_like(a1), tl.zeros_like(a2), HALF)
     else:
+        angles = (cos, sin, sink_cos, sink_sin)
         if NORM:
-            d1, d2 = _gradient_of_normed(
-                grad_q, grad_k, grad_z, cos, sin, sink_cos, sink_sin, kind, row, token, column, inside, SINKS, HALF
-            )
+            d1, d2 = _gradient_of_normed(grad_q, grad_k, grad_z, angles, at, SINKS, HALF)
             x1, x2 = _load_halves(qkv, start, column, inside, HALF)
             w1, w2 = _weights(q_weight, k_weight, kind, column, HALF)
             r = _scale(x1, x2, EPS, HALF)
@@ -242,7 +235,8 @@ def heads_second(
             p = _along(a1, a2, v1, v2)
             rejected1, rejected2 = r * a1 - cube * q * x1, r * a2 - cube * q * x2
             if FOR_WEIGHT:
-                _store_shares(of_weight, kind, column, d1 * rejected1, d2 * rejected2, HALF)
+                _store_share(of_weight, kind, column, d1 * rejected1, 0, HALF)
+                _store_share(of_weight, kind, column, d2 * rejected2, HALF, HALF)
             of_x1, of_x2 = -cube * (t * a1 + q * v1), -cube * (t * a2 + q * v2)
             a1, a2 = rejected1 * w1, rejected2 * w2
             if WITH_E:
@@ -254,11 +248,7 @@ def heads_second(
             of_x1 += (3.0 * cube * r * r * q * t / (2 * HALF) - cube * p) * x1
             of_x2 += (3.0 * cube * r * r * q * t / (2 * HALF) - cube * p) * x2
             _store_halves(of_qkv, target, column, inside, of_x1, of_x2, HALF)
-        of_keys = row * (2 * HALF)
-        _store_rotated(
-            of_q, of_k, of_z, cos, sin, sink_cos, sink_sin, a1, a2, kind, row, of_keys, token, column, inside, SINKS,
-            HALF,
-        )  # fmt: skip
+        _store_rotated(of_q, of_k, of_z, row * (2 * HALF), a1, a2, angles, at, SINKS, HALF)
 
 
 def _sizes(qkv: Tensor, plan: HeadsPlan) -> tuple[int, int, int, int]:

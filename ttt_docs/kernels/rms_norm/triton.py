@@ -58,10 +58,12 @@ def norm_forward(
     EPS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(0).to(tl.int64)
-    of_x, offsets, inside = _rows_of(group, rows, stride, group_stride, GROUPS, DIM, WIDTH, ROWS)
+    of_x, _, inside = _rows_of(group, rows, stride, group_stride, GROUPS, DIM, WIDTH, ROWS)
     value = load(x + of_x, inside)
     w = _load_row(weight, DIM, WIDTH)
-    tl.store(y + offsets, value * _scale(value, EPS, DIM)[:, None] * w, mask=inside)
+    normed = value * _scale(value, EPS, DIM)[:, None] * w
+    row = (group * ROWS + tl.arange(0, ROWS))[:, None]
+    tl.store(y + row * DIM + tl.arange(0, WIDTH)[None, :], normed, mask=inside)
 
 
 @triton.jit
