@@ -1,7 +1,7 @@
-"""Compiles the C++ sources beside this file, once per machine, and loads them.
+"""Compiles the C++ sources of the kernels, once per machine, and loads them.
 
-The library lies in the user's cache folder under a name made of everything it depends on: sources, flags and compiler.
-Where it cannot be had (another processor, no compiler, a failing one), `native_library` says why and reading goes on
+The library lies in the user's cache folder. Its name is made of everything it depends on: sources, flags and compiler.
+On another processor, or without a working compiler, `native_library` says why there is none. Reading then goes on
 without it, more slowly.
 """
 
@@ -22,18 +22,14 @@ from typing import NamedTuple
 from ttt_docs.io import cache_folder
 
 KERNELS = Path(__file__).parents[1]
-SOURCES = (
-    "native/common.h", "native/tiles.h", "native/products.h", "attention/native.cpp", "cross_entropy/native.cpp",
-    "rms_norm/native.cpp", "inner_step/native.cpp", "native/products.cpp",
-)  # fmt: skip
+SOURCES = sorted(path for kind in ("h", "cpp") for path in KERNELS.glob(f"*/*.{kind}"))
 FLAGS = (
     "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
     "-mavx512vl", "-mavx512bf16",
 )  # fmt: skip
 #: What the flags need, as Linux names it.
 FEATURES = frozenset({"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
-COMPILERS = ("c++", "g++", "clang++")
-COMPILE_SECONDS = 120
+COMPILERS, COMPILE_SECONDS = ("c++", "g++", "clang++"), 120
 
 logger = logging.getLogger(__name__)
 
@@ -102,22 +98,17 @@ def compiled_path(compiler: str, target: Target) -> Path:
     """Where the library of these sources, flags and this compiler belongs."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
     digest = hashlib.sha256(repr((version, target.flags)).encode())
-    for name in SOURCES:
-        digest.update((KERNELS / name).read_bytes())
+    for source in SOURCES:
+        digest.update(source.read_bytes())
     return cache_folder() / "kernels" / f"native-{digest.hexdigest()[:16]}.so"
 
 
 def compile_library(compiler: str, target: Target, path: Path) -> None:
     """Raises OSError or SubprocessError. Processes that do this at the same time all succeed: the last rename stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sources = [str(KERNELS / name) for name in SOURCES if name.endswith(".cpp")]
+    sources = [str(path) for path in SOURCES if path.suffix == ".cpp"]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        subprocess.run(
-            [compiler, *target.flags, f"-I{KERNELS / 'native'}", *sources, "-o", str(made)],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=COMPILE_SECONDS,
-        )
+        command = [compiler, *target.flags, f"-I{KERNELS / 'native'}", *sources, "-o", str(made)]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS)
         made.replace(path)
