@@ -203,7 +203,7 @@ def forward(inputs: Inputs) -> Outputs:
 
 
 def backward(inputs: Inputs, out: Tensor, lse: Tensor, grad: Tensor, newest: int) -> Gradients:
-    """The sinks' gradients are left out.
+    """Gradients tile by tile; those of the sinks are left out.
 
     In the notation of docs/method.md section 8, a tile costs two passes over its scores: one makes P = exp(S - lse),
     one makes dS = P * (dP - D); both subtractions happen inside the products.
