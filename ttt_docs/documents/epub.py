@@ -30,28 +30,25 @@ class _Archive:
     read_bytes: int = 0
 
     def read(self, path: str) -> bytes:
+        pieces = []
         try:
             with self.zip.open(path) as member:
-                pieces = []
-                while piece := member.read(_PIECE):
+                while self.read_bytes <= self.max_bytes and (piece := member.read(_PIECE)):
                     self.read_bytes += len(piece)
-                    if self.read_bytes > self.max_bytes:
-                        raise DocumentError(
-                            f"{self.name}: the EPUB unpacks to more than {self.max_bytes} bytes. If you trust the "
-                            "file, raise the limit (max_bytes)."
-                        )
                     pieces.append(piece)
-                return b"".join(pieces)
         except KeyError:
-            raise DocumentError(f"{self.name}: the EPUB lacks its file {path!r}. Get an intact copy.") from None
+            problem = f"lacks its file {path!r}. Get an intact copy."
         except NotImplementedError as error:  # zipfile: an unknown compression; a RuntimeError, so it comes first
-            raise DocumentError(f"{self.name}: the EPUB is packed in an unknown way ({error}).") from None
-        except RuntimeError:  # zipfile's word for a member with a password
-            raise DocumentError(f"{self.name}: the EPUB is encrypted. Unpack it with its password first.") from None
+            problem = f"is packed in an unknown way ({error})."
+        except RuntimeError:  # what zipfile raises for a member with a password
+            problem = "is encrypted. Unpack it with its password first."
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError) as error:
-            raise DocumentError(
-                f"{self.name}: the EPUB is damaged at {path!r} ({error}). Get an intact copy."
-            ) from None
+            problem = f"is damaged at {path!r} ({error}). Get an intact copy."
+        else:
+            if self.read_bytes <= self.max_bytes:
+                return b"".join(pieces)
+            problem = f"unpacks to more than {self.max_bytes} bytes. If you trust it, raise the limit (max_bytes)."
+        raise DocumentError(f"{self.name}: the EPUB {problem}")
 
     def xml(self, path: str) -> ElementTree.Element:
         data = self.read(path)

@@ -11,7 +11,7 @@ from ttt_docs.documents.plain import byte_order_mark, decode, decode_as
 from ttt_docs.text.spans import spans_from_starts
 
 _SKIPPED = {"script", "style", "nav", "template", "noscript", "svg", "head", "iframe", "object", "select"}
-_BLOCKS = set(
+_BLOCKS = frozenset(
     re.findall(
         r"\w+",
         "address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer "
@@ -19,6 +19,7 @@ _BLOCKS = set(
         "tr ul",
     )
 )
+_CLOSE = {"tr", "li", "dt", "dd"}  # blocks that follow one another without an empty line
 _HEADINGS = {"h1", "h2", "h3"}
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 _XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""")
@@ -35,16 +36,8 @@ class HtmlText:
     links: tuple[tuple[str, str], ...] = ()  # (href, text), also those in <nav>
 
 
-def read_html(data: bytes, name: str) -> Document:
-    """A Document of an HTML file. Nothing it links to is fetched.
-
-    Raises DocumentError when it holds no text or its encoding cannot be told.
-    """
-    return html_document(decode_html(data, name), name)
-
-
 def html_document(source: str, name: str) -> Document:
-    """A Document of HTML in a str. Raises DocumentError when it holds no text."""
+    """A Document of HTML in a str; nothing it links to is fetched. Raises DocumentError when it holds no text."""
     page = html_text(source)
     metadata = {"format": "html"} | ({"title": page.title} if page.title else {})
     spans = spans_from_starts("chapter", page.headings, len(page.text))
@@ -113,7 +106,7 @@ class _TextParser(HTMLParser):
             elif tag in ("td", "th"):
                 self.gap = self.gap if "\n" in self.gap else "\t"
             elif tag in _BLOCKS:
-                self.break_block("\n" if tag in ("tr", "li", "dt", "dd") else "\n\n")
+                self.break_block(tag)
             if tag == "li":
                 self.add("- ")
             if tag == "pre":
@@ -136,7 +129,7 @@ class _TextParser(HTMLParser):
                     self.headings.append((offset, label))
                 self.heading = None
             if tag in _BLOCKS:
-                self.break_block("\n" if tag in ("tr", "li", "dt", "dd") else "\n\n")
+                self.break_block(tag)
             if tag == "pre":
                 self.preformatted = max(0, self.preformatted - 1)
 
@@ -160,8 +153,9 @@ class _TextParser(HTMLParser):
         if data[-1].isspace():
             self.gap = " "
 
-    def break_block(self, gap: str) -> None:
-        self.gap = gap if gap == "\n\n" or "\n\n" not in self.gap else self.gap
+    def break_block(self, tag: str) -> None:
+        if "\n\n" not in self.gap:
+            self.gap = "\n" if tag in _CLOSE else "\n\n"
 
     def add(self, text: str) -> None:
         """Appends visible text, after the white space that is owed."""

@@ -54,47 +54,30 @@ def load_document(
     # A URL's query is not in `name`; a name given by the caller may lack the suffix that the path has.
     suffixes = [PurePosixPath(candidate).suffix.lower() for candidate in (name, source_name(source))]
     by_suffix = next((SUFFIXES[suffix] for suffix in suffixes if suffix in SUFFIXES), None)
-    if isinstance(content, str):
-        return _parse_text(content, by_suffix, name)
-    return _parse_bytes(content, by_suffix, name, password, max_bytes)
+    form = _format(content, by_suffix, name) if isinstance(content, bytes) else _text_format(content, by_suffix, name)
+    # Parsers are imported when needed: pypdf alone takes longer to import than a text file to read.
+    if isinstance(content, bytes) and form == "pdf":
+        from ttt_docs.documents.pdf import read_pdf
 
+        return read_pdf(content, name, password)
+    if isinstance(content, bytes) and form == "epub":
+        from ttt_docs.documents.epub import read_epub
 
-def _parse_text(content: str, by_suffix: str | None, name: str) -> Document:
+        return read_epub(content, name, max_bytes)
     from ttt_docs.documents import html, markdown, plain
 
-    content = content.removeprefix("\ufeff")
-    form = by_suffix or ("html" if _looks_like_html(content[:1024]) else "text")
-    if form in ("pdf", "epub") or content.startswith("%PDF-"):
+    if isinstance(content, bytes):
+        content = html.decode_html(content, name) if form == "html" else plain.decode(content, name)
+    parse = {"html": html.html_document, "markdown": markdown.markdown_document, "text": plain.text_document}[form]
+    return parse(content.removeprefix("\ufeff"), name)
+
+
+def _text_format(content: str, by_suffix: str | None, name: str) -> str:
+    if by_suffix in ("pdf", "epub") or content.startswith("%PDF-"):
         raise DocumentError(f"{name}: a PDF or EPUB must be opened in binary mode, e.g. open(path, 'rb').")
     if "\0" in content:
         raise DocumentError(f"{name}: this is binary data, not text. Open the file in binary mode, e.g. 'rb'.")
-    parse = {"html": html.html_document, "markdown": markdown.markdown_document, "text": plain.text_document}[form]
-    return parse(content, name)
-
-
-def _parse_bytes(content: bytes, by_suffix: str | None, name: str, password: str | None, max_bytes: int) -> Document:
-    # Parsers are imported when needed: pypdf alone takes longer to import than a text file to read.
-    match _format(content, by_suffix, name):
-        case "pdf":
-            from ttt_docs.documents.pdf import read_pdf
-
-            return read_pdf(content, name, password)
-        case "epub":
-            from ttt_docs.documents.epub import read_epub
-
-            return read_epub(content, name, max_bytes)
-        case "html":
-            from ttt_docs.documents.html import read_html
-
-            return read_html(content, name)
-        case "markdown":
-            from ttt_docs.documents.markdown import read_markdown
-
-            return read_markdown(content, name)
-        case _:
-            from ttt_docs.documents.plain import read_text
-
-            return read_text(content, name)
+    return by_suffix or ("html" if _looks_like_html(content[:1024]) else "text")
 
 
 def _format(content: bytes, by_suffix: str | None, name: str) -> str:

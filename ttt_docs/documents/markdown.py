@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ttt_docs.documents.document import Document
-from ttt_docs.documents.plain import decode, normalize_newlines
+from ttt_docs.documents.plain import normalize_newlines
 from ttt_docs.text.spans import spans_from_starts
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
@@ -29,11 +29,6 @@ _INLINE = (
     (re.compile(r"(?<![\w\\])_(?=[^\s_])([^_\n]+?)(?<=\S)_(?!\w)"), r"\1"),
     (re.compile(r"\\([\\`*_{}\[\]()#+\-.!>|~])"), r"\1"),
 )
-
-
-def read_markdown(data: bytes, name: str) -> Document:
-    """A Document of a Markdown file. Raises DocumentError when it is binary or holds no text."""
-    return markdown_document(decode(data, name), name)
 
 
 def markdown_document(source: str, name: str) -> Document:

@@ -48,11 +48,8 @@ def open_source(source: Any, name: str) -> Iterator[IO[Any]]:
     """
     if isinstance(source, str) and source == "-":
         yield getattr(sys.stdin, "buffer", sys.stdin)
-    elif isinstance(source, str) and is_url(source):
-        with _open_url(source) as file:
-            yield file
     elif isinstance(source, (str, os.PathLike)):
-        with _open_path(Path(source)) as file:
+        with _open(source) as file:
             yield file
     elif callable(getattr(source, "read", None)):
         yield source
@@ -112,47 +109,33 @@ def known_size(file: IO[Any]) -> int | None:
         return None
 
 
-def _open_path(path: Path) -> IO[bytes]:
+def _open(source: str | os.PathLike[str]) -> IO[Any]:
+    url = is_url(source)
     try:
-        path = path.expanduser()
+        if url:
+            import fsspec
+
+            return fsspec.open(source, "rb").open()
+        path = Path(source).expanduser()
         if path.is_dir():
             os.scandir(path).close()  # no permission is another reason than being a folder
             raise IsADirectoryError
         return open(path, "rb")
     except FileNotFoundError:
-        raise DocumentError(f"{path}: there is no such file. Check the path.") from None
+        problem = (
+            "there is nothing at this address. Check the URL." if url else "there is no such file. Check the path."
+        )
     except IsADirectoryError:
-        raise DocumentError(f"{path}: this is a folder. Give one file inside it.") from None
+        problem = "this is a folder. Give one file inside it."
     except PermissionError:
-        raise DocumentError(f"{path}: no permission to read this file. Change its permissions or copy it.") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DocumentError(f"{path}: cannot open this file ({error}). Check the path.") from None
-
-
-def _open_url(url: str) -> IO[Any]:
-    import fsspec
-
-    scheme = url.split("://", 1)[0]
-    try:
-        return fsspec.open(url, "rb").open()
-    except FileNotFoundError:
-        raise DocumentError(f"{url}: there is nothing at this address. Check the URL.") from None
-    except IsADirectoryError:
-        raise DocumentError(f"{url}: this is a folder. Give one file inside it.") from None
-    except PermissionError:
-        raise DocumentError(f"{url}: no permission to read this. Check your credentials for {scheme}://.") from None
+        problem = f"no permission to read this. {'Check your credentials' if url else 'Change its permissions'}."
     except ImportError as error:
-        raise DocumentError(
-            f"{url}: reading {scheme}:// needs a package that is not installed ({error}). "
-            "Install it with pip, or download the file and give its path."
-        ) from None
-    except ValueError as error:
-        raise DocumentError(
-            f"{url}: cannot open {scheme}:// addresses ({error}). Use a path or a scheme that fsspec knows, "
-            "such as https:// or s3://."
-        ) from None
-    except Exception as error:  # each backend brings errors of its own (credentials, DNS, timeouts)
-        raise DocumentError(
-            f"{url}: cannot open this address ({type(error).__name__}: {error}). Check the URL, your network and "
-            "your credentials."
-        ) from None
+        problem = (
+            f"reading this needs a package that is not installed ({error}). Install it with pip, or download the file "
+            "and give its path."
+        )
+    except Exception as error:  # each fsspec backend brings errors of its own (credentials, DNS, timeouts)
+        reason = f"{type(error).__name__}: {error}"
+        check = "the URL and its scheme, your network and your credentials" if url else "the path"
+        problem = f"cannot open this ({reason}). Check {check}."
+    raise DocumentError(f"{source}: {problem}")

@@ -29,14 +29,6 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _SAMPLE_BYTES = 1 << 18
 
 
-def read_text(data: bytes, name: str) -> Document:
-    """A Document of plain text, with chapter spans where the text has chapter headings.
-
-    Raises DocumentError when the bytes are empty or not text.
-    """
-    return text_document(decode(data, name), name)
-
-
 def text_document(text: str, name: str) -> Document:
     """A Document of a str: newlines become "\\n", chapter headings become spans. Raises DocumentError when empty."""
     text = normalize_newlines(text)
