@@ -19,22 +19,44 @@ from ttt_docs.training.recipe import Recipe, load_recipe, recipe_names  # noqa: 
 START, END = "<!-- tables: made by docs/make_training.py -->", "<!-- end of tables -->"
 
 
+SIZES, LENGTHS = ("125m", "350m", "760m", "1.3b", "3b"), ("16k", "32k", "64k", "128k")
+HEADS = (
+    "| SIZE | steps at 8K | sequences a step | lr | steps of an extension | sequences a step at 16K, 32K, 64K, 128K |",
+    "| Recipe | mode | trains | tokens of a sequence | sequences a step | steps | lr | inner lr |",
+    "| Key | Default | Meaning |",
+)
+
+
 def tables() -> str:
-    """The recipes, then every key."""
-    head = "| Recipe | mode | sequence | sequences a step | steps | lr | inner lr |\n|---|---|---|---|---|---|---|"
-    return "\n".join(
-        [head, *map(_recipe, recipe_names()), "", "| Key | Default | Meaning |", "|---|---|---|", *_keys(Recipe)]
-    )
+    """The published runs by size, the other recipes, then every key."""
+    published = {f"{full}{run}" for full in ("", "full-") for size in SIZES for run in _runs(size)}
+    others = [name for name in recipe_names() if name not in published]
+    rows = [_size(size) for size in SIZES], [_recipe(name) for name in others], list(_keys(Recipe))
+    rules = ["|" + "---|" * (head.count("|") - 1) for head in HEADS]
+    return "\n\n".join("\n".join([head, rule, *body]) for head, rule, body in zip(HEADS, rules, rows, strict=True))
+
+
+def _runs(size: str) -> list[str]:
+    return [f"pretrain-{size}", *(f"extend-{size}-{length}" for length in LENGTHS)]
+
+
+def _size(size: str) -> str:
+    first, *longer = (load_recipe(name) for name in _runs(size))
+    for name, recipe in zip(_runs(size), (first, *longer), strict=True):
+        full = load_recipe(f"full-{name}")  # the row is for both
+        assert (full.steps, full.batch, full.optimizer) == (recipe.steps, recipe.batch, recipe.optimizer)
+    (steps,) = {recipe.steps for recipe in longer}
+    batches = ", ".join(str(recipe.batch) for recipe in longer)
+    return f"| {size} | {first.steps:,} | {first.batch} | {first.optimizer.lr:g} | {steps:,} | {batches} |"
 
 
 def _recipe(name: str) -> str:
     r = load_recipe(name)
     steps = "one epoch" if r.steps is None else f"{r.steps:,}"
-    inner = f"{r.reading.inner_lr:g}" if r.mode != "none" else ""
-    if inner and r.optimizer.inner_warmup:
-        inner += f", from {r.optimizer.inner_warmup_from:g} of it over {r.optimizer.inner_warmup:.0%}"
-    mode = r.mode if r.trains == "all" else f"{r.mode}, {r.trains}"
-    return f"| `{name}` | {mode} | {r.sequence:,} | {r.batch} | {steps} | {r.optimizer.lr:g} | {inner} |"
+    inner = f"{r.reading.inner_lr:g}"
+    if r.optimizer.inner_warmup:
+        inner += f", from {r.optimizer.inner_warmup_from:g} of it over {r.optimizer.inner_warmup:.0%} of the steps"
+    return f"| `{name}` | {r.mode} | {r.trains} | {r.sequence:,} | {r.batch} | {steps} | {r.optimizer.lr:g} | {inner} |"
 
 
 def _keys(model: type[BaseModel], path: str = "") -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from ttt_docs.model.config import CONFIGS
 from ttt_docs.training.recipe import load_recipe, recipe_names
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-#: METHOD section 4: lr, steps and sequences per batch at 8K, steps and sequences per batch at 32K, plain MLP width.
+#: docs/method.md section 4: lr, steps and sequences a step at 8K, the same two at 32K, plain MLP width.
 PUBLISHED = {
     "125m": (3e-3, 4_800, 64, 120, 32, 2048),
     "350m": (1.5e-3, 13_500, 64, 337, 32, 2816),
@@ -28,7 +29,25 @@ ARCHITECTURE = {  # blocks, dim, heads, MLP with prime, suffix
     "3b": (32, 2560, 32, 5632, 8),
 }
 THETA = {8: 5e5, 16: 1e6, 32: 2e6, 64: 5e6, 128: 1e7}
+RUNS = ("pretrain", ""), ("extend", "-32k"), ("full-pretrain", "")
 SIZES = pytest.mark.parametrize("size", PUBLISHED)
+
+
+def test_the_published_numbers_are_those_of_the_method_page():
+    """The table of docs/method.md section 4, number by number, against the recipes and their architectures."""
+    section = (DOCS / "method.md").read_text("utf-8").partition("## 4.")[2].partition("## 5.")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if re.match(r"\| [\d.]+[MB] ", line)]
+    assert [row[0].lower() for row in rows] == list(PUBLISHED)
+    for size, *cells in rows:
+        numbers = [[float(n) for n in re.findall(r"[\d.]+(?:e-\d+)?", cell.replace(",", ""))] for cell in cells]
+        first, longer, full = (load_recipe(f"{run}-{size.lower()}{k}") for run, k in RUNS)
+        config = first.architecture()
+        expected = [[config.blocks], [config.dim], [config.heads], [full.architecture().mlp_dim, config.prime_dim]]
+        expected += [[config.suffix_blocks], [first.optimizer.lr], [first.steps, first.batch]]
+        assert numbers[:-1] == expected and config.mlp_dim == config.prime_dim
+        assert numbers[-1][:2] == [longer.steps, longer.batch]
+        at_128k = load_recipe(f"extend-{size.lower()}-128k").batch
+        assert numbers[-1][2:] in ([], [at_128k, 128])
 
 
 def check_shared(recipe):
