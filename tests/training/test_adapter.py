@@ -21,7 +21,7 @@ from ttt_docs.training.budget import flops_per_token
 from ttt_docs.training.model_io import BYTE_TOKENIZER
 from ttt_docs.training.record import code_identity
 from ttt_docs.training.trainer import train
-from ttt_docs.ttt import sequence
+from ttt_docs.ttt import recompute
 from ttt_docs.weights import adapter as adapter_module
 from ttt_docs.weights import registry
 from ttt_docs.weights.adapter import SHIPPED, adapted, chosen_adapter, load_adapter, pack_adapter
@@ -217,8 +217,8 @@ def test_a_run_goes_on_from_an_adapter_and_its_rates(trained, tmp_path):
 def test_a_suffix_is_trained_without_the_blocks_below(trained, tmp_path, monkeypatch, mode):
     folder, _ = trained
     calls = []
-    backward = sequence._add_grads
-    monkeypatch.setattr(sequence, "_add_grads", lambda out, *rest: calls.append(out) or backward(out, *rest))
+    genuine = recompute.gradients
+    monkeypatch.setattr(recompute, "gradients", lambda out, *rest: calls.append(out) or genuine(out, *rest))
     recipe = adapter_recipe(folder, "trains=suffix", f"mode={mode}", "steps=1", f"output={tmp_path}")
     state = load_file(train(recipe, progress=False).exported)
     prime = {f"blocks.1.prime_mlp.{name}" for name in ("w1", "w2", "w3")}

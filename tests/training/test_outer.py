@@ -1,4 +1,4 @@
-"""The outer loop in float64: every way of computing it against METHOD section 4 unrolled under plain autograd."""
+"""The outer loop in float64: every way of computing it against `unrolled` (docs/method.md section 4)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ttt_docs.kernels.backends import REFERENCE, TRAINING
 from ttt_docs.kernels.cross_entropy import cpu as cross_entropy
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.ttt import sequence
+from ttt_docs.ttt import recompute as checkpointing
 from ttt_docs.ttt.outer_loop import OuterLoss, outer_loss
 
 READING = ReadingConfig(chunk=8, window=12, sinks=2, inner_lr=0.5, guard=None)
@@ -59,7 +59,7 @@ def assert_same(model: Decoder, expected: OuterLoss, actual: OuterLoss, rate: Te
 @pytest.fixture(autouse=True)
 def several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
-        (attention, "TILE"), (attention, "BACKWARD_TILE"), (attention_jvp, "TILE"), (sequence, "PIECE"),
+        (attention, "TILE"), (attention, "BACKWARD_TILE"), (attention_jvp, "TILE"), (checkpointing, "PIECE"),
         (cross_entropy, "ROWS"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, 5)

@@ -1,4 +1,4 @@
-"""The published schedules: values worked out by hand from METHOD section 4."""
+"""The published schedules: values worked out by hand from docs/method.md section 4."""
 
 import pytest
 

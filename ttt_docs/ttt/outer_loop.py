@@ -1,4 +1,16 @@
-"""The outer loop: the loss after the inner updates, and its gradient through them (METHOD section 4)."""
+"""The outer loop: the loss after the inner updates, and its gradient through them (docs/method.md section 4).
+
+For the chunks c = 1 .. C of a sequence, slow weights S, and fast weights that begin as the parameter W_1 = W0:
+
+    (1)  l_c = mean loss of the chunk's tokens, predicted with W_c and S
+    (2)  g_c = dl_c / dW_c
+    (3)  W_c+1 = W_c - lr * min(1, clip / ||g_c||) * g_c
+    (4)  L = mean of l_c over all chunks, and over the batch
+
+The gradient of L for W0 and S goes through (3) and (2): it holds gradients of gradients, and that of the clip factor.
+`unrolled` is these equations under plain autograd, which keeps everything. The other files of this room compute the
+same with less memory or in less time; tests compare their gradients with those of `unrolled` in float64.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +23,21 @@ from ttt_docs.errors import UsageError
 from ttt_docs.kernels.backends import REFERENCE, Kernels
 from ttt_docs.kernels.dispatch import training_kernels_for
 from ttt_docs.kernels.inner_step.definition import updated
-from ttt_docs.kernels.inner_step.layout import PrimeWeights
 from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.ttt.compiled import through_compiled_updates
 from ttt_docs.ttt.inner_loop import chunk_loss, rule_of
-from ttt_docs.ttt.outer_scan import Scan, through_updates
-from ttt_docs.ttt.sequence import run_sequence
+from ttt_docs.ttt.outer_compiled import compiled_updates
+from ttt_docs.ttt.outer_scan import scan_updates
+from ttt_docs.ttt.recompute import prime_weights, run_sequence
 
 #: `meta`: gradients through the inner updates. `first-order`: the updates count as constants. `naive`: trained without
 #: inner updates, which happen at test time only. `none`: no prime MLPs at all, a plain (window) transformer.
 Mode = Literal["meta", "first-order", "naive", "none"]
-#: What is kept for the backward pass. `none`: everything, the loop below as it stands, by plain autograd. `chunks`: one
-#: inner gradient for each chunk, the rest is computed again. `suffix`: the same, but what no update can reach keeps
-#: everything, for sequences that fit. `logarithmic`: log-many fast weights, inner gradients are computed again too.
-#: `compiled`: everything, by the same loop with a compiled step: for tiny models, whose time Python takes.
+#: What is kept for the backward pass. `none`: everything, by `unrolled`. `chunks`: one inner gradient for each chunk;
+#: the rest is computed again. `suffix`: the same, but what no update can reach keeps everything, for sequences that
+#: fit. `logarithmic`: log-many fast weights; inner gradients are computed again too. `compiled`: everything, with a
+#: compiled step, for tiny models whose time goes into Python.
 Recompute = Literal["none", "compiled", "chunks", "suffix", "logarithmic"]
 
 
@@ -37,6 +48,35 @@ class OuterLoss(NamedTuple):
     chunk_losses: Tensor  # [batch, chunks], nats
     grad_norms: Tensor  # [batch, chunks], of the inner gradients before clipping; 0 where there are none
     token_nll: Tensor  # [batch, tokens], nats
+
+
+def unrolled(
+    model: Decoder, tokens: Tensor, reading: ReadingConfig, mode: Mode, rates: Tensor, kernels: Kernels
+) -> OuterLoss:
+    """Equations (1) to (4) as they stand. `rates` [3 * suffix blocks] multiplies lr, for w1, w2, w3 of each block."""
+    config, chunk = model.config, reading.chunk
+    fast = None if mode == "none" else model.initial_fast_weights(len(tokens))
+    caches = model.new_caches(reading.window, reading.sinks, differentiable=True)
+    losses, norms, nlls = [], [], []
+    for start in range(0, tokens.shape[1] - 1, chunk):
+        inputs, targets = tokens[:, start : start + chunk], tokens[:, start + 1 : start + chunk + 1]
+        # (1) The chunk's loss. Keys and values of earlier chunks carry gradient.
+        place = model.place(start, chunk, reading.window, reading.sinks)
+        weights = None if fast is None else model.fast_layout.views(fast.to(model.dtype))
+        x = model.run(model.hidden(inputs), range(config.blocks), place, caches, weights, kernels)
+        nlls.append(model.token_nll(x, targets, kernels))
+        losses.append(chunk_loss(nlls[-1], targets, config.bos_token_id))
+        norms.append(torch.zeros_like(losses[-1]))
+        if mode == "first-order":  # what a chunk leaves in the suffix is constant for later ones
+            for cache in caches[config.prefix_blocks + 1 :]:
+                cache.detach()
+        if fast is not None and mode in ("meta", "first-order"):
+            # (2) The inner gradient. In `first-order` it is a constant, and the gradient of (3) is the identity.
+            (grad,) = torch.autograd.grad(losses[-1].sum(), [fast], create_graph=mode == "meta", retain_graph=True)
+            # (3) The inner step.
+            fast, norms[-1], _ = updated(fast, grad, model.fast_layout, rule_of(reading), rates)
+    by_chunk, norm, nll = torch.stack(losses, dim=1), torch.stack(norms, dim=1), torch.cat(nlls, dim=1)
+    return OuterLoss(by_chunk.mean(), by_chunk.detach(), norm.detach(), nll.detach())  # (4)
 
 
 def outer_loss(
@@ -63,68 +103,27 @@ def outer_loss(
         UsageError: a length that is not a multiple of the chunk, a model without prime MLPs in a mode that needs them.
     """
     _check(model, tokens, reading, mode, inner_lr, recompute)
-    rates = _rates(model, lr_scale, inner_lr)
+    config, blocks = model.config, model.config.suffix_blocks
+    ones = torch.ones(blocks, 3, dtype=wide(model.dtype), device=tokens.device)
+    rates = lr_scale * (ones if inner_lr is None else inner_lr.to(ones).view(blocks, -1).expand(-1, 3)).reshape(-1)
     if recompute == "none":
-        return _unrolled(model, tokens, reading, mode, rates, kernels or REFERENCE)
+        return unrolled(model, tokens, reading, mode, rates, kernels or REFERENCE)
     keep = recompute in ("compiled", "suffix")
     kernels = kernels or (REFERENCE if recompute == "compiled" else training_kernels_for(tokens.device))
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    x, config = model.hidden(inputs), model.config
-    if mode == "none" or mode == "naive":
-        shared = None if mode == "none" else _shared_product_weights(model)
-        x = run_sequence(model, x, range(config.blocks), reading, kernels, shared, keep=keep)
+    x, targets = model.hidden(tokens[:, :-1]), tokens[:, 1:]
+    if mode == "none" or mode == "naive":  # no updates: the whole sequence at once
+        weights = None if mode == "none" else prime_weights(model)
+        x = run_sequence(model, x, range(config.blocks), reading, kernels, weights, keep=keep)
         nll = model.token_nll(x, targets, kernels)
         by_chunk = nll.view(-1, reading.chunk), targets.reshape(-1, reading.chunk)
         losses = chunk_loss(*by_chunk, config.bos_token_id).view(len(tokens), -1)
-        return OuterLoss(losses.mean(), losses.detach(), torch.zeros_like(losses.detach()), nll.detach())
+        return OuterLoss(losses.mean(), losses.detach(), torch.zeros_like(losses).detach(), nll.detach())
     x = run_sequence(model, x, range(config.prefix_blocks), reading, kernels, attend_next=True, keep=keep)
-    fast = model.initial_fast_weights(tokens.shape[0])
+    fast, second_order = model.initial_fast_weights(len(tokens)), mode == "meta"
     if recompute == "compiled":
-        return OuterLoss(*through_compiled_updates(model, x, targets, fast, reading, mode == "meta", rates, kernels))
-    scan = Scan(model, reading, kernels, x.detach(), targets, rates.detach(), x.requires_grad)
-    return OuterLoss(*through_updates(scan, x, rates, fast, mode == "meta", recompute == "logarithmic"))
-
-
-def _unrolled(
-    model: Decoder, tokens: Tensor, reading: ReadingConfig, mode: Mode, rates: Tensor, kernels: Kernels
-) -> OuterLoss:
-    """METHOD section 4 as it stands: what the other ways of computing must agree with."""
-    fast = None if mode == "none" else model.initial_fast_weights(tokens.shape[0])
-    caches = model.new_caches(reading.window, reading.sinks, differentiable=True)
-    losses, norms, nlls = [], [], []
-    for start in range(0, tokens.shape[1] - 1, reading.chunk):
-        here, targets = tokens[:, start : start + reading.chunk], tokens[:, start + 1 : start + reading.chunk + 1]
-        place = model.place(start, reading.chunk, reading.window, reading.sinks)
-        weights = None if fast is None else model.fast_layout.views(fast.to(model.dtype))
-        x = model.run(model.hidden(here), range(model.config.blocks), place, caches, weights, kernels)
-        nll = model.token_nll(x, targets, kernels)
-        loss = chunk_loss(nll, targets, model.config.bos_token_id)
-        losses.append(loss)
-        nlls.append(nll.detach())
-        norms.append(torch.zeros_like(loss).detach())
-        if mode == "first-order":
-            for cache in caches[model.config.prefix_blocks + 1 :]:
-                cache.detach()
-        if fast is not None and mode in ("meta", "first-order"):
-            (grad,) = torch.autograd.grad(loss.sum(), [fast], create_graph=mode == "meta", retain_graph=True)
-            # In `first-order` the gradient is a constant here, and an update's gradient is the identity.
-            fast, norm, _ = updated(fast, grad, model.fast_layout, rule_of(reading), rates)
-            norms[-1] = norm.detach()
-    stacked = torch.stack(losses, dim=1)
-    return OuterLoss(stacked.mean(), stacked.detach(), torch.stack(norms, dim=1), torch.cat(nlls, dim=1))
-
-
-def _shared_product_weights(model: Decoder) -> list[PrimeWeights]:
-    """The prime MLPs as they are, one set for all sequences: w13 [2 * hidden, dim], w2 [dim, hidden]."""
-    primes = [model.block(i).prime_mlp for i in model.config.suffix]
-    return [PrimeWeights(torch.cat([p.w1, p.w3]).to(model.dtype), p.w2.to(model.dtype)) for p in primes]
-
-
-def _rates(model: Decoder, lr_scale: float, inner_lr: Tensor | None) -> Tensor:
-    """What `reading.inner_lr` is multiplied by, for w1, w2, w3 of each block: [3 * suffix blocks]."""
-    blocks = model.config.suffix_blocks
-    ones = torch.ones(blocks, 3, dtype=wide(model.dtype), device=model.embed.weight.device)
-    return lr_scale * (ones if inner_lr is None else inner_lr.to(ones).view(blocks, -1).expand(-1, 3)).reshape(-1)
+        return OuterLoss(*compiled_updates(model, x, targets, fast, reading, second_order, rates, kernels))
+    logarithmic = recompute == "logarithmic"
+    return OuterLoss(*scan_updates(model, x, targets, fast, reading, second_order, rates, kernels, logarithmic))
 
 
 def _check(
@@ -138,11 +137,9 @@ def _check(
             f"{length} tokens (and one more as the last target) are not a multiple of the chunk ({reading.chunk}): "
             f"use {length // reading.chunk * reading.chunk} or {(length // reading.chunk + 1) * reading.chunk}"
         )
-    if mode not in ("meta", "first-order", "naive", "none"):
-        raise UsageError(f"mode {mode!r} is not known: choose meta, first-order, naive or none")
-    if recompute not in get_args(Recompute):
-        *names, last = get_args(Recompute)
-        raise UsageError(f"recompute {recompute!r} is not known: choose {', '.join(names)} or {last}")
+    for what, value, known in (("mode", mode, get_args(Mode)), ("recompute", recompute, get_args(Recompute))):
+        if value not in known:
+            raise UsageError(f"{what} {value!r} is not known: choose {', '.join(known[:-1])} or {known[-1]}")
     if mode != "none" and not suffix:
         raise UsageError(f"{model.config.name} has no prime MLPs: mode {mode!r} needs some, mode 'none' does not")
     if recompute == "compiled" and mode in ("meta", "first-order") and suffix != 1:

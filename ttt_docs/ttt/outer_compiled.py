@@ -23,7 +23,7 @@ from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.inner_loop import chunk_loss, rule_of
 
 
-def through_compiled_updates(
+def compiled_updates(
     model: Decoder,
     x: Tensor,
     targets: Tensor,
@@ -33,7 +33,7 @@ def through_compiled_updates(
     rates: Tensor,
     kernels: Kernels,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `scan.through_updates` gives: x [batch, tokens, dim] has been through the attention of the suffix block;
+    """What `outer_scan.scan_updates` gives: x [batch, tokens, dim] has been through the attention of the suffix block;
     targets [batch, tokens]; rates as `outer_loss` has them. The kernels must be differentiable twice.
 
     Raises UsageError where there is no C++ compiler.
