@@ -33,6 +33,10 @@ try:
     memory = reader.ingest(arguments.book, memory=memory, on_chunk=on_chunk)
     print(f"read: {len(memory.tokens):,} tokens in {memory.chunks} chunks")
 except ReadingInterrupted as interruption:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C must not cost what is about to be saved
     memory = interruption.memory
     print(f"stopped after {memory.position:,} tokens; the same command goes on from there")
+except KeyboardInterrupt:  # a second Ctrl-C, before the chunk was read
+    print("stopped at once: what this run has read is lost")
+    raise SystemExit(130) from None
 memory.save(arguments.output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,11 +48,21 @@ def run(model, monkeypatch, capsys) -> Callable[..., str]:
 
 
 def test_read_and_resume(run, book, tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
     stopped = run("read_and_resume", book, tmp_path / "book.ttt", "--stop-after", 1)
+    signal.signal(signal.SIGINT, handler)  # the example ends with Ctrl-C switched off
     assert "the same command goes on" in stopped
     assert "read: " in run("read_and_resume", book, tmp_path / "book.ttt")
     run("read_and_resume", book, tmp_path / "whole.ttt")
     assert memories_equal(Memory.load(tmp_path / "book.ttt"), Memory.load(tmp_path / "whole.ttt"))
+
+
+def test_a_second_ctrl_c_ends_reading_at_once(run, book, tmp_path, monkeypatch):
+    once = signal.raise_signal
+    monkeypatch.setattr(signal, "raise_signal", lambda number: (once(number), once(number)))
+    with pytest.raises(SystemExit) as ended:
+        run("read_and_resume", book, tmp_path / "book.ttt", "--stop-after", 1)
+    assert ended.value.code == 130 and not (tmp_path / "book.ttt").exists()
 
 
 def test_ask_with_evidence(run, book):

@@ -52,7 +52,8 @@ def test_what_is_kept_is_exact_whatever_the_final_form(book, interrupt, run, loa
 
 
 def test_in_the_second_of_two_documents(book, home, interrupt, run, load):
-    (home / "b.txt").write_text(TEXT.replace("captain", "boatswain"), "utf-8")
+    book.write_text(TEXT[: len(TEXT) // 3], "utf-8")
+    (home / "b.txt").write_text(TEXT[: len(TEXT) // 2].replace("captain", "boatswain"), "utf-8")
     both = ("ingest", book, "b.txt", *SMALL, "-o")
     run(*both, "whole.ttt")
     chunks = load("whole.ttt").chunks
@@ -91,14 +92,13 @@ def test_nothing_is_written_before_there_is_a_memory(book, home, run, monkeypatc
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_ctrl_c_at_a_terminal(home, run, load):
+def test_ctrl_c_at_a_terminal(book, read_book, run, load):
     """A process of its own, interrupted from outside once its progress bar moves."""
     import fcntl
     import pty
     import termios
 
-    (home / "long.txt").write_text(TEXT * 4, "utf-8")
-    arguments = ["ingest", "long.txt", *SMALL]
+    arguments = ["ingest", "book.txt", *SMALL]
     terminal, its_end = pty.openpty()
     fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # no size, no bar
     path = os.pathsep.join([str(ROOT), str(ROOT / "cli")])
@@ -122,7 +122,6 @@ def test_ctrl_c_at_a_terminal(home, run, load):
     process.stdout.close()
     os.close(terminal)
     assert b"tok/s" in shown and b"Interrupted after" in shown and b"Traceback" not in shown
-    assert not load("long.ttt").documents[-1].complete
+    assert not load("book.ttt").documents[-1].complete
     run(*arguments)
-    run(*arguments, "-o", "whole.ttt")
-    assert memories_equal(load("long.ttt"), load("whole.ttt"))
+    assert memories_equal(load("book.ttt"), load(read_book))
