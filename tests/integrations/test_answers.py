@@ -6,7 +6,7 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_ttt_docs import ChatTTTDocs, TTTDocsLLM
-from langchain_ttt_docs.answering import conversation_of
+from langchain_ttt_docs.chat_models import conversation_of
 
 from ttt_docs.errors import MemoryFormatError, MemoryMismatchError, UsageError
 

@@ -12,7 +12,7 @@ from langchain_core.documents import Document as Text
 from langchain_core.load import dumpd, load
 from langchain_core.messages import ToolCall
 from langchain_ttt_docs import ChatTTTDocs, TTTDocsIngest, TTTDocsLLM, TTTDocsLoader, TTTDocsRetriever, memory_tool
-from langchain_ttt_docs.opening import open_store
+from langchain_ttt_docs.choices import open_store
 
 from ttt_docs import Document
 from ttt_docs.errors import DocumentError, UsageError
