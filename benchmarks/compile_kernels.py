@@ -34,7 +34,7 @@ from ttt_docs.kernels.attention import triton_tiles as attention_launches
 from ttt_docs.kernels.attention.definition import Sinks
 from ttt_docs.kernels.attention.triton import window_attention_triton
 from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
-from ttt_docs.kernels.heads.definition import HeadsPlan
+from ttt_docs.kernels.heads.definition import HeadSplit
 from ttt_docs.kernels.heads.triton import heads_triton
 from ttt_docs.kernels.inner_step.definition import Rule
 from ttt_docs.kernels.inner_step.layout import FastLayout
@@ -202,11 +202,11 @@ def heads(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, norm: bo
     turn = torch.empty(1024, head_dim, dtype=dtype), torch.empty(1024, head_dim, dtype=dtype)
     slots = torch.empty(2, 1, kv_heads, 4096, head_dim, dtype=dtype)[:, :, :, 1024:2048]
     for sink_turn in (None, turn) if sinks else (None,):
-        plan = HeadsPlan(kv_heads, turn, sinks, sink_turn, None, 1e-6)
-        made = heads_triton(qkv, *(norms or (None, None)), plan)
+        split = HeadSplit(kv_heads, turn, sinks, sink_turn, None, 1e-6)
+        made = heads_triton(qkv, *(norms or (None, None)), split)
         _twice(sum(x.square().sum() for x in made if x is not None), [qkv, *norms])
         with torch.no_grad():
-            heads_triton(qkv, *(norms or (None, None)), plan._replace(slots=(slots[0], slots[1])))
+            heads_triton(qkv, *(norms or (None, None)), split._replace(slots=(slots[0], slots[1])))
 
 
 def swiglu(dim: int, hidden: int, dtype: torch.dtype) -> None:

@@ -32,7 +32,7 @@ from ttt_docs.kernels.backends import REFERENCE
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
 from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
 from ttt_docs.kernels.gpu import MAX_HEAD_DIM
-from ttt_docs.kernels.heads.definition import Heads, HeadsPlan, heads_reference
+from ttt_docs.kernels.heads.definition import Heads, HeadSplit, split_heads_reference
 from ttt_docs.kernels.heads.triton import heads_triton
 from ttt_docs.kernels.inner_step.definition import Rule, inner_step_reference
 from ttt_docs.kernels.inner_step.layout import FastLayout, PrimeWeights
@@ -157,19 +157,19 @@ def heads_case(model: str, device: torch.device) -> Case:
     angles = torch.rand(tokens, dim // 2, device=device) * 6
     cos, sin = angles.cos(), angles.sin()
     turn = torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
-    plan = HeadsPlan(config.kv_heads, turn, eps=1e-6)
+    split = HeadSplit(config.kv_heads, turn, eps=1e-6)
     norms = [torch.ones(dim, device=device, dtype=dtype) for _ in range(2)] if config.qk_norm else []
 
     def of(function: Callable[..., Heads]) -> Function:
-        return lambda qkv, *norms: tuple(function(qkv, *(norms or (None, None)), plan)[:3])
+        return lambda qkv, *norms: tuple(function(qkv, *(norms or (None, None)), split)[:3])
 
     size = 2.0 * qkv.numel()
     return Case(
         f"{'QK norm and RoPE' if config.qk_norm else 'RoPE'}, {qkv.shape[2]} heads of {dim}",
         [qkv, *norms],
         of(heads_triton),
-        of(heads_reference),
-        {"compiled": torch.compile(of(heads_reference))},
+        of(split_heads_reference),
+        {"compiled": torch.compile(of(split_heads_reference))},
         {"forward": 0.0, "backward": 0.0, "second": 0.0},
         {"forward": 2 * size, "backward": 5 * size, "second": 10 * size},
     )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from triton_checks import DEVICE, ON_DEVICE, assert_agrees, both_ways, randn
 
-from ttt_docs.kernels.heads.definition import Heads, HeadsPlan, Rotation, heads_reference
+from ttt_docs.kernels.heads.definition import Heads, HeadSplit, Rotation, split_heads_reference
 from ttt_docs.kernels.heads.triton import heads_triton
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
@@ -17,26 +17,28 @@ def angles(tokens: int, dim: int, dtype: torch.dtype) -> Rotation:
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
-def plan_for(tokens: int, dim: int, kv_heads: int, sinks: str, dtype: torch.dtype) -> HeadsPlan:
+def split_for(tokens: int, dim: int, kv_heads: int, sinks: str, dtype: torch.dtype) -> HeadSplit:
     sink_turn = angles(tokens, dim, dtype) if sinks == "turned" else None
-    return HeadsPlan(kv_heads, angles(tokens, dim, dtype), bool(sinks), sink_turn, eps=1e-5)
+    return HeadSplit(kv_heads, angles(tokens, dim, dtype), bool(sinks), sink_turn, eps=1e-5)
 
 
-def in_dtype(plan: HeadsPlan, dtype: torch.dtype) -> HeadsPlan:
+def in_dtype(split: HeadSplit, dtype: torch.dtype) -> HeadSplit:
     def cast(turn: Rotation) -> Rotation:
         return turn[0].to(dtype), turn[1].to(dtype)
 
-    return plan._replace(turn=cast(plan.turn), sink_turn=plan.sink_turn and cast(plan.sink_turn))
+    return split._replace(
+        rotation=cast(split.rotation), sink_rotation=split.sink_rotation and cast(split.sink_rotation)
+    )
 
 
-def both(plan: HeadsPlan) -> tuple[object, object]:
+def both(split: HeadSplit) -> tuple[object, object]:
     """Definition and kernel as functions of qkv and the norms' weights."""
 
     def of(function: object, qkv: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        made = function(qkv, *(weights or (None, None)), in_dtype(plan, qkv.dtype))  # type: ignore[operator]
+        made = function(qkv, *(weights or (None, None)), in_dtype(split, qkv.dtype))  # type: ignore[operator]
         return tuple(x + x.square() / 4 for x in made if x is not None)  # turning alone has no second derivative
 
-    return (lambda *i: of(heads_reference, *i)), (lambda *i: of(heads_triton, *i))
+    return (lambda *i: of(split_heads_reference, *i)), (lambda *i: of(heads_triton, *i))
 
 
 @both_ways
@@ -58,7 +60,7 @@ def test_against_the_definition(
     inputs = [randn(batch, tokens, heads + 2 * kv_heads, dim, dtype=dtype)]
     if normed:
         inputs += [randn(dim, dtype=dtype), randn(dim, dtype=dtype)]
-    assert_agrees(*both(plan_for(tokens, dim, kv_heads, sinks, dtype)), inputs)
+    assert_agrees(*both(split_for(tokens, dim, kv_heads, sinks, dtype)), inputs)
 
 
 @pytest.mark.gpu
@@ -77,20 +79,20 @@ def test_gradgradcheck(where: str) -> None:
     if where == "cuda":
         pytest.skip("float64 is for the interpreter")
     inputs = tuple(randn(*s, dtype=F64).requires_grad_() for s in ((1, 3, 4, 8), (8,), (8,)))
-    _, kernel = both(plan_for(3, 8, 1, "turned", F64))
+    _, kernel = both(split_for(3, 8, 1, "turned", F64))
     assert torch.autograd.gradcheck(kernel, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(kernel, inputs, fast_mode=True)
 
 
 @both_ways
-@pytest.mark.parametrize("function", [heads_reference, heads_triton])
+@pytest.mark.parametrize("function", [split_heads_reference, heads_triton])
 def test_keys_and_values_are_written_where_they_belong(where: str, function: object) -> None:
     qkv = randn(2, 5, 4, 16, dtype=F32).requires_grad_()
     buffer = torch.full((2, 2, 1, 9, 16), 7.0, device=DEVICE)
     slots = buffer[0, :, :, 3:8], buffer[1, :, :, 3:8]
-    plan = HeadsPlan(1, angles(5, 16, F32), slots=slots)
-    made: Heads = function(qkv, None, None, plan)  # type: ignore[operator]
-    expected = heads_reference(qkv, None, None, plan._replace(slots=None))
+    split = HeadSplit(1, angles(5, 16, F32), slots=slots)
+    made: Heads = function(qkv, None, None, split)  # type: ignore[operator]
+    expected = split_heads_reference(qkv, None, None, split._replace(slots=None))
     torch.testing.assert_close(buffer[0, :, :, 3:8], expected.k.detach())
     torch.testing.assert_close(buffer[1, :, :, 3:8], expected.v.detach())
     assert (buffer[:, :, :, :3] == 7).all() and (buffer[:, :, :, 8:] == 7).all()
@@ -110,7 +112,7 @@ def test_the_norms_gradients_are_made_only_if_asked_for(where: str, monkeypatch:
     genuine = heads._HeadsBackward.apply
     monkeypatch.setattr(heads._HeadsBackward, "apply", lambda *a: asked.append(a[-1]) or genuine(*a))
     qkv, q_norm, k_norm = (randn(*s, dtype=F32).requires_grad_() for s in ((1, 3, 4, 8), (8,), (8,)))
-    made = heads_triton(qkv, q_norm, k_norm, plan_for(3, 8, 1, "", F32))
+    made = heads_triton(qkv, q_norm, k_norm, split_for(3, 8, 1, "", F32))
     total = (made.q.sum() + made.k.square().sum()) * 1
     torch.autograd.grad(total, [qkv], retain_graph=True)
     torch.autograd.grad(total, [qkv, q_norm])

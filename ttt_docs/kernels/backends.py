@@ -23,7 +23,7 @@ from ttt_docs.kernels.cross_entropy.cpu import linear_cross_entropy_cpu
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
 from ttt_docs.kernels.cross_entropy.jvp import linear_cross_entropy_jvp
 from ttt_docs.kernels.cross_entropy.native import linear_cross_entropy_native
-from ttt_docs.kernels.heads.definition import Heads, HeadsPlan, heads_reference
+from ttt_docs.kernels.heads.definition import Heads, HeadSplit, split_heads_reference
 from ttt_docs.kernels.inner_step.definition import (
     Step,
     inner_step_reference,
@@ -61,9 +61,9 @@ class Kernels:
     undo_step: Callable[[Step, Tensor], Step] = staticmethod(undo_step_reference)
     step_direction: Callable[..., tuple[Tensor, Tensor]] = staticmethod(step_direction_reference)
 
-    def split_heads(self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan: HeadsPlan) -> Heads:
-        """Queries, keys and values of qkv, normed and rotated: see `kernels.heads.definition.heads_reference`."""
-        return heads_reference(qkv, q_norm, k_norm, plan, self.rms_norm)
+    def split_heads(self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, split: HeadSplit) -> Heads:
+        """Queries, keys and values of qkv, normed and rotated: see `kernels.heads.definition.split_heads_reference`."""
+        return split_heads_reference(qkv, q_norm, k_norm, split, self.rms_norm)
 
     def residual_norm(
         self, x: Tensor, delta: Tensor, post_weight: Tensor | None, weight: Tensor, eps: float

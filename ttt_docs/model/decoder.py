@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ttt_docs.kernels.attention.definition import Sinks
 from ttt_docs.kernels.backends import REFERENCE, Kernels
-from ttt_docs.kernels.heads.definition import HeadsPlan, Rotation, rotate
+from ttt_docs.kernels.heads.definition import HeadSplit, Rotation, rotate
 from ttt_docs.kernels.inner_step.layout import FastLayout, PrimeWeights
 from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.cache import LayerCache
@@ -322,8 +322,8 @@ def _ranges(
         turn = place.turn[0][first:last], place.turn[1][first:last]
         sink_turn = None if sink_place is None else sink_place.query_turn
         slots = None if cache.differentiable else cache.room(qkv, config.kv_heads, last - first)
-        plan = HeadsPlan(config.kv_heads, turn, sink_place is not None, sink_turn, slots, config.norm_eps)
-        q, k, v, sink_q = kernels.split_heads(qkv[:, first:last], q_norm, k_norm, plan)
+        split = HeadSplit(config.kv_heads, turn, sink_place is not None, sink_turn, slots, config.norm_eps)
+        q, k, v, sink_q = kernels.split_heads(qkv[:, first:last], q_norm, k_norm, split)
         all_k, all_v = cache.extend(k, v, commit) if slots is None else cache.grow(last - first, commit)
         sinks = None if sink_place is None or sink_q is None else _sinks(cache, sink_place, sink_q)
         yield q, all_k, all_v, cache.window, sinks, (k, v)

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ttt_docs.kernels.heads.definition import Heads, HeadsPlan
+from ttt_docs.kernels.heads.definition import Heads, HeadSplit
 from ttt_docs.kernels.triton_common import (
     load,
     needs_grad,
@@ -251,44 +251,44 @@ def heads_second(
         _store_rotated(of_q, of_k, of_z, row * (2 * HALF), a1, a2, angles, at, SINKS, HALF)
 
 
-def _sizes(qkv: Tensor, plan: HeadsPlan) -> tuple[int, int, int, int]:
+def _sizes(qkv: Tensor, split: HeadSplit) -> tuple[int, int, int, int]:
     """WIDTH, ROWS and HEADS of a launch, and its programs for each kind."""
     batch, tokens, all_heads, dim = qkv.shape
-    width, heads = triton.next_power_of_2(dim // 2), all_heads - 2 * plan.kv_heads
+    width, heads = triton.next_power_of_2(dim // 2), all_heads - 2 * split.kv_heads
     rows = max(1, WARPS * 32 * 8 // width)
     return width, rows, heads, triton.cdiv(batch * tokens * heads, rows)
 
 
 def _launch(
-    kernel: Any, qkv: Tensor, norms: tuple[Tensor | None, ...], plan: HeadsPlan, tensors: tuple[Tensor | None, ...],
+    kernel: Any, qkv: Tensor, norms: tuple[Tensor | None, ...], split: HeadSplit, tensors: tuple[Tensor | None, ...],
     strides: tuple[int, ...] = (), **options: bool,
 ) -> None:  # fmt: skip
     """`tensors` are what the kernel takes after the angles."""
-    width, rows, heads, programs = _sizes(qkv, plan)
-    angles = *(t.contiguous() for t in plan.turn), *(plan.sink_turn or (None, None))
-    sinks = 0 if not plan.for_sinks else 1 if plan.sink_turn is None else 2
+    width, rows, heads, programs = _sizes(qkv, split)
+    angles = *(t.contiguous() for t in split.rotation), *(split.sink_rotation or (None, None))
+    sinks = 0 if not split.for_sinks else 1 if split.sink_rotation is None else 2
     kernel[programs, 3](
         qkv, *norms, *angles, *tensors, qkv.shape[1], qkv.shape[0], qkv.stride(0), qkv.stride(1), *strides,
-        EPS=plan.eps, NORM=norms[0] is not None, SINKS=sinks, HEADS=heads, KV_HEADS=plan.kv_heads,
+        EPS=split.eps, NORM=norms[0] is not None, SINKS=sinks, HEADS=heads, KV_HEADS=split.kv_heads,
         HALF=qkv.shape[3] // 2, WIDTH=width, ROWS=rows, num_warps=WARPS, **options,
     )  # fmt: skip
 
 
-def _empty_heads(qkv: Tensor, plan: HeadsPlan) -> Heads:
-    """Each [batch, heads, tokens, head_dim], in memory token by token; keys and values in the plan's slots, if any."""
+def _empty_heads(qkv: Tensor, split: HeadSplit) -> Heads:
+    """Each [batch, heads, tokens, head_dim], in memory token by token; keys and values in the split's slots, if any."""
 
     def empty(heads: int) -> Tensor:
         return qkv.new_empty(*qkv.shape[:2], heads, qkv.shape[3]).transpose(1, 2)
 
     # The slots are aliased: a view would tell autograd of the cache that they are a part of.
-    k, v = (empty(plan.kv_heads) for _ in range(2)) if plan.slots is None else (slot.detach() for slot in plan.slots)
-    q_heads = qkv.shape[2] - 2 * plan.kv_heads
-    return Heads(empty(q_heads), k, v, empty(q_heads) if plan.for_sinks else None)
+    k, v = (empty(split.kv_heads) for _ in range(2)) if split.slots is None else (slot.detach() for slot in split.slots)
+    q_heads = qkv.shape[2] - 2 * split.kv_heads
+    return Heads(empty(q_heads), k, v, empty(q_heads) if split.for_sinks else None)
 
 
-def _shares(qkv: Tensor, plan: HeadsPlan, asked: bool) -> Tensor | None:
+def _shares(qkv: Tensor, split: HeadSplit, asked: bool) -> Tensor | None:
     """Room for what each program adds to the gradients of the norms' weights, if they are asked for."""
-    return qkv.new_empty(2, _sizes(qkv, plan)[3], qkv.shape[3], dtype=wide(qkv.dtype)) if asked else None
+    return qkv.new_empty(2, _sizes(qkv, split)[3], qkv.shape[3], dtype=wide(qkv.dtype)) if asked else None
 
 
 def _summed(shares: Tensor | None, like: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -298,27 +298,27 @@ def _summed(shares: Tensor | None, like: Tensor | None) -> tuple[Tensor | None, 
     return q, k
 
 
-def _forward(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan: HeadsPlan) -> Heads:
-    made = _empty_heads(qkv, plan)
-    _launch(heads_forward, qkv, (q_norm, k_norm), plan, made, (*made.k.stride()[:3], *made.v.stride()[:3]))
+def _forward(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, split: HeadSplit) -> Heads:
+    made = _empty_heads(qkv, split)
+    _launch(heads_forward, qkv, (q_norm, k_norm), split, made, (*made.k.stride()[:3], *made.v.stride()[:3]))
     return made
 
 
 class _Heads(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan: HeadsPlan
+        ctx: Any, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, split: HeadSplit
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(qkv, q_norm, k_norm)
-        ctx.plan = plan._replace(slots=None)
-        return tuple(_forward(qkv, q_norm, k_norm, plan))
+        ctx.split = split._replace(slots=None)
+        return tuple(_forward(qkv, q_norm, k_norm, split))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         qkv, q_norm, k_norm = ctx.saved_tensors
         for_norms = q_norm is not None and (wanted(ctx, 1) or wanted(ctx, 2))
         grads = tuple(None if g is None else token_major(g) for g in grads)
-        return *_HeadsBackward.apply(qkv, q_norm, k_norm, *grads, ctx.plan, for_norms), None
+        return *_HeadsBackward.apply(qkv, q_norm, k_norm, *grads, ctx.split, for_norms), None
 
 
 class _HeadsBackward(torch.autograd.Function):
@@ -327,15 +327,15 @@ class _HeadsBackward(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None,
-        grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, grad_sink_q: Tensor | None, plan: HeadsPlan, for_norms: bool,
+        grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, grad_sink_q: Tensor | None, split: HeadSplit, for_norms: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         ctx.save_for_backward(qkv, q_norm, k_norm, grad_q, grad_k, grad_sink_q)
-        ctx.plan = plan
+        ctx.split = split
         ctx.set_materialize_grads(False)
         grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-        shares = _shares(qkv, plan, for_norms)
+        shares = _shares(qkv, split, for_norms)
         tensors = grad_q, grad_k, grad_v, grad_sink_q, grad_qkv, shares
-        _launch(heads_backward, qkv, (q_norm, k_norm), plan, tensors, FOR_WEIGHT=for_norms)
+        _launch(heads_backward, qkv, (q_norm, k_norm), split, tensors, FOR_WEIGHT=for_norms)
         return grad_qkv, *_summed(shares, q_norm)
 
     @staticmethod
@@ -346,19 +346,19 @@ class _HeadsBackward(torch.autograd.Function):
         e = None
         if of_norms != (None, None):
             e = torch.stack([torch.zeros_like(q_norm) if own is None else own for own in of_norms])
-        made = _empty_heads(qkv, ctx.plan)
+        made = _empty_heads(qkv, ctx.split)
         of_qkv = None if q_norm is None else torch.empty_like(a)
         for_norms = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        shares = _shares(qkv, ctx.plan, for_norms)
+        shares = _shares(qkv, ctx.split, for_norms)
         tensors = grad_q, grad_k, grad_sink_q, a, e, *made, of_qkv, shares
-        _launch(heads_second, qkv, (q_norm, k_norm), ctx.plan, tensors, WITH_E=e is not None, FOR_WEIGHT=for_norms)
+        _launch(heads_second, qkv, (q_norm, k_norm), ctx.split, tensors, WITH_E=e is not None, FOR_WEIGHT=for_norms)
         return of_qkv, *_summed(shares, q_norm), *made
 
 
-def heads_triton(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, plan: HeadsPlan) -> Heads:
-    """As `heads_reference`, differentiable twice with respect to qkv and the norms' weights."""
+def heads_triton(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, split: HeadSplit) -> Heads:
+    """As `split_heads_reference`, differentiable twice with respect to qkv and the norms' weights."""
     if not (qkv.stride(3) == 1 and qkv.stride(2) == qkv.shape[3]):
         qkv = qkv.contiguous()
     if needs_grad(qkv, q_norm, k_norm):
-        return Heads(*_Heads.apply(traced(qkv), traced(q_norm), traced(k_norm), plan))
-    return _forward(qkv, q_norm, k_norm, plan)
+        return Heads(*_Heads.apply(traced(qkv), traced(q_norm), traced(k_norm), split))
+    return _forward(qkv, q_norm, k_norm, split)
