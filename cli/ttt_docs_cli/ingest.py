@@ -12,7 +12,7 @@ import click
 
 from ttt_docs import Document, MemoryFormatError, ReadingInterrupted, UsageError
 from ttt_docs.io import readable_bytes as size
-from ttt_docs_cli.opening import how_far, is_memory_file, open_memory, open_reader, read_documents
+from ttt_docs_cli.opening import how_far, is_memory_file, open_memory, open_reader
 from ttt_docs_cli.options import json_option, model_options, options, password_option, quiet_option, reading_options
 from ttt_docs_cli.output import duration, note, say, say_json
 
@@ -103,7 +103,7 @@ def ingest(
     began = time.perf_counter()
     try:
         if left:
-            memory = read_documents(reader, left, memory, target, quiet, not text_only)
+            memory = _read(reader, left, memory, target, quiet, not text_only)
             memory.save(target, precision=precision, text=not no_text)  # type: ignore[arg-type]  # click checked it
     except ReadingInterrupted as interruption:
         memory, status = interruption.memory, "interrupted"
@@ -117,6 +117,31 @@ def ingest(
         say(_sentence(result))
     if status == "interrupted":
         click.get_current_context().exit(130)
+
+
+def _read(
+    reader: TTTReader, documents: Sequence[Document], memory: Memory | None, target: Path, quiet: bool, learn: bool
+) -> Memory:
+    """Reads the documents one after the other, after `memory`; with `learn=False` only their text is taken.
+
+    On Ctrl-C what was read is saved to `target`, and ReadingInterrupted is raised. It is saved whole (float32, with its
+    text), whatever is asked for the final file: going on from it must give the same as reading in one go.
+    """
+    from ttt_docs.io import Interrupt
+
+    before = memory
+    try:
+        for document in documents:
+            memory = reader.ingest(document, memory=memory, learn=learn, progress=False if quiet else None)
+    except KeyboardInterrupt as interruption:
+        memory = interruption.memory if isinstance(interruption, ReadingInterrupted) else memory
+        if memory is None or memory is before:
+            raise
+        with Interrupt():  # a second Ctrl-C by an impatient finger shall not cost what was read
+            memory.save(target)
+        raise ReadingInterrupted(memory) from None
+    assert memory is not None
+    return memory
 
 
 def _target(documents: Sequence[str], output: str | None, old: str | None) -> Path:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ from ttt_docs import (
     MemoryFormatError,
     MemoryMismatchError,
     ReadingInterrupted,
+    StoreError,
     TTTDocsError,
     UsageError,
 )
@@ -23,9 +23,11 @@ from ttt_docs_cli.options import DEFAULT_MODEL
 from ttt_docs_cli.output import note
 
 if TYPE_CHECKING:
-    from ttt_docs import Memory, TTTReader
+    from ttt_docs import Memory, MemoryStore, TTTReader
 
 _MAX_HEADER_BYTES = 16 * 1024 * 1024
+#: What the memories of documents may take in the cache folder, unless TTT_DOCS_MEMORIES_SIZE says otherwise.
+_KEPT_BYTES = "10GB"
 
 
 def is_memory_file(source: str) -> bool:
@@ -43,18 +45,9 @@ def is_memory_file(source: str) -> bool:
 
 
 def open_reader(model: str | None, device: str, dtype: str | None, **reading: Any) -> TTTReader:
-    """A reader, after a look at `device`, for which torch has only long error messages."""
-    import torch
-
     from ttt_docs import TTTReader
 
-    try:
-        where = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"there is no device {device!r}: use cpu, cuda, or cuda:0") from None
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"torch {torch.__version__} finds no device {device}: use cpu, or see `ttt-docs env`")
-    return TTTReader.from_pretrained(model or DEFAULT_MODEL, device=where, dtype=dtype, **reading)
+    return TTTReader.from_pretrained(model or DEFAULT_MODEL, device=device, dtype=dtype, **reading)
 
 
 def open_memory(path: str, model: str | None, device: str, dtype: str | None) -> tuple[TTTReader, Memory]:
@@ -83,46 +76,7 @@ def reader_of(path: str, memory: Memory, model: str | None, device: str, dtype: 
     for name in others:
         with suppress(MemoryMismatchError):
             return reader_for(memory, partial(open_reader, name, device, dtype))
-    try:
-        return reader_for(memory, partial(open_reader, last, device, dtype))
-    except UsageError as error:
-        if "suffix" not in str(error):
-            raise
-        raise MemoryMismatchError(f"{path} was read with another model ({memory.model}) than {last}") from error
-
-
-def read_documents(
-    reader: TTTReader,
-    documents: Sequence[Document],
-    memory: Memory | None,
-    unfinished: Path | None,
-    quiet: bool,
-    learn: bool = True,
-) -> Memory:
-    """Reads the documents one after the other, after `memory`. On Ctrl-C what was read is saved to `unfinished`.
-
-    With `learn=False` only their text is taken.
-
-    It is saved whole (float32, with its text), whatever is asked for the final file: going on from it must give the
-    same as reading in one go.
-
-    Raises ReadingInterrupted after saving.
-    """
-    from ttt_docs.io import Interrupt
-
-    before = memory
-    try:
-        for document in documents:
-            memory = reader.ingest(document, memory=memory, learn=learn, progress=False if quiet else None)
-    except KeyboardInterrupt as interruption:
-        memory = interruption.memory if isinstance(interruption, ReadingInterrupted) else memory
-        if memory is None or memory is before or unfinished is None:
-            raise
-        with Interrupt():  # a second Ctrl-C by an impatient finger shall not cost what was read
-            memory.save(unfinished)
-        raise ReadingInterrupted(memory) from None
-    assert memory is not None
-    return memory
+    return reader_for(memory, partial(open_reader, last, device, dtype))
 
 
 def how_far(memory: Memory, documents: Sequence[Document]) -> str:
@@ -144,9 +98,9 @@ def remembered(
     quiet: bool,
     learn: bool = True,
 ) -> tuple[TTTReader, Memory]:
-    """The memory in a memory file; or that of a document, read now unless the user's cache folder holds it.
+    """The memory in a memory file; or that of a document, read now unless the cache folder's store holds it.
 
-    With `learn=False` the document's text is enough: without a memory in the cache nothing is read.
+    With `learn=False` the document's text is enough: without a memory in the store nothing is read.
     """
     if is_memory_file(source):
         return open_memory(source, model, device, dtype)
@@ -154,28 +108,46 @@ def remembered(
 
     document = load_document(source, password=password)
     reader = open_reader(model, device, dtype)
-    path = None if no_cache else cached_memory_path(reader, document)
-    memory = None if path is None else _cached(path)
-    if memory is not None and memory.documents[-1].complete:
-        note(f"{document.name} was read before: its memory is {path}", quiet)
+    store = None if no_cache else kept_memories()
+    memory, begun = None, False
+    try:
+        if store is not None:
+            memory, begun = _kept(store, reader, document)
+    except StoreError as error:
+        note(f"Warning: the memory will not be kept, {error}")
+        store = None
+    if memory is not None:
+        note(f"{document.name} was read before: its memory is in {memories_folder()}", quiet)
         return reader, memory
     if not learn:
         return reader, reader.ingest(document, learn=False)
-    where = f"; its memory is kept in {path}" if path else ""
-    note(f"{'Reading' if memory is None else 'Going on with'} {document.name}{where}", quiet)
-    if path is not None and not _writable(path):
-        path = None
+    where = f"; its memory is kept in {memories_folder()}" if store is not None else ""
+    note(f"{'Going on with' if begun else 'Reading'} {document.name}{where}", quiet)
     try:
-        memory = read_documents(reader, [document], memory, path, quiet)
+        return reader, reader.ingest(document, store=store, progress=False if quiet else None)
     except ReadingInterrupted as interruption:
-        kept = ", the same command goes on from there" if path else ", nothing was kept"
+        kept = ", nothing was kept" if store is None else ", the same command goes on from there"
         raise KeyboardInterrupt(f"{how_far(interruption.memory, [document])}{kept}") from None
-    if path is not None:
-        try:
-            memory.save(path)
-        except TTTDocsError as error:  # a full disk: the answer is here all the same
-            note(f"Warning: {error}")
-    return reader, memory
+
+
+def _kept(store: MemoryStore, reader: TTTReader, document: Document) -> tuple[Memory | None, bool]:
+    """The memory of a document in the store, and whether a part of it is there.
+
+    One that is damaged, or was read with products of another number format, makes room for a new one.
+    """
+    from ttt_docs.store.store import memory_key
+
+    key = memory_key([document.sha256], reader.fingerprint, reader.reading)
+    try:
+        memory = store.get(key)
+    except MemoryFormatError as error:
+        note(f"Warning: {error} It is read anew.")
+        store.delete(key)
+        return None, False
+    if memory is not None and any(k.dtype != reader.model.dtype for k, _ in memory.window.values()):
+        store.delete(key)
+        memory = None
+    return memory, memory is None and key in store.parts()
 
 
 def memories_folder() -> Path:
@@ -184,32 +156,23 @@ def memories_folder() -> Path:
     return cache_folder() / "memories"
 
 
-def cached_memory_path(reader: TTTReader, document: Document) -> Path:
-    """Another document, model, way of reading or precision of the products is another memory."""
-    parts = [document.sha256, reader.fingerprint, reader.reading.model_dump(mode="json"), str(reader.model.dtype)]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return memories_folder() / f"{key[:32]}.ttt"
+def kept_memories() -> MemoryStore:
+    """The store in the cache folder. What it cannot keep (a full disk) costs a warning, not the answer."""
+    from ttt_docs import MemoryStore
+
+    class KeptMemories(MemoryStore):
+        def _put(self, key: str, suffix: str, memory: Memory) -> None:
+            try:
+                super()._put(key, suffix, memory)
+            except TTTDocsError as error:
+                note(f"Warning: the memory is not kept, {error}")
+
+    return KeptMemories(memories_folder(), max_bytes=bytes_of(os.environ.get("TTT_DOCS_MEMORIES_SIZE") or _KEPT_BYTES))
 
 
-def _cached(path: Path) -> Memory | None:
-    from ttt_docs import Memory
-
-    if not path.exists():
-        return None
-    try:
-        return Memory.load(path)
-    except MemoryFormatError as error:
-        note(f"Warning: {error} It is read anew.")
-        return None
-
-
-def _writable(path: Path) -> bool:
-    from ttt_docs.io import check_writable
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(path)
-    except (OSError, TTTDocsError) as error:
-        note(f"Warning: the memory will not be kept, {error}")
-        return False
-    return True
+def bytes_of(text: str) -> int:
+    """5GB, 500 MB, 1.5GB or a number of bytes, as bytes. Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"{text!r} is no size: write 5GB, 500MB, or a number of bytes")
+    return int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}[match[2].upper()])

@@ -116,8 +116,8 @@ def test_a_document_is_read_once(book, cache, home, run, monkeypatch):
     assert not reads and run("ask", book, *WHO, "-q").stderr == ""
     assert run("ask", book, *WHO, "--no-cache").stderr.count("memories") == 0 and reads == [1]
     other = "float32" if best_dtype(torch.device("cpu")) == torch.bfloat16 else "bfloat16"
-    run("ask", book, *WHO, "--dtype", other)  # other numbers, another memory
-    assert reads == [1, 1] and len(os.listdir(cache / "memories")) == 2
+    run("ask", book, *WHO, "--dtype", other)  # other numbers: read anew, in place of the other
+    assert reads == [1, 1] and len(os.listdir(cache / "memories")) == 1
     assert {path.name for path in home.iterdir()} == {"book.txt", "copy.txt"}
 
 
@@ -148,6 +148,46 @@ def test_interrupted_reading_goes_on(home, interrupt, run):
     memory = asked_memory()
     run("ask", "long.txt", *WHO, "--no-cache")
     assert memories_equal(memory, asked_memory()) and memory.documents[-1].complete
+
+
+def test_the_cache_is_a_store_with_room_for_the_newest(home, cache, run, run_json, fails, monkeypatch):
+    """Everything that `summarize` and the others keep is seen and cleared with `ttt-docs store`."""
+    (cache / "memories").mkdir()
+    old = cache / "memories" / ("ab" * 16 + ".ttt")  # as release 0.1.0 kept them
+    old.write_bytes(bytes(1000))
+    os.utime(old, (1e9, 1e9))
+    for name in ("a.txt", "b.txt"):
+        (home / name).write_text(TEXT[: 400 + ord(name[0])], "utf-8")
+        run("summarize", name)
+    listed = run_json("store", "list")
+    assert listed["store"] == str(cache / "memories") and len(listed["entries"]) == 2
+    shown = run("store", "list")
+    assert (
+        "a.txt" in shown.stdout and "b.txt" in shown.stdout and "20" in shown.stdout and "2 memories, " in shown.stderr
+    )
+    assert run_json("store", "prune", "--older-than", "30d", "--dry-run")["removed"] == [old.name] and old.exists()
+    pruned = run_json("store", "prune", "--older-than", "30d")
+    assert pruned.keys() == SHAPES["store prune"].keys() and not old.exists()
+    assert len(run_json("store", "list")["entries"]) == 2
+
+    first = listed["entries"][0]
+    os.utime(cache / "memories" / f"{first['key']}.ttt", (1e9, 1e9))
+    monkeypatch.setenv("TTT_DOCS_MEMORIES_SIZE", str(int(first["nbytes"] * 2.5)))
+    (home / "c.txt").write_text(TEXT[:500], "utf-8")
+    assert "oldest memories were removed" in run("summarize", "c.txt").stderr
+    names = [entry["documents"][0]["name"] for entry in run_json("store", "list")["entries"]]
+    assert names == ["b.txt", "c.txt"]
+
+    gone = run_json("store", "rm", run_json("store", "list", "--name", "c.txt")["entries"][0]["key"][:20])
+    assert gone.keys() == SHAPES["store rm"].keys() and len(gone["removed"]) == 1
+    assert run("store", "prune", "--max-size", "1KB").stdout.endswith("1 were removed\n")
+    run("summarize", "a.txt")
+    assert "1 were removed" in run("store", "rm", "--all").stdout and os.listdir(cache / "memories") == []
+    for wrong in (["prune"], ["prune", "--max-size", "much"], ["prune", "--older-than", "old"], ["rm"], ["rm", "zz"],
+                  ["rm", "--all", "a", "b"], ["show"]):  # fmt: skip
+        fails("store", *wrong, code=2)
+    monkeypatch.setenv("TTT_DOCS_MEMORIES_SIZE", "plenty")
+    assert "no size" in fails("store", "list", code=2)
 
 
 def test_memory_of_a_local_model(book, other_model, run, fails, monkeypatch):

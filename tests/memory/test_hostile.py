@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
 
 import hostile
+import pytest
 
 
 def test_mutants_are_refused_quickly_and_in_little_memory():
@@ -19,3 +21,12 @@ def test_mutants_are_refused_quickly_and_in_little_memory():
     result = json.loads(done.stdout)
     assert result["refused"] > 300 and result["loaded"] > 0
     assert result["growth_bytes"] <= hostile.GROWTH_BYTES
+
+
+@pytest.mark.long
+def test_many_mutants_of_a_new_seed():
+    """Other mutants in every run: `pytest -m long tests/memory`. The seed stands in the message of a failure."""
+    seed = secrets.randbelow(2**31)
+    for number in range(2):
+        result = hostile.attack(10_000, seed + number)
+        assert result["longest_seconds"] <= hostile.SECONDS and result["growth_bytes"] <= hostile.GROWTH_BYTES, result

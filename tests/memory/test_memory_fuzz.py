@@ -14,7 +14,7 @@ from ttt_docs.errors import MemoryFormatError
 from ttt_docs.memory import Memory, inspect_memory, load_memory, memories_equal, save_memory, summary
 
 MEMORY = make_memory()
-#: The same examples in every run; `-m long` makes many more, and others each time.
+#: The same examples in every run; `hostile.py` makes many more, and others with each seed.
 fuzz = settings(max_examples=250, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 

@@ -170,6 +170,23 @@ def test_verify_finds_an_entry_under_a_wrong_key(tmp_path):
     assert "another memory" in wrong
 
 
+def test_the_oldest_go_where_a_store_is_limited(tmp_path, caplog):
+    store = MemoryStore(tmp_path)
+    keys = [store.put(stored(sha256=f"{number}" * 64)) for number in range(4)]
+    for age, key in enumerate(reversed(keys)):
+        os.utime(tmp_path / f"{key}.ttt", (1e9 - age, 1e9 - age))
+    (tmp_path / "letter.ttt").write_bytes(bytes(9999))  # somebody's own file is none of the store's
+    nbytes = store.list()[0].nbytes
+    assert store.prune(max_bytes=3 * nbytes, dry_run=True) == [f"{keys[0]}.ttt"] and len(store.keys()) == 4
+    assert store.prune(older_than=3600 * 24 * 365 * 100) == [] and store.prune(max_bytes=4 * nbytes) == []
+    limited = MemoryStore(tmp_path, max_bytes=2 * nbytes + 10)
+    with caplog.at_level("INFO", logger="ttt_docs"):
+        new = limited.put(stored(sha256="a" * 64))
+    assert set(store.keys()) == {keys[3], new} and "3 of the oldest" in caplog.text
+    last = MemoryStore(tmp_path, max_bytes=1).put(stored(sha256="b" * 64))  # what was just put stays, however large
+    assert store.keys() == [last] and (tmp_path / "letter.ttt").exists()
+
+
 def test_gc(tmp_path):
     store = MemoryStore(tmp_path)
     done, unfinished = key_of(stored()), memory_key(["ef" * 32], "12" * 32, stored().reading)

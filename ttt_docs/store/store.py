@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import time
@@ -23,6 +24,7 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 from ttt_docs.errors import MemoryFormatError, UsageError
+from ttt_docs.io import readable_bytes
 from ttt_docs.memory.checks import check_layout
 from ttt_docs.memory.format import explained, read_memory, write_memory
 from ttt_docs.memory.header import RawHeader, Refusal, read_header
@@ -31,8 +33,12 @@ from ttt_docs.memory.memory import Memory, ReadDocument
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.store.objects import TEMPORARY, Stamp, objects_at
 
+logger = logging.getLogger(__name__)
+
 _KEY = re.compile(r"[0-9a-f]{64}-[0-9a-f]{32}")
 _WHOLE, _PART = ".ttt", ".part"
+#: Objects that are a store's own. The command line of 0.1.0 kept its memories under names of 32 digits.
+_OWN = re.compile(r"(?:[0-9a-f]{64}-)?[0-9a-f]{32}\.(?:ttt|part)")
 #: Fetched to read a header: enough for the table of some 300 tensors and the spans of a thousand pages.
 _HEADER_BYTES = 1 << 18
 #: Seconds after which `gc` takes it that the process that made a temporary or unfinished object is gone.
@@ -61,6 +67,7 @@ class StoredMemory:
     nbytes: int
     created: datetime
     extra: dict[str, str]
+    compact: bool
 
 
 # Named here, since inside the class `list` is the method.
@@ -107,16 +114,24 @@ class MemoryStore:
     """Memories in a folder, or at a URL such as "s3://bucket/memories"; `options` go to that fsspec filesystem.
 
     Several processes may use one store at once: an entry appears, is replaced and disappears whole. `progress_every`
-    is how many chunks `TTTReader.ingest` reads between two savings of what it has so far.
+    is how many chunks `TTTReader.ingest` reads between two savings of what it has so far. With `max_bytes`, what was
+    written longest ago goes when a new memory makes the store larger than that.
 
     Every method raises StoreError when the place cannot be reached or used.
     """
 
-    def __init__(self, location: str | os.PathLike[str], *, progress_every: int = 16, **options: Any) -> None:
+    def __init__(
+        self,
+        location: str | os.PathLike[str],
+        *,
+        progress_every: int = 16,
+        max_bytes: int | None = None,
+        **options: Any,
+    ) -> None:
         if progress_every < 1:
             raise UsageError(f"progress_every={progress_every}: it is a number of chunks, at least 1")
         self.location = os.fspath(location)
-        self.progress_every = progress_every
+        self.progress_every, self.max_bytes = progress_every, max_bytes
         self._objects = objects_at(location, options)
         self._headers: dict[str, tuple[Stamp, StoredMemory]] = {}
 
@@ -137,6 +152,9 @@ class MemoryStore:
         """
         key = key_of(memory)
         self._put(key, _WHOLE, memory)
+        if self.max_bytes is not None and (gone := self.prune(max_bytes=self.max_bytes, keep=key)):
+            limit = readable_bytes(self.max_bytes)
+            logger.info("%s may take %s: %d of the oldest memories were removed.", self.location, limit, len(gone))
         return key
 
     def delete(self, key: str) -> bool:
@@ -210,6 +228,29 @@ class MemoryStore:
             or (name.endswith((_PART, TEMPORARY)) and stamp.modified < before)
         ]
         return left if dry_run else [name for name in left if self._objects.remove(name)]
+
+    def prune(
+        self,
+        *,
+        max_bytes: int | None = None,
+        older_than: float | None = None,
+        keep: str | None = None,
+        dry_run: bool = False,
+    ) -> Names:
+        """Removes the memories, finished or not, that were written more than `older_than` seconds ago, then the oldest
+        until the rest takes at most `max_bytes`. The entry of the key `keep` stays.
+
+        Returns the names of what was (or with `dry_run` would be) removed, the oldest first.
+        """
+        own = [item for item in self._objects.stamps().items() if _OWN.fullmatch(item[0])]
+        left, now, gone = sum(stamp.nbytes for _, stamp in own), time.time(), []
+        for name, stamp in sorted(own, key=lambda item: item[1].modified):
+            old = older_than is not None and stamp.modified and stamp.modified < now - older_than
+            if (old or (max_bytes is not None and left > max_bytes)) and name != f"{keep}{_WHOLE}":
+                left -= stamp.nbytes
+                if dry_run or self._objects.remove(name):
+                    gone.append(name)
+        return gone
 
     def part(self, key: str) -> Memory | None:
         """What an unfinished reading has so far; None if there is nothing, or nothing that can be used."""
@@ -291,6 +332,7 @@ def _stored(key: str, raw: RawHeader) -> StoredMemory:
         nbytes=8 + len(raw.json) + raw.data_bytes,
         created=header.created,
         extra=header.extra,
+        compact=header.packed is not None,
     )
 
 
