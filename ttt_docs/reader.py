@@ -18,8 +18,8 @@ from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import Length, summarize
 from ttt_docs.lookup.answer import answer_from_text
+from ttt_docs.lookup.index import indexed
 from ttt_docs.lookup.router.routing import AskRoute, chosen_route
-from ttt_docs.lookup.stored import indexed
 from ttt_docs.memory.memory import COMPACT_BYTES, Memory
 from ttt_docs.model.config import InnerRule, ReadingConfig
 from ttt_docs.model.decoder import Decoder

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ttt_docs.lookup.candidates import candidates
-from ttt_docs.lookup.evidence import unsupported
-from ttt_docs.lookup.extract import extract
-from ttt_docs.lookup.query import understand
-from ttt_docs.lookup.search import occurrences, search
-from ttt_docs.lookup.stored import index_of
+from ttt_docs.lookup.answer import unsupported
+from ttt_docs.lookup.index import index_of
+from ttt_docs.lookup.question import candidates, understand
+from ttt_docs.lookup.search import extract, occurrences, search
 
 REPORT = """The station was opened in May 1911. Its keeper was Edward Marlow, who came from Leith.
 

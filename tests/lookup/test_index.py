@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttt_docs.lookup.passages import SIZE, passages
-from ttt_docs.lookup.stored import index_of
-from ttt_docs.lookup.terms import language_of, terms
+from ttt_docs.lookup.index import SIZE, index_of, language_of, passages, terms
 from ttt_docs.text.sentences import LONGEST, short_sentences
 
 PROSE = "The harbour lay still. Mr. Brown counted the ships, one by one. Nobody came!\n\nThe next day it rained."

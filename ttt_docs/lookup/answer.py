@@ -1,25 +1,19 @@
-"""Answering from the document's text: find the passages, take or read the answer, and show where it stands."""
+"""Answers from the document's text: find the passages, take or read the answer, and show where it stands."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import Answer, Evidence
-from ttt_docs.lookup.candidates import candidates, measured
-from ttt_docs.lookup.evidence import quote, unsupported
-from ttt_docs.lookup.extract import COVERED, Value, extract
-from ttt_docs.lookup.forms import form_of
-from ttt_docs.lookup.index import PassageIndex
-from ttt_docs.lookup.places import Place, places, surroundings
-from ttt_docs.lookup.query import Query, only, understand
-from ttt_docs.lookup.reading import LONGEST, asking, copy_answer, read_passages
-from ttt_docs.lookup.related import related
-from ttt_docs.lookup.search import Found, occurrences, search
-from ttt_docs.lookup.stored import index_of
-from ttt_docs.lookup.terms import TOKEN, terms, token_terms
+from ttt_docs.lookup.index import TOKEN, PassageIndex, index_of, stop_words, terms, token_terms
+from ttt_docs.lookup.passage_reading import LONGEST, asking, copy_answer, read_passages
+from ttt_docs.lookup.proximity import Hit, hits, related, surroundings
+from ttt_docs.lookup.question import Query, candidates, form_of, measured, only, understand
+from ttt_docs.lookup.search import COVERED, Found, Value, extract, occurrences, search
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.text.sentences import Span
@@ -29,13 +23,13 @@ from ttt_docs.text.tokenizer import Tokenizer
 TOP_K, MAX_CONTEXT = 5, 2048
 #: Below this share of the question's weight in the best sentence, the text does not speak of what was asked.
 LEAST = 0.2
-#: Places that are read, characters of what is read of each, and of how far they are apart at least.
-PLACES, READ, APART = 16, 500, 700
+#: Sentences whose surroundings are read, characters that are read around each, and how far apart they are at least.
+HITS, READ, APART = 16, 500, 700
 #: Characters of the evidence for an answer that was read (about a paragraph), and of the sentences quoted as an answer.
 SHOWN, QUOTED = 1200, 300
 #: How much of a paragraph the ones before may have shown already.
 AGAIN = 0.1
-#: Nats that a place's score is worth beside how well the question follows it.
+#: Nats that a hit's score is worth beside how well the question follows what was read.
 LEXICAL = 4.0
 #: Nats per token from which on the words the model copied are the answer; below, the sentences they stand in are.
 SURE = -0.5
@@ -153,7 +147,7 @@ def _extracted(looked: Sequence[Looked], top_k: int) -> Result | None:
     best = looked[0]
     if best.query.kind == "mention":
         spans = [(s.start, s.end) for s in best.found.sentences[:top_k] if s.coverage >= COVERED]
-        return "Yes.", [_quote(best, *span) for span in spans], "a sentence names all that the question names"
+        return "Yes.", [_scored(best, *span) for span in spans], "a sentence names all that the question names"
     parts = [_values(looked)]
     things = _things(best)
     if things:
@@ -189,16 +183,16 @@ def _values(looked: Sequence[Looked]) -> list[tuple[Looked, Value]]:
 def _read(
     model: Decoder, tokenizer: Tokenizer, looked: Sequence[Looked], question: str, top_k: int, budget: int
 ) -> Result:
-    """The sentences at the place that fits the question best, or what the model surely copies from them."""
+    """The sentences around the hit that fits the question best, or what the model surely copies from them."""
     best = looked[0]
     near = related(model, tokenizer, list(best.query.words.values()))
-    found = places(best.index, best.query, near, PLACES, APART)
+    found = hits(best.index, best.query, near, HITS, APART)
     if best.coverage < LEAST or not found:
         document = "The document does" if len(looked) == 1 else "The documents do"
         return f"{document} not say.", [], "no passage is about what was asked"
     spans = _spans(best, tokenizer, found, budget)
     read = read_passages(model, tokenizer, best.index.text, spans, question)
-    fits = [LEXICAL * place.score + fit for place, fit in zip(found, read.fits, strict=False)]
+    fits = [LEXICAL * hit.score + fit for hit, fit in zip(found, read.fits, strict=False)]
     order = sorted(range(len(fits)), key=lambda row: -fits[row])
     shown = _apart([_paragraph(best, found[row]) for row in order])
     evidence = _filled(shown[:1], [*shown[1:], *_passage_quotes(looked, top_k)], top_k)
@@ -212,11 +206,11 @@ def _read(
     return best.written(start, end), evidence, reason
 
 
-def _spans(one: Looked, tokenizer: Tokenizer, found: Sequence[Place], budget: int) -> list[Span]:
-    """What is read of the best places, as far as it fits into so many tokens; at least one."""
+def _spans(one: Looked, tokenizer: Tokenizer, found: Sequence[Hit], budget: int) -> list[Span]:
+    """The spans to read around the best hits, at least one, as many as fit into `budget` tokens."""
     chosen: list[Span] = []
-    for place in found:
-        start, end = _surroundings(one, place.sentence, READ)
+    for hit in found:
+        start, end = _surroundings(one, hit.sentence, READ)
         budget -= len(tokenizer.encode(one.index.text[start:end]))
         if budget < 0 and chosen:
             break
@@ -233,10 +227,10 @@ def _surroundings(one: Looked, sentence: int, size: int) -> Span:
     return spans[first][0], spans[last - 1][1]
 
 
-def _paragraph(one: Looked, place: Place) -> Evidence:
-    """The text around a place, with what is quoted of it: SHOWN has room for that beside the longest sentence."""
-    start, end = _surroundings(one, place.sentence, SHOWN)
-    return quote(one.memory, start, end, place.score, one.which, one.index.sentences[place.sentence][0])
+def _paragraph(one: Looked, hit: Hit) -> Evidence:
+    """The text around a hit, with what is quoted of it: SHOWN has room for that beside the longest sentence."""
+    start, end = _surroundings(one, hit.sentence, SHOWN)
+    return quote(one.memory, start, end, hit.score, one.which, one.index.sentences[hit.sentence][0])
 
 
 def _apart(found: Sequence[Evidence]) -> list[Evidence]:
@@ -268,7 +262,7 @@ def _new_words(one: Looked, start: int, end: int) -> set[int]:
     }
 
 
-def _quote(one: Looked, start: int, end: int, at: int | None = None) -> Evidence:
+def _scored(one: Looked, start: int, end: int, at: int | None = None) -> Evidence:
     at = start if at is None else at
     score = next((s.score for s in one.found.sentences if s.start <= at < s.end), 0.0)
     return quote(one.memory, start, end, score, one.which, at)
@@ -284,7 +278,7 @@ def _around(one: Looked, start: int, end: int) -> Evidence:
         inside = a >= 0 and b < len(spans) and low <= spans[a][0] and spans[b][1] <= high
         if inside and spans[b][1] - spans[a][0] <= QUOTED:
             first, last = min(first, a), max(last, b)
-    return _quote(one, spans[first][0], max(spans[last][1], end), start)
+    return _scored(one, spans[first][0], max(spans[last][1], end), start)
 
 
 def _passage_quotes(looked: Sequence[Looked], top_k: int) -> list[Evidence]:
@@ -302,3 +296,47 @@ def _filled(evidence: list[Evidence], more: Sequence[Evidence], top_k: int) -> l
         if max(shown, default=0) <= 0.8 * (new.end - new.start):
             evidence.append(new)
     return evidence
+
+
+_NUMBER = re.compile(r"\d+(?:[.,:/-]?\d+)*")
+_NAME = re.compile(r"[^\W\d_a-z][\w’'-]+")
+_POSSESSIVE = re.compile(r"['’]s?$")
+#: Capitalized where a sentence begins, and no names.
+_PLAIN = {"yes", "no", "according"}
+_QUOTED = re.compile(r"[“\"«„]([^“”\"«»„]{2,})[”\"»“]")
+
+
+def quote(memory: Memory, start: int, end: int, score: float, which: int = 0, at: int | None = None) -> Evidence:
+    """The memory's text[start:end] with the page, chapter and document of character `at` (its start).
+
+    Raises ValueError for a span outside the text.
+    """
+    text, at = memory.text, start if at is None else at
+    if text is None or not 0 <= start < end <= len(text):
+        raise ValueError(f"there is no text at characters {start} to {end}")
+    document = memory.document_at(at)
+    return Evidence(
+        text[start:end],
+        memory.label_at(at, "page"),
+        start,
+        end,
+        score,
+        chapter=memory.label_at(at, "chapter"),
+        document=document.name if document else None,
+        memory=which,
+    )
+
+
+def unsupported(answer: str, quotes: Sequence[str], question: str = "", language: str = "english") -> list[str]:
+    """The numbers, names and quoted strings of an answer that stand neither in a quote nor in the question."""
+    shown = " ".join(" ".join(quotes).split()).lower()
+    if re.search(rf"(?<!\w){re.escape(' '.join(answer.split()).lower())}(?!\w)", shown):
+        return []
+    known = f"{shown} {question.lower()}"
+    missing = [n for n in _NUMBER.findall(answer) if not re.search(rf"(?<!\d){re.escape(n)}(?!\d)", known)]
+    missing += [q for q in _QUOTED.findall(answer) if " ".join(q.split()).lower() not in shown]
+    for word in _NAME.findall(answer):
+        name = _POSSESSIVE.sub("", word).lower()
+        if name not in stop_words(language) | _PLAIN and not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", known):
+            missing.append(word)
+    return list(dict.fromkeys(missing))

@@ -1,20 +1,101 @@
-"""A sparse index over a text's passages (BM25), built in about a second per million characters.
+"""A sparse index (BM25) over the passages of a text. It is made when a document is taken in, and kept in the memory.
 
-It is made from the text alone when a document is taken in, and kept in the memory (`stored`).
+Terms are stems of words, and rare strings as they stand. A string such as `4f1c-99e0`, `user@host.org`, `10:45` or
+`north-west` is kept whole and also taken apart, so that it is found by the whole of it and by its words. Scripts
+written without spaces are cut into pairs of characters. Passages are runs of whole sentences that overlap.
+
+As bytes, little-endian: five uint32 (CRC-32 of the text in UTF-8, sentences, terms, occurrences, bytes of the terms),
+the sentences as (start, end) int32, for each term how many sentences hold it int32, those sentences int32, and the
+terms in UTF-8, one a line. Passages and their weights follow from these, and are computed again.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import struct
+import unicodedata
+import zlib
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
 
-from ttt_docs.lookup.passages import passages
-from ttt_docs.lookup.terms import TOKEN, language_of, terms, token_terms
+from ttt_docs.errors import MemoryFormatError
+from ttt_docs.memory.memory import Memory
 from ttt_docs.text.sentences import Span, short_sentences
+
+#: A word, or words joined by a single mark without space. Underscores join too.
+TOKEN = re.compile(r"[^\W_]+(?:[-_./:@'’,&+#][^\W_]+)*")
+_PART = re.compile(r"[^\W_]+")
+_POSSESSIVE = re.compile(r"['’]s?$")
+_DENSE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
+#: Language -> the names of its stop words in bm25s and of its stemmer.
+_LANGUAGES = {
+    "english": ("STOPWORDS_EN_PLUS", "english"),
+    "german": ("STOPWORDS_GERMAN", "german"),
+    "dutch": ("STOPWORDS_DUTCH", "dutch"),
+    "french": ("STOPWORDS_FRENCH", "french"),
+    "spanish": ("STOPWORDS_SPANISH", "spanish"),
+    "portuguese": ("STOPWORDS_PORTUGUESE", "portuguese"),
+    "italian": ("STOPWORDS_ITALIAN", "italian"),
+    "russian": ("STOPWORDS_RUSSIAN", "russian"),
+    "swedish": ("STOPWORDS_SWEDISH", "swedish"),
+    "norwegian": ("STOPWORDS_NORWEGIAN", "norwegian"),
+    "danish": ("STOPWORDS_DANISH", "danish"),
+    "turkish": ("STOPWORDS_TURKISH", "turkish"),
+}
+#: Characters of a text that its language is told from, in pieces from all over it.
+_SAMPLE, _PIECES = 20_000, 8
+
+
+def language_of(text: str) -> str:
+    """The language whose stop words are the largest share of the text's words; English where none stands out."""
+    step = max(_SAMPLE // _PIECES, len(text) // _PIECES)
+    sample = " ".join(text[i : i + _SAMPLE // _PIECES] for i in range(0, len(text), step))
+    words = Counter(_PART.findall(sample.lower()))
+    shares = {name: sum(words[word] for word in stop_words(name)) for name in _LANGUAGES}
+    best = max(shares, key=lambda name: shares[name])
+    return best if shares[best] > 0.2 * words.total() else "english"
+
+
+@lru_cache(maxsize=16)
+def stop_words(language: str) -> frozenset[str]:
+    import bm25s.stopwords
+
+    return frozenset(getattr(bm25s.stopwords, _LANGUAGES[language][0]))
+
+
+@lru_cache(maxsize=16)
+def _stem(language: str) -> Callable[[str], str]:
+    import Stemmer
+
+    return Stemmer.Stemmer(_LANGUAGES[language][1]).stemWord
+
+
+def token_terms(token: str, language: str) -> tuple[str, ...]:
+    """The terms of one match of `TOKEN`: none for a stop word; the whole, then its words, for a joined string."""
+    token = _POSSESSIVE.sub("", token.lower())
+    if not token.isascii():
+        token = "".join(c for c in unicodedata.normalize("NFKD", token) if not unicodedata.combining(c))
+        if _DENSE.search(token):
+            return tuple(token[i : i + 2] for i in range(len(token) - 1)) or (token,)
+    if token in stop_words(language):
+        return ()
+    parts = _PART.findall(token)
+    stem, stops = _stem(language), stop_words(language)
+    words = tuple(part if not part.isalpha() else stem(part) for part in parts if part not in stops)
+    return words if len(parts) == 1 else (token, *words)
+
+
+def terms(text: str, language: str) -> list[str]:
+    """All terms of `text`, in order."""
+    return [term for token in TOKEN.findall(text) for term in token_terms(token, language)]
+
 
 #: BM25: how soon more of the same term stops counting, and how much longer passages are held back.
 K1, B = 1.2, 0.75
@@ -139,3 +220,114 @@ def _matrix(documents: list[list[int]], vocabulary: dict[str, int]) -> tuple[np.
     retriever = bm25s.BM25(k1=K1, b=B, method="lucene")
     retriever.index((documents, dict(vocabulary)), show_progress=False)  # it adds a term of its own
     return tuple(retriever.scores[name] for name in ("data", "indices", "indptr"))
+
+
+#: Characters of a passage, of which at least OVERLAP are the next one's too where sentences allow it.
+SIZE, OVERLAP = 700, 150
+
+
+def passages(spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+    """First and last sentence (excluded) of each passage, int32 [passages] each."""
+    firsts, lasts = [], []
+    first = 0
+    while first < len(spans):
+        last = first + 1
+        while last < len(spans) and spans[last][1] - spans[first][0] <= SIZE:
+            last += 1
+        firsts.append(first)
+        lasts.append(last)
+        if last == len(spans):
+            break
+        following = last
+        while following - 1 > first and spans[last - 1][1] - spans[following - 1][0] <= OVERLAP:
+            following -= 1
+        first = following
+    return np.array(firsts, dtype=np.int32), np.array(lasts, dtype=np.int32)
+
+
+_HEAD = struct.Struct("<5I")
+_NUMBER = np.dtype("<i4")
+
+
+def indexed(memory: Memory) -> Memory:
+    """`memory` with the index over its text, made anew."""
+    return replace(memory, index=packed(index_of(memory.text)) if memory.text else None)
+
+
+@dataclass(frozen=True)
+class _Indexed:
+    """A text, and what may be its stored index; as a key the text alone counts."""
+
+    text: str
+    stored: bytes | None = field(default=None, compare=False)
+
+
+def index_of(text: str, stored: bytes | None = None) -> PassageIndex:
+    """The index of a text, from its stored form if there is one. Of the texts asked about last it is kept.
+
+    Raises MemoryFormatError where `stored` is no index; that of another text is passed over.
+    """
+    return _index_of(_Indexed(text, stored))
+
+
+@lru_cache(maxsize=8)
+def _index_of(key: _Indexed) -> PassageIndex:  # a text's hash is computed once
+    index = unpacked(key.stored, key.text) if key.stored is not None else None
+    return index or build(key.text)
+
+
+def packed(index: PassageIndex) -> bytes:
+    terms = "\n".join(index.vocabulary).encode("utf-8")
+    counts = np.diff(index.holders_from)
+    head = _HEAD.pack(_crc(index.text), len(index.sentences), len(counts), len(index.holders), len(terms))
+    arrays = (np.array(index.sentences), counts, index.holders)
+    return b"".join((head, *(array.astype(_NUMBER).tobytes() for array in arrays), terms))
+
+
+def unpacked(data: bytes, text: str) -> PassageIndex | None:
+    """What `packed` was given, None for the index of another text.
+
+    Raises MemoryFormatError for anything else: every number is looked at before it is used.
+    """
+
+    def refuse(what: str) -> MemoryFormatError:
+        return MemoryFormatError(
+            f"the index in this memory is damaged: {what}. Ask a memory without it (replace(memory, index=None)), or "
+            "read the document again"
+        )
+
+    if len(data) < _HEAD.size:
+        raise refuse("it is cut short")
+    crc, *sizes, letters = _HEAD.unpack_from(data)
+    if crc != _crc(text):
+        return None
+    spans, terms, occurrences = sizes
+    if len(data) != _HEAD.size + _NUMBER.itemsize * (2 * spans + terms + occurrences) + letters:
+        raise refuse("its parts do not fill it")
+    numbers = np.frombuffer(data, _NUMBER, 2 * spans + terms + occurrences, _HEAD.size).astype(np.int32)
+    borders, counts, holders = np.split(numbers, [2 * spans, 2 * spans + terms])
+    starts, ends = borders[::2], borders[1::2]
+    if spans and (starts[0] < 0 or ends[-1] > len(text) or (starts >= ends).any() or (ends[:-1] > starts[1:]).any()):
+        raise refuse("its sentences are not spans of the text, one after another")
+    if (counts < 1).any() or int(counts.sum(dtype=np.int64)) != occurrences:
+        raise refuse("its terms do not add up")
+    term_of = np.repeat(np.arange(terms, dtype=np.int32), counts)
+    if occurrences and (holders.min() < 0 or holders.max() >= spans):
+        raise refuse("it names sentences that are not there")
+    if ((np.diff(holders) < 0) & (np.diff(term_of) == 0)).any():
+        raise refuse("the sentences of a term are not in order")
+    try:
+        words = data[len(data) - letters :].decode().split("\n") if terms else []
+    except UnicodeDecodeError:
+        raise refuse("its terms are no text") from None
+    vocabulary = {word: column for column, word in enumerate(words)}
+    if len(vocabulary) != terms or len(words) != terms:
+        raise refuse("its terms are not what it says")
+    order = np.argsort(holders, kind="stable")
+    return assembled(
+        text, list(zip(starts.tolist(), ends.tolist(), strict=True)), vocabulary, term_of[order], holders[order]
+    )
+
+
+def _crc(text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))

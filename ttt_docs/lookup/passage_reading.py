@@ -1,9 +1,9 @@
 """Reading passages with full attention, and answering by copying.
 
-The base model, without fast weights, reads each passage with the question after it, all of them as one batch. How
-likely the question is after a passage says how well the passage fits it; what the model says next is its answer,
-decoded under a constraint: every token must go on a span of the passage. So digits and names are the document's, and
-the answer's place is known.
+The base model, without fast weights, reads each passage with the question after it, all of them as one batch. The
+likelier the question is after a passage, the better the passage fits it. What the model says next is its answer. It is
+decoded under a constraint: every token must go on a span of the passage. So digits and names are the document's, and it
+is known where the answer stands.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def read_passages(
 ) -> ReadPassages:
     """Reads each of the passages `spans` of `text`, at least one, by itself with the question after it.
 
-    Shorter ones have empty lines before them, so that question and answer stand at the same place in every row.
+    Shorter ones have empty lines before them, so that question and answer have the same positions in every row.
     """
     device = model.embed.weight.device
     asked, opening = asking(tokenizer, question)

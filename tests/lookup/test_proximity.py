@@ -8,12 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttt_docs.lookup.candidates import measured
-from ttt_docs.lookup.forms import form_of
-from ttt_docs.lookup.places import _hill, places, sentence_scores, surroundings
-from ttt_docs.lookup.query import understand
-from ttt_docs.lookup.related import related
-from ttt_docs.lookup.stored import index_of
+from ttt_docs.lookup.index import index_of
+from ttt_docs.lookup.proximity import _nearness, hits, related, sentence_scores, surroundings
+from ttt_docs.lookup.question import form_of, measured, understand
 
 FILLER = "\n\n".join(f"On day {i} nothing was seen from the tower but water and a grey sky." for i in range(40))
 TEXT = (
@@ -54,20 +51,20 @@ def test_no_form(question):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=30), st.data())
-def test_hills(gaps, data):
+def test_nearness(gaps, data):
     middles = np.cumsum(gaps).astype(float)
     held = np.array(sorted(data.draw(st.lists(st.integers(0, len(gaps) - 1), max_size=8))), dtype=np.int32)
     counts = np.array([data.draw(st.sampled_from([0.25, 1.0])) for _ in held])
     expected = [
         sum(n * max(0.0, 1 - abs(m - middles[j]) / 150) for j, n in zip(held, counts, strict=True)) for m in middles
     ]
-    np.testing.assert_allclose(_hill(middles, held, counts, 150), expected, atol=1e-9)
+    np.testing.assert_allclose(_nearness(middles, held, counts, 150), expected, atol=1e-9)
 
 
 def test_terms_near_one_another_and_the_form_of_the_answer():
     index = index_of(TEXT)
     query = understand("How much did the keeper pay for the boat?", index.language)
-    first, second = places(index, query, {}, 2, 700)
+    first, second = hits(index, query, {}, 2, 700)
     assert "sixty pounds" in TEXT[slice(*_span(index, first, 500))]
     assert first.score > second.score > 0 and "sold" in TEXT[slice(*_span(index, second, 500))]
 
@@ -75,17 +72,17 @@ def test_terms_near_one_another_and_the_form_of_the_answer():
 def test_related_words():
     index = index_of(TEXT)
     query = understand("What was purchased by the guardian?", index.language)
-    assert not sentence_scores(index, query, {}).any() and places(index, query, {}, 3, 100) == []
+    assert not sentence_scores(index, query, {}).any() and hits(index, query, {}, 3, 100) == []
     near = {"purchased": {"bought": 0.8, "paid": 0.5}, "guardian": {"keeper": 0.6, "elephant": 0.9}}
-    best, *_ = places(index, query, near, 3, 100)
+    best, *_ = hits(index, query, near, 3, 100)
     assert "bought a boat" in TEXT[slice(*index.sentences[best.sentence])]
     own = understand("What was bought by the keeper?", index.language)
-    assert places(index, own, {}, 1, 100)[0].score > best.score  # the question's own words count for more
+    assert hits(index, own, {}, 1, 100)[0].score > best.score  # the question's own words count for more
 
 
 def test_places_are_apart():
     index = index_of(TEXT)
-    found = places(index, understand("What was seen from the tower?", index.language), {}, 10, 400)
+    found = hits(index, understand("What was seen from the tower?", index.language), {}, 10, 400)
     assert len(found) == 10
     middles = sorted(index.sentences[place.sentence][0] for place in found)
     assert min(np.diff(middles)) > 150

@@ -1,6 +1,6 @@
-"""Learns how much each sign of a place says: questions on the training books -> ttt_docs/lookup/places.json.
+"""Learns how much each sign of a place says: questions on the training books -> ttt_docs/lookup/proximity.json.
 
-    python benchmarks/questions/train_places.py BOOKS.jsonl.zst ...
+    python benchmarks/questions/train_proximity.py BOOKS.jsonl.zst ...
 
 training.jsonl holds questions as natural.jsonl does, on books that none of its questions are about. The sentences near
 an answer are to have a larger score than all others of the book: the log-likelihood of that choice is maximized, over
@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from books import books
 
 from ttt_docs import TTTReader
-from ttt_docs.lookup import places
+from ttt_docs.lookup import proximity
 from ttt_docs.lookup.answer import APART, SHOWN
 from ttt_docs.lookup.index import PassageIndex, build
-from ttt_docs.lookup.query import understand
-from ttt_docs.lookup.related import related
+from ttt_docs.lookup.proximity import related
+from ttt_docs.lookup.question import understand
 
 QUESTIONS = Path(__file__).with_name("training.jsonl")
-WEIGHTS = Path(places.__file__).with_name("places.json")
+WEIGHTS = Path(proximity.__file__).with_name("proximity.json")
 #: Sentences of a book that are told apart from the right ones: those with most of the question near them.
 LOOKED_AT = 800
 #: Characters from the answer within which a sentence is a right one; how much less one counts that far off.
@@ -59,7 +59,7 @@ def examples(reader: TTTReader, questions: list[dict[str, Any]], texts: dict[str
             index = build(texts[row["book"]])
         query = understand(row["question"], index.language)
         near = related(reader.model, reader.tokenizer, list(query.words.values()))
-        signs = places.features(index, query, near)
+        signs = proximity.features(index, query, near)
         start, end = row["start"], row["start"] + len(row["answer"])
         spans = np.array(index.sentences)
         away = np.maximum(0, np.maximum(start - spans[:, 1], spans[:, 0] - end))
@@ -106,8 +106,8 @@ def rank(one: Example, weights: Tensor) -> float:
     scores = np.zeros(len(one.index.sentences), np.float32)
     scores[one.sentences] = np.maximum((one.features @ weights).numpy(), 0)
     start, end = one.answer
-    for number, place in enumerate(places.best_places(one.index, scores, FIRST[-1], APART), 1):
-        first, last = places.surroundings(one.index, place.sentence, SHOWN)
+    for number, hit in enumerate(proximity.best_hits(one.index, scores, FIRST[-1], APART), 1):
+        first, last = proximity.surroundings(one.index, hit.sentence, SHOWN)
         if one.index.sentences[first][0] <= start and end <= one.index.sentences[last - 1][1]:
             return number
     return float("inf")
@@ -141,7 +141,7 @@ def main() -> None:
     print(f"{len(data)} questions; share with the answer in the first places")
     print(f"  other books: {shares(cross_validated(data))}")
     weights = fit(data)
-    kept = {name: round(float(weight), 4) for name, weight in zip(places.FEATURES, weights, strict=True)}
+    kept = {name: round(float(weight), 4) for name, weight in zip(proximity.FEATURES, weights, strict=True)}
     WEIGHTS.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
     print(f"wrote {WEIGHTS}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ttt_docs.lookup.reading import LONGEST, asking, base_state, copy_answer, read_passages
+from ttt_docs.lookup.passage_reading import LONGEST, asking, base_state, copy_answer, read_passages
 
 TEXT = "The keeper was Edward\nMarlow. He came from Leith, by boat, in 1911. Nobody else came."
 PASSAGES = [(0, 30), (30, len(TEXT)), (4, 17)]

@@ -1,0 +1,240 @@
+"""Which sentences of a text probably hold the answer, when the question is not asked in the text's words.
+
+A sentence scores by how near to it the question's terms stand. An occurrence of a term counts 1 in its own sentence,
+and linearly less down to 0 at a given distance. There are three distances: the short one says that terms stand
+together, the long one what a chapter is about. The counts of one term are saturated as in BM25 and weighed by how rare
+it is.
+
+A question is seldom asked in the document's words, so words that mean much the same count too: "murdered" and "killed",
+"tall" and "height". The model's own input embedding knows which words are used alike, so no other data is needed. Words
+of several tokens have no vector there and are left alone.
+
+A sentence also scores if it holds something of the form asked for, such as an age or a date. How much each of these
+says was learned from questions on other books (benchmarks/questions/train_proximity.py). The best sentences that are
+not near one another are what is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttt_docs.lookup.index import PassageIndex, terms, token_terms
+from ttt_docs.lookup.question import Query, form_of
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.sentences import Span
+from ttt_docs.text.tokenizer import Tokenizer
+
+#: Distances in characters at which a term, and a word related to one, no longer counts.
+REACHES, RELATED_REACHES = (120, 500, 2500), (120, 500)
+#: BM25: how soon more of the same term stops counting.
+K1 = 0.8
+#: What a sentence is judged by: names and other words within each distance, what related words add to them, whether it
+#: holds something of the form asked for, and its length.
+FEATURES = (
+    *(f"name {reach}" for reach in REACHES),
+    *(f"word {reach}" for reach in REACHES),
+    *(f"related {reach}" for reach in RELATED_REACHES),
+    "form",
+    "length",
+)
+#: So many of them say what is near. Where all are 0, a sentence has nothing to do with the question.
+_NEAR = len(REACHES) * 2 + len(RELATED_REACHES)
+
+Related = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A sentence that may hold the answer, by its number, and the score of its surroundings."""
+
+    sentence: int
+    score: float
+
+
+def hits(index: PassageIndex, query: Query, related: Related, count: int, apart: int) -> list[Hit]:
+    """The best sentences, best first, at most `count`. No two are within the same `apart` characters.
+
+    `related`: for words of the question, the words that mean much the same, with their cosine.
+    """
+    return best_hits(index, sentence_scores(index, query, related), count, apart)
+
+
+def best_hits(index: PassageIndex, scores: np.ndarray, count: int, apart: int) -> list[Hit]:
+    """As `hits`, from scores [sentences]."""
+    left = scores.copy()
+    found: list[Hit] = []
+    while len(found) < count and len(left) and left[best := int(left.argmax())] > 0:
+        found.append(Hit(best, float(scores[best])))
+        first, last = surroundings(index, best, apart)
+        left[first:last] = 0
+    return found
+
+
+def sentence_scores(index: PassageIndex, query: Query, related: Related) -> np.ndarray:
+    """Log odds, up to a constant, that an answer stands there: float32 [sentences], 0 where no term is near."""
+    found = features(index, query, related)
+    return np.where(found[:, :_NEAR].any(1), found @ weights(), 0).astype(np.float32)
+
+
+@cache
+def weights() -> np.ndarray:
+    """What each of `FEATURES` counts, float32 [features]."""
+    kept = json.loads(Path(__file__).with_name("proximity.json").read_text("utf-8"))
+    return np.array([kept[name] for name in FEATURES], dtype=np.float32)
+
+
+def features(index: PassageIndex, query: Query, related: Related) -> np.ndarray:
+    """The values of `FEATURES`, float32 [sentences, features]."""
+    bounds = np.array(index.sentences, dtype=np.float64).reshape(-1, 2)
+    middles = bounds.mean(1)
+    found = {name: np.zeros(len(middles)) for name in FEATURES}
+    named = {term for name in query.names for term in terms(name, index.language)}
+    for term, factor in query.weights.items():
+        rarity = factor * index.weight(term)
+        held = index.held_by(term)
+        counts = np.ones(len(held))
+        own = {reach: _saturated(_nearness(middles, held, counts, reach)) for reach in REACHES}
+        for reach, near in own.items():
+            found[f"{'name' if term in named else 'word'} {reach}"] += rarity * near
+        others = _others(index, query, related.get(query.words[term], {}))
+        if others:
+            held, counts = _with_related(index, term, others)
+            for reach in RELATED_REACHES:
+                found[f"related {reach}"] += rarity * (_saturated(_nearness(middles, held, counts, reach)) - own[reach])
+    form = form_of(query.text)
+    if form is not None and len(middles):
+        holding = np.array([form.within(index.text, span) for span in index.sentences], dtype=bool)
+        found["form"] = holding * math.log(len(holding) / max(int(holding.sum()), 1))
+    found["length"] = np.log1p((bounds[:, 1] - bounds[:, 0]) / 100)
+    return np.stack([found[name] for name in FEATURES], axis=1).astype(np.float32)
+
+
+def surroundings(index: PassageIndex, sentence: int, size: int, within: Span | None = None) -> tuple[int, int]:
+    """First and last sentence (excluded) of the nearest ones around a sentence, at most `size` characters in all.
+
+    None is outside of the characters `within`.
+    """
+    spans = index.sentences
+    low, high = within or (0, len(index.text))
+    first, last = sentence, sentence + 1
+    start, end = spans[sentence]
+    while True:
+        steps = []
+        if first and spans[first - 1][0] >= low and spans[last - 1][1] - spans[first - 1][0] <= size:
+            steps.append((start - spans[first - 1][1], -1))
+        if last < len(spans) and spans[last][1] <= high and spans[last][1] - spans[first][0] <= size:
+            steps.append((spans[last][0] - end, 1))
+        if not steps:
+            return first, last
+        if min(steps)[1] < 0:
+            first -= 1
+        else:
+            last += 1
+
+
+def _others(index: PassageIndex, query: Query, words: Mapping[str, float]) -> dict[str, float]:
+    """The terms of related words that are not in the question, with the largest cosine of each."""
+    found: dict[str, float] = {}
+    for word, cosine in words.items():
+        for term in token_terms(word, index.language):
+            if term not in query.weights:
+                found[term] = max(cosine, found.get(term, 0.0))
+    return found
+
+
+def _with_related(index: PassageIndex, term: str, others: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The sentences that hold a term or one related to it, in order with repeats, and what each occurrence counts.
+
+    A related word counts by its cosine, and less where it is more common than the term itself.
+    """
+    own = index.weight(term)
+    parts = [(index.held_by(term), 1.0)]
+    parts += [(index.held_by(other), cosine * min(1.0, index.weight(other) / own)) for other, cosine in others.items()]
+    held = np.concatenate([sentences for sentences, _ in parts])
+    counts = np.concatenate([np.full(len(sentences), count) for sentences, count in parts])
+    order = np.argsort(held, kind="stable")
+    return held[order], counts[order]
+
+
+def _nearness(middles: np.ndarray, sentences: np.ndarray, counts: np.ndarray, reach: int) -> np.ndarray:
+    """For every sentence, the sum of count * (1 - distance / reach) over the occurrences within `reach`: [sentences].
+
+    `sentences` are those of the occurrences, in order with repeats; `middles` are all sentences' middles in characters.
+    """
+    if not len(sentences):
+        return np.zeros(len(middles))
+    at = middles[sentences]
+    sizes = np.concatenate(([0.0], np.cumsum(counts)))
+    sums = np.concatenate(([0.0], np.cumsum(counts * at)))
+    left = np.searchsorted(at, middles - reach, "left")
+    here, right = (np.searchsorted(at, middles + ahead, "right") for ahead in (0, reach))
+    before = (sizes[here] - sizes[left]) * (1 - middles / reach) + (sums[here] - sums[left]) / reach
+    after = (sizes[right] - sizes[here]) * (1 + middles / reach) - (sums[right] - sums[here]) / reach
+    return np.where(right > left, np.maximum(before + after, 0), 0)  # rounding leaves nothing beyond the reach
+
+
+def _saturated(near: np.ndarray) -> np.ndarray:
+    return near / (near + K1)
+
+
+#: Cosine from which on words are related, and how many are at most for one word.
+LEAST, MOST = 0.33, 40
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The whole words of a vocabulary: their tokens, and what turns a product with the embedding into a cosine."""
+
+    tokens: dict[str, int]
+    names: list[str]
+    ids: Tensor  # int64 [words]
+    centre: Tensor  # float32 [dim]
+    norms: Tensor  # float32 [words]: length of the centred vectors
+
+
+_KNOWN: WeakKeyDictionary[Decoder, _Words] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def related(model: Decoder, tokenizer: Tokenizer, words: Sequence[str]) -> dict[str, dict[str, float]]:
+    """For each of `words` (in lower case) the nearest ones in the model's input embedding, with their cosine."""
+    known = _KNOWN.get(model)
+    if known is None:
+        known = _KNOWN[model] = _words(model, tokenizer)
+    asked = [word for word in dict.fromkeys(words) if word in known.tokens]
+    if not asked:
+        return {}
+    weight = model.embed.weight
+    own = weight[[known.tokens[word] for word in asked]].float() - known.centre
+    own = torch.nn.functional.normalize(own, dim=1)
+    products = (weight @ own.T.to(weight.dtype)).float()[known.ids] - own @ known.centre  # [words, asked]
+    cosines, rows = (products / known.norms[:, None]).topk(min(MOST + 1, len(known.names)), dim=0)
+    found: dict[str, dict[str, float]] = {}
+    for i, word in enumerate(asked):
+        near = zip(rows[:, i].tolist(), cosines[:, i].tolist(), strict=True)
+        found[word] = {known.names[row]: cosine for row, cosine in near if cosine >= LEAST and known.names[row] != word}
+    return found
+
+
+def _words(model: Decoder, tokenizer: Tokenizer) -> _Words:
+    tokens: dict[str, int] = {}
+    for token in range(min(tokenizer.vocab_size, len(model.embed.weight))):
+        written = tokenizer.decode([token])
+        word = written.strip()
+        if len(word) > 2 and written == f" {word}" and word.isalpha() and word.islower():
+            tokens[word] = token
+    ids = torch.tensor(list(tokens.values()), dtype=torch.int64, device=model.embed.weight.device)
+    vectors = model.embed.weight[ids].float()
+    centre = vectors.mean(0) if len(ids) else vectors.new_zeros(vectors.shape[1])
+    norms = (vectors - centre).norm(dim=1).clamp(min=1e-6)
+    return _Words(tokens, list(tokens), ids, centre, norms)
