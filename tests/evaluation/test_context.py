@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ttt_docs.evaluation import context
 from ttt_docs.evaluation.collections import Text
 from ttt_docs.evaluation.context import BUCKET, Base, Reading
 from ttt_docs.reader import TTTReader
+from ttt_docs.ttt import prefix
 from ttt_docs.ttt.state import ReadingState
 
 SENTENCE = "The ship came to the harbour at night, and nobody was there. "
@@ -60,17 +62,16 @@ def test_the_losses_are_those_of_reading(opened, tiny_reader, tiny_tokenizer):
 def test_systems_with_the_same_prefix_run_it_once(opened, monkeypatch):
     alone = [next(context.measure(BOOKS[:1], [name], Base(), 2 * BUCKET)) for name in ("window", "retrofit")]
     runs = []
-    prefix = ReadingState._prefix
+    genuine = prefix.run_group
 
-    def counted(state, *arguments):
-        runs.append(state.prefix_states is not None and state.position in state.prefix_states)
-        return prefix(state, *arguments)
+    def counted(loop, caches, tokens, first, size):
+        runs.append(first)
+        return genuine(loop, caches, tokens, first, size)
 
-    monkeypatch.setattr(ReadingState, "_prefix", counted)
+    monkeypatch.setattr(prefix, "run_group", counted)
     together = list(context.measure(BOOKS[:1], ["window", "retrofit"], Base(), 2 * BUCKET))
     assert [r.nats for r in together] == [r.nats for r in alone]
-    half = len(runs) // 2
-    assert half and runs == [False] * half + [True] * half
+    assert len(runs) > 1 and len(runs) == len(set(runs))  # each group of chunks once, for both systems
 
 
 def test_another_prefix_is_not_shared(tiny_reader, tiny_tokenizer):
@@ -160,6 +161,13 @@ def test_command(opened, tmp_path):
     before = [row["seconds"] for row in report["readings"]]
     assert CliRunner().invoke(cli, arguments).exit_code == 0
     assert [row["seconds"] for row in json.loads(out.read_text("utf-8"))["readings"]] == before
+
+
+def test_a_picture_without_matplotlib_is_refused_in_a_sentence(opened, tmp_path, monkeypatch):
+    (reading,) = context.measure(BOOKS[:1], ["window"], Base(), BUCKET)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UsageError, match=r"ttt-docs\[plot\]"):
+        context.plot([reading], [BUCKET], tmp_path / "out.png")
 
 
 @pytest.mark.parametrize(

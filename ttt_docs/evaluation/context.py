@@ -7,11 +7,12 @@ Systems whose blocks below the fast weights are the same run these once for each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ttt_docs.errors import UsageError
 from ttt_docs.evaluation.collections import Text
+from ttt_docs.evaluation.figures import new_figure, save_figure
 from ttt_docs.model.decoder import Block, Decoder
 from ttt_docs.reader import TTTReader
 from ttt_docs.text.segments import segments
@@ -26,6 +28,7 @@ from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.adapter import SHIPPED
 from ttt_docs.weights.registry import entry_of
 
+Row = TypeVar("Row")
 #: Tokens of which a reading keeps the mean loss.
 BUCKET = 1024
 #: Step of the `inplace` system: what METHOD section 6 found best for matrices that already do a job.
@@ -229,26 +232,25 @@ def by_length(readings: Iterable[Reading], lengths: Sequence[int]) -> list[dict[
     `nats` is the mean over the books that are at least so long: each counts the same. None where there is no such book.
     """
     rows = []
-    for system, own in _by_system(readings).items():
+    for system, own in _by_system(readings, lambda reading: reading.system).items():
         for length in lengths:
             books = {r.book: loss for r in own if (loss := r.loss(0, length)) is not None}
             rows.append({"system": system, "length": length, "nats": _mean(books.values()), "books": books})
     return rows
 
 
-def by_position(readings: Iterable[Reading], length: int) -> list[dict[str, Any]]:
+def by_position(readings: Sequence[Reading], length: int) -> list[dict[str, Any]]:
     """`{"system", "start", "end", "nats", "books"}`: loss of the tokens between two positions, bins doubling in length.
 
     Only books of at least `length` tokens, so that every bin is about the same ones; `books` is how many. A system that
     reads less of them has only its first bins.
     """
-    readings = list(readings)
     edges = [0, BUCKET]
     while edges[-1] < length:
         edges.append(min(2 * edges[-1], length))
     long = {r.book for r in readings if len(r.nats) * BUCKET >= length}
     rows = []
-    for system, own in _by_system(readings).items():
+    for system, own in _by_system(readings, lambda reading: reading.system).items():
         for start, end in pairwise(edges):
             losses = [loss for r in own if r.book in long and (loss := r.loss(start, end)) is not None]
             rows.append({"system": system, "start": start, "end": end, "nats": _mean(losses), "books": len(losses)})
@@ -261,44 +263,36 @@ def report(readings: Sequence[Reading], lengths: Sequence[int]) -> dict[str, Any
 
 
 def plot(readings: Sequence[Reading], lengths: Sequence[int], path: Path) -> None:
-    """Two panels: loss against context length, and against token position relative to the first system."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Two panels: loss against context length, and against token position relative to the first system.
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    Raises UsageError without matplotlib.
+    """
+    figure = new_figure((10, 4.2))
     left, right = figure.subplots(1, 2)
-    for system, rows in _grouped(by_length(readings, lengths)).items():
-        shown = [row for row in rows if row["nats"] is not None]
+    rows = report(readings, lengths)
+    for system, own in _by_system(rows["results"], itemgetter("system")).items():
+        shown = [row for row in own if row["nats"] is not None]
         left.plot([row["length"] for row in shown], [row["nats"] for row in shown], marker="o", label=system)
-    longest = max(length for length in lengths)
-    positions = _grouped(by_position(readings, longest))
+    positions = _by_system(rows["positions"], itemgetter("system"))
     first = next(iter(positions))
-    for system, rows in positions.items():
-        pairs = [(a, b) for a, b in zip(rows, positions[first], strict=True) if a["nats"] is not None]
-        right.plot([a["end"] for a, _ in pairs], [a["nats"] - b["nats"] for a, b in pairs], marker="o", label=system)
-    left.set(xscale="log", xlabel="context length (tokens)", ylabel="loss (nats per token)")
-    right.set(xscale="log", xlabel="token position", ylabel=f"loss against {first} (nats)")
+    for system, own in positions.items():
+        both = [(a, b) for a, b in zip(own, positions[first], strict=True) if a["nats"] is not None]
+        right.plot([a["end"] for a, _ in both], [a["nats"] - b["nats"] for a, b in both], marker="o", label=system)
+    left.set(xlabel="context length (tokens)", ylabel="loss (nats per token)")
+    right.set(xlabel="token position", ylabel=f"loss against {first} (nats)")
     for panel in (left, right):
         panel.grid(alpha=0.3)
         panel.set_xscale("log", base=2)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    FigureCanvasAgg(figure).print_png(path)
+    save_figure(figure, path)
 
 
-def _by_system(readings: Iterable[Reading]) -> dict[str, list[Reading]]:
-    systems: dict[str, list[Reading]] = {}
-    for reading in readings:
-        systems.setdefault(reading.system, []).append(reading)
-    return systems
-
-
-def _grouped(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    systems: dict[str, list[dict[str, Any]]] = {}
+def _by_system(rows: Iterable[Row], system: Callable[[Row], str]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        systems.setdefault(row["system"], []).append(row)
-    return systems
+        groups.setdefault(system(row), []).append(row)
+    return groups
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    values = list(values)
+def _mean(values: Collection[float]) -> float | None:
     return sum(values) / len(values) if values else None

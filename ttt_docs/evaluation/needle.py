@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 from ttt_docs.errors import UsageError
+from ttt_docs.evaluation.figures import new_figure, save_figure
 from ttt_docs.evaluation.haystack import TASKS, Count, Prose, prose_of, sample, score
 
 if TYPE_CHECKING:
@@ -109,16 +110,10 @@ def report(asked: Sequence[Asked]) -> dict[str, Any]:
 
 def plot(asked: Sequence[Asked], path: Path) -> None:
     """A heat map for each task: accuracy by length (across) and depth (down). Raises UsageError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("a picture needs matplotlib: pip install matplotlib") from None
-    from ttt_docs.io import replacing
-
     rows = report(asked)["depths"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lengths = sorted({row["length"] for row in rows})
-    figure = Figure(figsize=(1.2 + 1.1 * len(tasks) * max(1.0, len(lengths) / 2), 3.6), layout="constrained")
+    figure = new_figure((1.2 + 1.1 * len(tasks) * max(1.0, len(lengths) / 2), 3.6))
     panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
     for panel, task in zip(panels, tasks, strict=True):
         grid = [[float("nan")] * len(lengths) for _ in range(BANDS)]
@@ -132,8 +127,7 @@ def plot(asked: Sequence[Asked], path: Path) -> None:
     panels[0].set_ylabel("depth of the needle")
     figure.supxlabel("tokens", fontsize=9)
     figure.colorbar(image, ax=list(panels), label="accuracy")
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    save_figure(figure, path)
 
 
 def _prose(reader: TTTReader, tasks: Sequence[str], haystack: Iterable[str], longest: int) -> Prose | None:
