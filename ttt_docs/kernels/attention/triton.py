@@ -242,8 +242,8 @@ def _backward(
     q: Tensor, k: Tensor, v: Tensor, window: int, sinks: Sinks | None, out: Tensor, log_total: Tensor,
     grad_out: Tensor, grad_log_total: Tensor | None, own: int,
 ) -> tuple[tuple[Tensor | None, ...], Tensor]:  # fmt: skip
-    """Gradients for q, the last `own` keys and values, and the sinks' queries; and `along`."""
-    grad_out, along = token_major(grad_out), torch.empty_like(log_total)
+    """Gradients for q, the last `own` keys and values, and the sinks' queries; and `along`. grad_out is token-major."""
+    along = torch.empty_like(log_total)
     grad_q, grad_sink_q = empty_token_major(q), None if sinks is None else empty_token_major(q)
     of_sinks, count, constants = _sink_arguments(sinks)
     given = out, grad_out, log_total, grad_log_total
@@ -286,13 +286,13 @@ class _Attention(torch.autograd.Function):
             grads = _AttentionBackward.apply(q, own_k, own_v, grad_out, grad_log_total, *constants)
         elif torch.is_grad_enabled():  # a gradient of this gradient is wanted: go through what has one
             merged = _merged(q, own_k, own_v, k, v, Sinks(sink_q, *rest), window)
-            found = iter(
-                torch.autograd.grad(merged, [x for x in inputs if x.requires_grad], grad_out, create_graph=True)
-            )
+            asked = [x for x in inputs if x.requires_grad]
+            found = iter(torch.autograd.grad(merged, asked, grad_out, create_graph=True))
             grads = tuple(next(found) if x.requires_grad else None for x in inputs)
         else:
             own = own_k.shape[2] if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else 0
-            grads, _ = _backward(q, k, v, window, Sinks(sink_q, *rest), out, log_total, grad_out, None, own)
+            sinks, grad_out = Sinks(sink_q, *rest), token_major(grad_out)
+            grads, _ = _backward(q, k, v, window, sinks, out, log_total, grad_out, None, own)
         return *grads, *(None,) * (8 - len(grads))
 
 

@@ -130,19 +130,21 @@ def _load_part(base, rows, stride, limit, FIRST, WIDTH, HEAD, MASKED):
 @triton.jit
 def load_tile(base, rows, stride, limit, HEAD, MASKED: tl.constexpr = True):
     """The tile of `rows` of a matrix [.., HEAD], zeros from row `limit` on (unless MASKED is false)."""
-    WIDTHS: tl.constexpr = parts(HEAD)
-    first = _load_part(base, rows, stride, limit, 0, WIDTHS[0], HEAD, MASKED)
-    if WIDTHS[1] == 0:
+    FIRST: tl.constexpr = parts(HEAD)[0]
+    SECOND: tl.constexpr = parts(HEAD)[1]
+    first = _load_part(base, rows, stride, limit, 0, FIRST, HEAD, MASKED)
+    if SECOND == 0:
         return (first,)
     else:  # (not after it: Triton compiles what follows a return inside `if`)
-        return first, _load_part(base, rows, stride, limit, WIDTHS[0], WIDTHS[1], HEAD, MASKED)
+        return first, _load_part(base, rows, stride, limit, FIRST, SECOND, HEAD, MASKED)
 
 
 @triton.jit
 def zero_tile(ROWS, HEAD, ACC):
-    WIDTHS: tl.constexpr = parts(HEAD)
-    first = tl.zeros([ROWS, WIDTHS[0]], dtype=ACC)
-    return (first,) if WIDTHS[1] == 0 else (first, tl.zeros([ROWS, WIDTHS[1]], dtype=ACC))
+    FIRST: tl.constexpr = parts(HEAD)[0]
+    SECOND: tl.constexpr = parts(HEAD)[1]
+    first = tl.zeros([ROWS, FIRST], dtype=ACC)
+    return (first,) if SECOND == 0 else (first, tl.zeros([ROWS, SECOND], dtype=ACC))
 
 
 @triton.jit
