@@ -143,7 +143,7 @@ def after_a_window(config: ModelConfig, reading: ReadingConfig) -> ReadingState:
         cache.filled = reading.window - 1
         if reading.sinks:
             shape = 1, config.kv_heads, reading.sinks, config.head_dim
-            cache.sink_k, cache.sink_v = (model.embed.weight.new_empty(shape) for _ in range(2))
+            cache.sink_kv = model.embed.weight.new_empty(shape), model.embed.weight.new_empty(shape)
     return state
 
 
@@ -164,8 +164,8 @@ def reading_passes(config: ModelConfig, reading: ReadingConfig) -> Passes:
             hidden = run_group(state.loop, state.caches, tokens, first, AHEAD)
         passes.phase = "suffix"
         hidden, targets = hidden[:, : reading.chunk], tokens[:, : reading.chunk]
-        (places,) = state._places(1)
-        learn_chunk(state.loop, hidden, targets, places, state.caches, before)
+        (positions,) = state._chunk_positions(1)
+        learn_chunk(state.loop, hidden, targets, positions, state.caches, before)
     return passes
 
 

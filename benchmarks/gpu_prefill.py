@@ -67,11 +67,11 @@ def window_only(model: Decoder, reading: ReadingConfig, kernels: Kernels, tokens
 def full_attention(model: Decoder, reading: ReadingConfig, kernels: Kernels, tokens: Tensor) -> Tensor:
     """One forward call over everything; logits of the last token."""
     state = ReadingState(model, reading, kernels=kernels)
-    place = model.place(0, tokens.shape[1] - 1, None)
+    positions = model.positions(0, tokens.shape[1] - 1, None)
     blocks, caches = range(model.config.blocks), model.new_caches(None)
     for cache in caches:  # a cache that grows by itself would take twice the room
         cache.allocate((1, model.config.kv_heads, tokens.shape[1] - 1, model.config.head_dim), model.embed.weight)
-    hidden = model.run(model.hidden(tokens[:, :-1]), blocks, place, caches, state.views, kernels)
+    hidden = model.run(model.hidden(tokens[:, :-1]), blocks, positions, caches, state.views, kernels)
     return model.logits(hidden[:, -1:], kernels)
 
 

@@ -45,17 +45,19 @@ from ttt_docs.ttt.outer_loop import Recompute, outer_loss
 
 def full_step(model: Decoder, tokens: Tensor, kernels: Kernels, recompute: bool) -> Tensor:
     x, config = model.hidden(tokens[:, :-1]), model.config
-    place = model.place(0, tokens.shape[1] - 1, None)
+    positions = model.positions(0, tokens.shape[1] - 1, None)
 
     def block(x: Tensor, index: int) -> Tensor:
-        return model.run(x, range(index, index + 1), place, model.new_caches(None, differentiable=True), None, kernels)
+        return model.run(
+            x, range(index, index + 1), positions, model.new_caches(None, differentiable=True), None, kernels
+        )
 
     if recompute:
         for index in range(config.blocks):
             x = checkpoint(block, x, index, use_reentrant=False)
     else:
         caches = model.new_caches(None, differentiable=True)
-        x = model.run(x, range(config.blocks), place, caches, None, kernels)
+        x = model.run(x, range(config.blocks), positions, caches, None, kernels)
     loss = model.token_nll(x, tokens[:, 1:], kernels).mean()
     loss.backward()
     return loss.detach()

@@ -45,8 +45,8 @@ def states(reader: TTTReader, tokens: list[int], blocks: int) -> Iterator[np.nda
     context = torch.tensor(reader.tokenizer.encode(CONTEXT))
     for batch in torch.tensor(tokens).split(BATCH):
         ids = torch.cat([context.expand(len(batch), -1), batch[:, None]], dim=1)
-        place = reader.model.place(0, ids.shape[1], None)
-        x = reader.model.run(reader.model.hidden(ids), range(blocks), place, reader.model.new_caches(None))
+        positions = reader.model.positions(0, ids.shape[1], None)
+        x = reader.model.run(reader.model.hidden(ids), range(blocks), positions, reader.model.new_caches(None))
         yield x[:, -1].numpy()
 
 

@@ -57,7 +57,7 @@ class Teacher(nn.Module):
         x = model.run(
             model.hidden(ids),
             range(config.blocks),
-            model.place(0, ids.shape[1], None),
+            model.positions(0, ids.shape[1], None),
             model.new_caches(None, differentiable=True),
         )
         x = F.rms_norm(x[torch.arange(len(rows)), lasts], (config.dim,), model.final_norm.weight, config.norm_eps)

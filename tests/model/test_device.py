@@ -16,7 +16,7 @@ from ttt_docs.kernels.inner_step.layout import PrimeWeights, joined
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.inner_loop import InnerLoop, learn_chunk
-from ttt_docs.ttt.prefix import joined_ranges, run_group
+from ttt_docs.ttt.prefix import run_group
 from ttt_docs.ttt.state import AHEAD, ChunkResult, ReadingState
 
 CHUNK = 16
@@ -111,26 +111,26 @@ def test_prefix_blocks_give_the_same_bits_wherever_reading_began(
 
 
 def test_ranges_are_joined_where_sinks_stand_still() -> None:
-    place = tiny_decoder().place(0, 6 * CHUNK, 24, 3, CHUNK)  # the window passes the sinks in the second chunk
-    assert joined_ranges(place).chunks == ((0, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, 6 * CHUNK))
-    assert joined_ranges(tiny_decoder().place(0, 6 * CHUNK, 24, 0, CHUNK)).chunks == ((0, 6 * CHUNK),)
+    positions = tiny_decoder().positions(0, 6 * CHUNK, 24, 3, CHUNK)  # the window passes the sinks in the second chunk
+    assert positions.joined().ranges == ((0, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, 6 * CHUNK))
+    assert tiny_decoder().positions(0, 6 * CHUNK, 24, 0, CHUNK).joined().ranges == ((0, 6 * CHUNK),)
 
 
 def test_chunks_of_a_piece_have_the_places_they_have_alone() -> None:
     model = tiny_decoder()
-    piece = model.place(0, 6 * CHUNK, 24, 3, CHUNK)
+    piece = model.positions(0, 6 * CHUNK, 24, 3, CHUNK)
     for i in range(6):
-        found, expected = piece.within(i * CHUNK, (i + 1) * CHUNK), model.place(i * CHUNK, CHUNK, 24, 3)
-        assert found.chunks == expected.chunks
-        torch.testing.assert_close(found.turn, expected.turn)
+        found, expected = piece.within(i * CHUNK, (i + 1) * CHUNK), model.positions(i * CHUNK, CHUNK, 24, 3)
+        assert found.ranges == expected.ranges
+        torch.testing.assert_close(found.rotation, expected.rotation)
         for mine, theirs in zip(found.sinks, expected.sinks, strict=True):
             assert (mine is None) == (theirs is None)
             if mine is not None and theirs is not None:
                 torch.testing.assert_close(vars(mine), vars(theirs))
     end = piece.within(CHUNK + 10, 2 * CHUNK)
     (sink,) = end.sinks
-    assert end.chunks == ((0, 6),) and sink is not None and sink.hidden is not None and sink.hidden.shape == (6, 3)
-    torch.testing.assert_close(end.turn, model.place(CHUNK + 10, 6, 24, 3).turn)
+    assert end.ranges == ((0, 6),) and sink is not None and sink.hidden is not None and sink.hidden.shape == (6, 3)
+    torch.testing.assert_close(end.rotation, model.positions(CHUNK + 10, 6, 24, 3).rotation)
 
 
 def test_a_copy_stays_where_it_was() -> None:
@@ -156,12 +156,12 @@ def test_a_step_asks_the_device_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
     plain = STEPS.replace(inner_step=_step_without_interpreter, undo_step=lambda step, accepted: step)
     hidden, targets = torch.randn(1, CHUNK, TINY.dim), tokens[:, CHUNK + 1 : 2 * CHUNK + 1]
-    (places,), weights = state._places(1), state.weights
+    (positions,), weights = state._chunk_positions(1), state.weights
     assert weights is not None
     loop = InnerLoop(model, state.reading, plain)
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, waits)
-    measured, _ = learn_chunk(loop, hidden, targets, places, state.caches, weights)
+    measured, _ = learn_chunk(loop, hidden, targets, positions, state.caches, weights)
     monkeypatch.undo()
     assert measured.accepted.shape == (1,)
 

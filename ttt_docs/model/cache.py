@@ -18,8 +18,7 @@ class LayerCache:
 
     def __init__(self, window: int | None, sinks: int = 0, differentiable: bool = False) -> None:
         self.window, self.sinks, self.differentiable = window, sinks, differentiable
-        self.sink_k: Tensor | None = None
-        self.sink_v: Tensor | None = None
+        self.sink_kv: tuple[Tensor, Tensor] | None = None  # [batch, kv_heads, sinks so far, head_dim] each
         self._k: Tensor | None = None  # [batch, kv_heads, capacity, head_dim]
         self._v: Tensor | None = None
         self._end = 0
@@ -55,15 +54,12 @@ class LayerCache:
         return self._k[:, :, start:end], self._v[:, :, start:end]
 
     def _keep_sinks(self, k: Tensor, v: Tensor) -> None:
-        if not self.sinks or (self.sink_k is not None and self.sink_k.shape[2] == self.sinks):
+        if not self.sinks or (self.sink_kv is not None and self.sink_kv[0].shape[2] == self.sinks):
             return
-        if self.sink_k is None or self.sink_v is None:
-            self.sink_k, self.sink_v = k[:, :, : self.sinks], v[:, :, : self.sinks]
-        else:
-            self.sink_k = torch.cat([self.sink_k, k], 2)[:, :, : self.sinks]
-            self.sink_v = torch.cat([self.sink_v, v], 2)[:, :, : self.sinks]
-        if not self.differentiable:
-            self.sink_k, self.sink_v = self.sink_k.detach().clone(), self.sink_v.detach().clone()
+        if self.sink_kv is not None:
+            k, v = torch.cat([self.sink_kv[0], k], 2), torch.cat([self.sink_kv[1], v], 2)
+        k, v = k[:, :, : self.sinks], v[:, :, : self.sinks]
+        self.sink_kv = (k, v) if self.differentiable else (k.detach().clone(), v.detach().clone())
 
     def _reserve(self, like: Tensor, kv_heads: int, new: int) -> None:
         """Makes room for `new` tokens after the last one kept."""
@@ -86,9 +82,10 @@ class LayerCache:
 
     def detach(self) -> None:
         """From here on, what is kept are constants."""
-        for name in ("_k", "_v", "sink_k", "sink_v"):
-            tensor = getattr(self, name)
-            setattr(self, name, None if tensor is None else tensor.detach())
+        if self._k is not None and self._v is not None:
+            self._k, self._v = self._k.detach(), self._v.detach()
+        if self.sink_kv is not None:
+            self.sink_kv = self.sink_kv[0].detach(), self.sink_kv[1].detach()
 
     def kept(self) -> tuple[Tensor, Tensor] | None:
         """Keys and values [batch, kv_heads, cached, head_dim] that later tokens can see (views); None if empty."""
@@ -115,7 +112,7 @@ class LayerCache:
         kept = self.kept()
         if kept is not None:
             other._k, other._v, other._end = kept[0].clone(), kept[1].clone(), kept[0].shape[2]
-        other.sink_k, other.sink_v = self.sink_k, self.sink_v
+        other.sink_kv = self.sink_kv
         return other
 
     @property
@@ -142,20 +139,19 @@ class LayerCache:
             assert self._k is not None and self._v is not None
             self._k[:, :, :held], self._v[:, :, :held] = kept
             self._end = held
-        for name in ("sink_k", "sink_v"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine is not None and theirs is not None:
+        if self.sink_kv is not None and other.sink_kv is not None:
+            for mine, theirs in zip(self.sink_kv, other.sink_kv, strict=True):
                 mine.copy_(theirs)
-            else:
-                setattr(self, name, None if theirs is None else theirs.clone())
+        else:
+            self.sink_kv = None if other.sink_kv is None else (other.sink_kv[0].clone(), other.sink_kv[1].clone())
 
     def export(self) -> tuple[Tensor, Tensor]:
         """Sinks, then window, as one pair [batch, kv_heads, sinks + cached, head_dim] (copies); not before reading."""
         kept = self.kept()
         assert kept is not None
         k, v = kept
-        if self.sink_k is not None and self.sink_v is not None:
-            k, v = torch.cat([self.sink_k, k], 2), torch.cat([self.sink_v, v], 2)
+        if self.sink_kv is not None:
+            k, v = torch.cat([self.sink_kv[0], k], 2), torch.cat([self.sink_kv[1], v], 2)
         return k.clone(), v.clone()
 
     def restore(self, k: Tensor, v: Tensor, position: int) -> None:
@@ -164,6 +160,6 @@ class LayerCache:
             return
         sinks = min(self.sinks, position)  # fewer than there will be where not that much was read
         if sinks:
-            self.sink_k, self.sink_v = k[:, :, :sinks].clone(), v[:, :, :sinks].clone()
+            self.sink_kv = k[:, :, :sinks].clone(), v[:, :, :sinks].clone()
         self._k, self._v = k[:, :, sinks:].clone(), v[:, :, sinks:].clone()
         self._end = self._k.shape[2]

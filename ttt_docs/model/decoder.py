@@ -10,24 +10,22 @@ document. The prime MLPs' own parameters are the fast weights' *initial* value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttt_docs.kernels.attention.definition import Sinks
 from ttt_docs.kernels.backends import REFERENCE, Kernels
-from ttt_docs.kernels.heads.definition import HeadSplit, Rotation, rotate
+from ttt_docs.kernels.heads.definition import HeadSplit
 from ttt_docs.kernels.inner_step.layout import FastLayout, PrimeWeights
 from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.model.fused import run_fused
-from ttt_docs.model.rope import frequencies, rotation
+from ttt_docs.model.positions import Positions
+from ttt_docs.model.rope import frequencies
 
 
 class Table(nn.Module):
@@ -89,44 +87,31 @@ class Block(nn.Module):
                 self.prime_post_norm = Table(config.dim)
 
 
-@dataclass(frozen=True)
-class SinkPlace:
-    """How one chunk's queries see the sinks: either queries or sink keys are turned (see `Decoder.place`)."""
+class SubLayer(NamedTuple):
+    """x + post(apply(pre(x))): an attention or an MLP with its norms."""
 
-    query_turn: Rotation | None
-    key_turn: Rotation | None
-    hidden: Tensor | None  # bool [tokens, sinks]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run of tokens stands in the document: RoPE angles, and the ranges that attend together."""
-
-    turn: Rotation
-    chunks: tuple[tuple[int, int], ...]  # in order; tokens outside all ranges are padding
-    sinks: tuple[SinkPlace | None, ...]  # one per range
-
-    def within(self, first: int, last: int) -> Place:
-        """The place of tokens [first, last), which lie in one range, by themselves."""
-        index = next(i for i, (a, b) in enumerate(self.chunks) if a <= first and last <= b)
-        sink = self.sinks[index]
-        if sink is not None and sink.query_turn is not None and sink.hidden is not None:
-            here = slice(first - self.chunks[index][0], last - self.chunks[index][0])
-            sink = SinkPlace((sink.query_turn[0][here], sink.query_turn[1][here]), None, sink.hidden[here])
-        return Place((self.turn[0][first:last], self.turn[1][first:last]), ((0, last - first),), (sink,))
+    pre: Tensor  # weight of the RMSNorm before [dim]
+    post: Tensor | None  # of the one after; None: there is none
+    apply: Callable[[Tensor], Tensor]
 
 
-#: What `Kernels.window_attention` takes: q, k, v, window, sinks, the newest tokens' keys and values.
-AttentionCall = tuple[Tensor, Tensor, Tensor, "int | None", "Sinks | None", tuple[Tensor, Tensor]]
+def walk(x: Tensor, sub_layers: Iterable[SubLayer], kernels: Kernels, eps: float) -> Tensor:
+    """The block's equation: x [..., dim] through sub-layers, one after the other.
 
-
-def _sinks(cache: LayerCache, place: SinkPlace, q: Tensor) -> Sinks:
-    """The cache's sinks, for queries q [batch, heads, tokens, head_dim] that are turned for them."""
-    k, v = cache.sink_k, cache.sink_v
-    assert k is not None and v is not None
-    if place.key_turn is not None:
-        k = rotate(k.transpose(1, 2), place.key_turn).transpose(1, 2)
-    return Sinks(q, k, v, place.hidden)
+    A sub-layer's output waits (`delta`) until the next one's pre-norm. Post-norm, residual and pre-norm are then one
+    operation, which a backend can do in one pass over memory.
+    """
+    delta: Tensor | None = None
+    waiting: Tensor | None = None  # the post-norm of what waits
+    for pre, post, apply in sub_layers:
+        if delta is None:
+            y = kernels.rms_norm(x, pre, eps)
+        else:
+            x, y = kernels.residual_norm(x, delta, waiting, pre, eps)
+        delta, waiting = apply(y), post
+    if delta is None:
+        return x
+    return x + (delta if waiting is None else kernels.rms_norm(delta, waiting, eps))
 
 
 class Decoder(nn.Module):
@@ -185,7 +170,7 @@ class Decoder(nn.Module):
         """Empty caches, one per block."""
         return [LayerCache(window, sinks, differentiable) for _ in self.blocks]
 
-    def place(
+    def positions(
         self,
         start: int,
         tokens: int,
@@ -193,37 +178,10 @@ class Decoder(nn.Module):
         sinks: int = 0,
         chunk: int | None = None,
         slots: slice | None = None,
-    ) -> Place:
-        """The place of `tokens` tokens that begin at document position `start`.
-
-        With `chunk`, they attend in ranges of that length, of which only `slots` hold real tokens. Sinks (METHOD
-        section 6) stand right before each query's window: a query at position p sees sink s once p >= window + s, at
-        the distance it has at p = window + sinks - 1 for ever after. So beyond that point the sink keys are turned
-        once and the queries come unturned; in the chunk where the window passes it, the queries are turned instead.
-        """
-        device = self.inverse_frequencies.device
-        positions = torch.arange(start, start + tokens, device=device)
-        step = chunk or max(tokens, 1)
-        ranges = [(i, min(i + step, tokens)) for i in range(0, tokens, step)]
-        ranges = ranges[slots] if slots is not None else ranges
-
-        @cache
-        def settled(farthest: int) -> SinkPlace:
-            turned = torch.full((sinks,), -farthest, device=device)
-            return SinkPlace(None, rotation(turned, self.inverse_frequencies, self.dtype), None)
-
-        def sink_place(first: int, last: int) -> SinkPlace | None:
-            if not sinks or window is None or start + last <= window:
-                return None
-            farthest = window + sinks - 1
-            if start + first >= farthest:
-                return settled(farthest)
-            here = positions[first:last]
-            turn = rotation(here.clamp(max=farthest), self.inverse_frequencies, self.dtype)
-            return SinkPlace(turn, None, (here - window)[:, None] < torch.arange(sinks, device=device))
-
-        turn = rotation(positions, self.inverse_frequencies, self.dtype)
-        return Place(turn, tuple(ranges), tuple(sink_place(a, b) for a, b in ranges))
+    ) -> Positions:
+        """The positions of `tokens` tokens that begin at document position `start`. With `chunk`, they attend in ranges
+        of that length, of which only `slots` hold real tokens."""
+        return Positions.of(start, tokens, window, sinks, chunk, slots, self.inverse_frequencies, self.dtype)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Token ids [batch, tokens] -> the residual stream's start [batch, tokens, dim]."""
@@ -233,7 +191,7 @@ class Decoder(nn.Module):
         self,
         x: Tensor,
         blocks: range,
-        place: Place,
+        positions: Positions,
         caches: Sequence[LayerCache],
         fast: Sequence[PrimeWeights] | None = None,
         kernels: Kernels = REFERENCE,
@@ -244,53 +202,80 @@ class Decoder(nn.Module):
         `fast` holds one entry per suffix block (not needed below them); None leaves the prime MLPs out. With
         `commit=False` the caches are as before afterwards.
         """
-        return run_fused(self, x, blocks, place, caches, fast, kernels, commit)
+        sub_layers: list[SubLayer] = []
+        for i in blocks:
+            attend = partial(self._attend, self.block(i).attention, positions, caches[i], kernels, commit)
+            sub_layers += [*self.attention_layer(i, attend), *self.mlp_layers(i, fast, kernels)]
+        return walk(x, sub_layers, kernels, self.config.norm_eps)
 
     def attend(
-        self, x: Tensor, index: int, place: Place, cache: LayerCache, kernels: Kernels = REFERENCE, commit: bool = True
+        self,
+        x: Tensor,
+        index: int,
+        positions: Positions,
+        cache: LayerCache,
+        kernels: Kernels = REFERENCE,
+        commit: bool = True,
     ) -> Tensor:
-        """The first sub-layer of block `index`: x + post(attention(pre(x))). It does not depend on the block's own fast
-        weights, only on those of blocks below."""
-        if not self.attends:
-            return x
-        block = self.block(index)
-        y = kernels.rms_norm(x, block.attention_norm.weight, self.config.norm_eps)
-        y = self._attend(block.attention, y, place, cache, kernels, commit)
-        return x + self._post(block, "attention_post_norm", y, kernels)
+        """The first sub-layer of block `index`. It does not depend on the block's own fast weights, only on those of
+        blocks below."""
+        attend = partial(self._attend, self.block(index).attention, positions, cache, kernels, commit)
+        return walk(x, self.attention_layer(index, attend), kernels, self.config.norm_eps)
 
     def feed_forward(
         self, x: Tensor, index: int, fast: Sequence[PrimeWeights] | None = None, kernels: Kernels = REFERENCE
     ) -> Tensor:
-        """The rest of block `index`: the prime MLP, where the block has one and `fast` is given, and the static MLP."""
-        block, eps = self.block(index), self.config.norm_eps
-        if block.has_prime and fast is not None:
-            norm = block.prime_norm if self.config.prime_norm else block.mlp_norm
-            own = fast[index - self.config.prefix_blocks]
-            y = kernels.swiglu(kernels.rms_norm(x, norm.weight, eps), own.w13, own.w2)
-            x = x + self._post(block, "prime_post_norm", y, kernels)
-        y = kernels.rms_norm(x, block.mlp_norm.weight, eps)
-        y = kernels.swiglu(y, block.mlp.w13.weight, block.mlp.w2.weight)
-        return x + self._post(block, "mlp_post_norm", y, kernels)
+        """The other sub-layers of block `index`."""
+        return walk(x, self.mlp_layers(index, fast, kernels), kernels, self.config.norm_eps)
 
-    def _post(self, block: Block, name: str, y: Tensor, kernels: Kernels) -> Tensor:
-        return kernels.rms_norm(y, getattr(block, name).weight, self.config.norm_eps) if self.config.post_norm else y
+    def attention_layer(self, index: int, attend: Callable[[Tensor], Tensor]) -> list[SubLayer]:
+        """The sub-layer of block `index` that attends; none where attention adds nothing."""
+        block = self.block(index)
+        return [SubLayer(block.attention_norm.weight, self._post(block, "attention"), attend)] if self.attends else []
+
+    def mlp_layers(self, index: int, fast: Sequence[PrimeWeights] | None, kernels: Kernels) -> list[SubLayer]:
+        """The prime MLP of block `index`, where it has one and `fast` is given, and the static MLP."""
+        block, layers = self.block(index), []
+        if block.has_prime and fast is not None:
+            own = fast[index - self.config.prefix_blocks]
+            norm = block.prime_norm if self.config.prime_norm else block.mlp_norm
+            prime = self._post(block, "prime")
+            layers.append(SubLayer(norm.weight, prime, lambda y: kernels.swiglu(y, own.w13, own.w2)))
+        w13, w2 = block.mlp.w13.weight, block.mlp.w2.weight
+        static = SubLayer(block.mlp_norm.weight, self._post(block, "mlp"), lambda y: kernels.swiglu(y, w13, w2))
+        return [*layers, static]
+
+    def _post(self, block: Block, layer: str) -> Tensor | None:
+        return getattr(block, f"{layer}_post_norm").weight if self.config.post_norm else None
 
     def _attend(
-        self, attention: Attention, x: Tensor, place: Place, cache: LayerCache, kernels: Kernels, commit: bool
+        self, attention: Attention, positions: Positions, cache: LayerCache, kernels: Kernels, commit: bool, x: Tensor
     ) -> Tensor:
+        """x [batch, tokens, dim]. Keys and values go straight into the cache's buffer, unless it is differentiable."""
         c = self.config
         batch, tokens, _ = x.shape
         qkv = kernels.linear(x, attention.wqkv.weight, attention.wqkv.bias).view(
             batch, tokens, c.heads + 2 * c.kv_heads, c.head_dim
         )
-        outs = [
-            kernels.window_attention(*arguments).transpose(1, 2)
-            for arguments in _ranges(c, attention, qkv, place, cache, kernels, commit)
-        ]
+        q_norm, k_norm = (attention.q_norm.weight, attention.k_norm.weight) if c.qk_norm else (None, None)
+        outs = []
+        for (first, last), of_sinks in zip(positions.ranges, positions.sinks, strict=True):
+            rotation = positions.rotation[0][first:last], positions.rotation[1][first:last]
+            sink_rotation = None if of_sinks is None else of_sinks.query_rotation
+            slots = None if cache.differentiable else cache.room(qkv, c.kv_heads, last - first)
+            split = HeadSplit(c.kv_heads, rotation, of_sinks is not None, sink_rotation, slots, c.norm_eps)
+            q, k, v, sink_q = kernels.split_heads(qkv[:, first:last], q_norm, k_norm, split)
+            keys, values = cache.extend(k, v, commit) if slots is None else cache.grow(last - first, commit)
+            sinks = None
+            if of_sinks is not None and sink_q is not None:
+                assert cache.sink_kv is not None
+                sinks = of_sinks.sinks(cache.sink_kv, sink_q)
+            attended = kernels.window_attention(q, keys, values, cache.window, sinks, (k, v))
+            outs.append(attended.transpose(1, 2))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         out = out.reshape(batch, out.shape[1], -1)
         if out.shape[1] < tokens:  # padding keeps a product's shape, and so its bits, the same whatever is real in it
-            before = place.chunks[0][0]
+            before = positions.ranges[0][0]
             out = F.pad(out, (0, 0, before, tokens - before - out.shape[1]))
         return kernels.linear(out, attention.wo.weight, None)
 
@@ -304,26 +289,3 @@ class Decoder(nn.Module):
     def logits(self, x: Tensor, kernels: Kernels = REFERENCE) -> Tensor:
         """[batch, tokens, vocab]"""
         return F.linear(kernels.rms_norm(x, self.final_norm.weight, self.config.norm_eps), self.head_weight)
-
-
-def _ranges(
-    config: ModelConfig,
-    attention: Attention,
-    qkv: Tensor,
-    place: Place,
-    cache: LayerCache,
-    kernels: Kernels,
-    commit: bool,
-) -> Iterator[AttentionCall]:
-    """For each range of `place`, in order, what its window attention takes; qkv [batch, tokens, heads, head_dim]. Keys
-    and values go straight into the cache's buffer, unless it is a differentiable one."""
-    q_norm, k_norm = (attention.q_norm.weight, attention.k_norm.weight) if config.qk_norm else (None, None)
-    for (first, last), sink_place in zip(place.chunks, place.sinks, strict=True):
-        turn = place.turn[0][first:last], place.turn[1][first:last]
-        sink_turn = None if sink_place is None else sink_place.query_turn
-        slots = None if cache.differentiable else cache.room(qkv, config.kv_heads, last - first)
-        split = HeadSplit(config.kv_heads, turn, sink_place is not None, sink_turn, slots, config.norm_eps)
-        q, k, v, sink_q = kernels.split_heads(qkv[:, first:last], q_norm, k_norm, split)
-        all_k, all_v = cache.extend(k, v, commit) if slots is None else cache.grow(last - first, commit)
-        sinks = None if sink_place is None or sink_q is None else _sinks(cache, sink_place, sink_q)
-        yield q, all_k, all_v, cache.window, sinks, (k, v)

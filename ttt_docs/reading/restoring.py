@@ -66,7 +66,7 @@ def _state_of_compact(model: Decoder, memory: Memory) -> ReadingState:
     first = ReadingState(model, reading)
     if reading.sinks and position:
         first.run(tokens[:, : reading.sinks])
-    sinks = [(c.sink_k, c.sink_v) for c in first.caches if c.sink_k is not None and c.sink_v is not None]
+    sinks = [cache.sink_kv for cache in first.caches if cache.sink_kv is not None]
     state = ReadingState(model, reading)
     fast = None
     if memory.change:
@@ -81,8 +81,8 @@ def _state_of_compact(model: Decoder, memory: Memory) -> ReadingState:
         state.set_fast(fast)
     for begin in range(start, position, reading.chunk):
         state.run(tokens[:, begin : begin + reading.chunk])
-    for cache, (k, v) in zip(state.caches, sinks, strict=False):
-        cache.sink_k, cache.sink_v = k, v
+    for cache, kv in zip(state.caches, sinks, strict=False):
+        cache.sink_kv = kv
     return state
 
 

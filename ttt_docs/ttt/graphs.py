@@ -1,10 +1,10 @@
-"""The suffix step of reading as CUDA graphs: captured when a place is come to again, replayed from then on.
+"""The suffix step of reading as CUDA graphs: captured the second time a case occurs, replayed from then on.
 
-A graph works on memory that never moves: inputs, caches, and two sets of weights that steps read and write in turn. A
-place is how far the caches are filled, and whether by a document that has not filled its window yet: all shapes, and
-where sinks are seen from, follow from it. In the first piece of a document every chunk is a place of its own; later
-pieces begin with a full window and share theirs. Chunks where sinks come into sight of a document that was gone on with
-have no place, and run as they are.
+A graph works on memory that never moves: inputs, caches, and two sets of weights that steps read and write alternately.
+A case is how far the caches are filled, and whether by a document that has not filled its window yet. All shapes, and
+where sinks are seen from, follow from it. In the first piece of a document every chunk is a case of its own. Later
+pieces begin with a full window and share theirs. A chunk in which sinks come into sight, of a document that was gone on
+with, is no such case and runs without a graph.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ttt_docs.kernels.inner_step.definition import Step
 from ttt_docs.model.cache import LayerCache
-from ttt_docs.model.decoder import Decoder, Place
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.positions import Positions
 from ttt_docs.ttt.inner_loop import ChunkStep, InnerLoop, Weights, learn_chunk
 
 #: Each model's graphs. They must not hold the model, or neither would ever be freed.
@@ -46,7 +47,7 @@ def graphs_for(loop: InnerLoop, batch: int, piece: int) -> SuffixGraphs:
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     measured: ChunkStep  # what the graph writes
-    places: tuple[Place, Place]  # what it reads of the sinks
+    positions: tuple[Positions, Positions]  # what it reads of the sinks
 
 
 class SuffixGraphs:
@@ -59,7 +60,7 @@ class SuffixGraphs:
         self.captured: dict[tuple[bool, int, int], _Captured] = {}
         self.pool: Any = None
         self.caches: list[LayerCache] = []
-        self.weights: list[Weights] = []  # before and after a chunk, in turn
+        self.weights: list[Weights] = []  # before and after a chunk, alternately
         self.inputs: list[Tensor] = []
         self.rates: Tensor | None = None
 
@@ -88,57 +89,57 @@ class SuffixGraphs:
 
     @torch.no_grad()
     def take(
-        self, loop: InnerLoop, index: int, hidden: Tensor, targets: Tensor, places: tuple[Place, Place]
+        self, loop: InnerLoop, index: int, hidden: Tensor, targets: Tensor, positions: tuple[Positions, Positions]
     ) -> ChunkStep:
-        """Chunk `index` of the document. The first time at a place it runs as it is: kernels get compiled and libraries
-        set up, which a capture cannot do."""
-        inputs = [hidden, targets, *places[0].turn]
+        """Chunk `index` of the document. The first time a case runs without a graph: kernels get compiled and
+        libraries set up, which a capture cannot do."""
+        inputs = [hidden, targets, *positions[0].rotation]
         if not self.inputs:
             self.inputs = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
         for static, value in zip(self.inputs, inputs, strict=True):
             static.copy_(value)
         suffix = loop.model.config.suffix
         filled, parity = self.caches[suffix[0]].filled, index % 2
-        place = self.filling, filled, parity
-        if place not in self.seen:
-            self.seen.add(place)
-            measured, _ = self._run(loop, parity, self._with_inputs(places), None)
+        case = self.filling, filled, parity
+        if case not in self.seen:
+            self.seen.add(case)
+            measured, _ = self._run(loop, parity, self._with_inputs(positions), None)
         else:
-            if place not in self.captured:
-                self.captured[place] = self._capture(loop, parity, self._with_inputs(places), filled)
-            self.captured[place].graph.replay()
-            measured = self.captured[place].measured
+            if case not in self.captured:
+                self.captured[case] = self._capture(loop, parity, self._with_inputs(positions), filled)
+            self.captured[case].graph.replay()
+            measured = self.captured[case].measured
             self._fill(loop.model, filled + loop.reading.chunk)
         return ChunkStep(*(x.clone() for x in measured))
 
-    def _with_inputs(self, places: tuple[Place, Place]) -> tuple[Place, Place]:
-        """The same places, with angles from where they never move."""
-        chunk, guard = places
+    def _with_inputs(self, positions: tuple[Positions, Positions]) -> tuple[Positions, Positions]:
+        """The same positions, with angles in memory that never moves."""
+        chunk, guard = positions
         cos, sin = self.inputs[2:]
-        count = guard.turn[0].shape[0]
+        count = guard.rotation[0].shape[0]
         return (
-            Place((cos, sin), chunk.chunks, chunk.sinks),
-            Place((cos[-count:], sin[-count:]), guard.chunks, guard.sinks),
+            Positions((cos, sin), chunk.ranges, chunk.sinks),
+            Positions((cos[-count:], sin[-count:]), guard.ranges, guard.sinks),
         )
 
     def _run(
-        self, loop: InnerLoop, parity: int, places: tuple[Place, Place], table: Tensor | None
+        self, loop: InnerLoop, parity: int, positions: tuple[Positions, Positions], table: Tensor | None
     ) -> tuple[ChunkStep, Step]:
         before, into = self.weights[parity], self.weights[1 - parity]
         own = InnerLoop(loop.model, loop.reading, loop.kernels, self.rates)
         hidden, targets = self.inputs[:2]
-        return learn_chunk(own, hidden, targets, places, self.caches, before, into, table)
+        return learn_chunk(own, hidden, targets, positions, self.caches, before, into, table)
 
-    def _capture(self, loop: InnerLoop, parity: int, places: tuple[Place, Place], filled: int) -> _Captured:
+    def _capture(self, loop: InnerLoop, parity: int, positions: tuple[Positions, Positions], filled: int) -> _Captured:
         table = torch.empty(2 * loop.model.config.suffix_blocks, dtype=torch.int64, device=self.inputs[0].device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            measured, step = self._run(loop, parity, places, table)
+            measured, step = self._run(loop, parity, positions, table)
         self.pool = graph.pool()
         if step.addresses is not None:
             table.copy_(step.addresses)
         self._fill(loop.model, filled)  # nothing has run yet
-        return _Captured(graph, measured, places)
+        return _Captured(graph, measured, positions)
 
     def _fill(self, model: Decoder, end: int) -> None:
         for i in model.config.suffix:

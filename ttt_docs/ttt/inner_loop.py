@@ -19,7 +19,8 @@ from ttt_docs.kernels.inner_step.definition import Rule, Step
 from ttt_docs.kernels.inner_step.layout import PrimeWeights
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import Decoder, Place
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.positions import Positions
 
 #: Tokens at a chunk's end that the guard predicts again after the update.
 GUARD_TOKENS = 16
@@ -60,7 +61,7 @@ def learn_chunk(
     loop: InnerLoop,
     hidden: Tensor,
     targets: Tensor,
-    places: tuple[Place, Place],
+    positions: tuple[Positions, Positions],
     caches: Sequence[LayerCache],
     before: Weights,
     into: Weights | None = None,
@@ -68,20 +69,20 @@ def learn_chunk(
 ) -> tuple[ChunkStep, Step]:
     """Reads a chunk and learns from it. hidden [batch, chunk, dim], targets [batch, chunk].
 
-    `places` are the chunk's and its last tokens', which the guard predicts again. The suffix caches grow by the chunk.
+    `positions` are the chunk's and its last tokens', which the guard predicts again. Suffix caches grow by the chunk.
     `into` takes the weights after the step; `table` is as for `inner_step_triton`. Every decision is a tensor.
     """
     model, reading, kernels = loop.model, loop.reading, loop.kernels
     views = model.fast_layout.views(before.products)
     # 1.-3. Predict the chunk with the weights of before; its mean loss; the gradient for the fast weights alone.
-    nll, grads = score_and_grads(model, hidden, targets, places[0], caches, views, kernels)
+    nll, grads = score_and_grads(model, hidden, targets, positions[0], caches, views, kernels)
     with torch.no_grad():
         # 4. Clip: g *= min(1, clip / ||g||).  5. Step: W <- W - lr * g.
         step = kernels.inner_step(before.fast, grads, rule_of(reading), loop.rates, model.dtype, into, table)
         # Not in the paper: an update that worsens the chunk's last tokens is undone, and one that is not finite.
         accepted = step.grad_norm.isfinite()
         if reading.guard is not None:
-            jump = loss_again(loop, hidden, targets, places[1], caches, step.products, nll)
+            jump = loss_again(loop, hidden, targets, positions[1], caches, step.products, nll)
             accepted = accepted & (jump <= reading.guard)  # False for NaN too
         step = kernels.undo_step(step, accepted)
         loss = chunk_loss(nll, targets, model.config.bos_token_id)
@@ -92,14 +93,16 @@ def score_chunk(
     loop: InnerLoop,
     hidden: Tensor,
     targets: Tensor,
-    place: Place,
+    positions: Positions,
     caches: Sequence[LayerCache],
     weights: Sequence[PrimeWeights] | None,
 ) -> ChunkStep:
     """Reads a chunk with the window only. Nothing is learned."""
     model, kernels = loop.model, loop.kernels
     with torch.no_grad():
-        nll = model.token_nll(model.run(hidden, model.config.suffix, place, caches, weights, kernels), targets, kernels)
+        nll = model.token_nll(
+            model.run(hidden, model.config.suffix, positions, caches, weights, kernels), targets, kernels
+        )
         loss = chunk_loss(nll, targets, model.config.bos_token_id)
     zero = torch.zeros_like(loss)
     return ChunkStep(nll, loss, zero, zero + 1, torch.ones_like(loss, dtype=torch.bool))
@@ -109,7 +112,7 @@ def score_and_grads(
     model: Decoder,
     hidden: Tensor,
     targets: Tensor,
-    place: Place,
+    positions: Positions,
     caches: Sequence[LayerCache],
     weights: Sequence[PrimeWeights],
     kernels: Kernels = REFERENCE,
@@ -118,7 +121,7 @@ def score_and_grads(
     leaves = [PrimeWeights(*(w.detach().requires_grad_() for w in block)) for block in weights]
     with torch.enable_grad():
         # 1. Forward through the suffix blocks. Earlier keys and values stay as they were computed.
-        x = model.run(hidden, model.config.suffix, place, caches, leaves, kernels)
+        x = model.run(hidden, model.config.suffix, positions, caches, leaves, kernels)
         # 2. Mean cross-entropy. Documents are independent: the gradient of the batch's sum is each one's own.
         nll = model.token_nll(x, targets, kernels)
         loss = chunk_loss(nll, targets, model.config.bos_token_id).sum()
@@ -142,17 +145,17 @@ def loss_again(
     loop: InnerLoop,
     hidden: Tensor,
     targets: Tensor,
-    place: Place,
+    positions: Positions,
     caches: Sequence[LayerCache],
     products: Tensor,
     nll: Tensor,
 ) -> Tensor:
     """By how many nats [batch] the chunk's last tokens lose more with the new weights. Caches stay as they are."""
-    model, count = loop.model, place.turn[0].shape[0]
+    model, count = loop.model, positions.rotation[0].shape[0]
     with ExitStack() as stack:
         for i in model.config.suffix:
             stack.enter_context(caches[i].rewound(count))
         views = model.fast_layout.views(products)
-        x = model.run(hidden[:, -count:], model.config.suffix, place, caches, views, loop.kernels, commit=False)
+        x = model.run(hidden[:, -count:], model.config.suffix, positions, caches, views, loop.kernels, commit=False)
         again = model.token_nll(x, targets[:, -count:], loop.kernels)
     return (again - nll[:, -count:]).mean(dim=1)

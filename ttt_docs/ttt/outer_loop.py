@@ -61,9 +61,9 @@ def unrolled(
     for start in range(0, tokens.shape[1] - 1, chunk):
         inputs, targets = tokens[:, start : start + chunk], tokens[:, start + 1 : start + chunk + 1]
         # (1) The chunk's loss. Keys and values of earlier chunks carry gradient.
-        place = model.place(start, chunk, reading.window, reading.sinks)
+        positions = model.positions(start, chunk, reading.window, reading.sinks)
         weights = None if fast is None else model.fast_layout.views(fast.to(model.dtype))
-        x = model.run(model.hidden(inputs), range(config.blocks), place, caches, weights, kernels)
+        x = model.run(model.hidden(inputs), range(config.blocks), positions, caches, weights, kernels)
         nlls.append(model.token_nll(x, targets, kernels))
         losses.append(chunk_loss(nlls[-1], targets, config.bos_token_id))
         norms.append(torch.zeros_like(losses[-1]))

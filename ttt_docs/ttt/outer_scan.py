@@ -74,7 +74,8 @@ class _ChunkCache(LayerCache):
 
     def __init__(self, window: int, past: Sequence[Tensor]) -> None:
         super().__init__(window, differentiable=True)
-        self.past_k, self.sink_k, self.past_v, self.sink_v = past
+        self.past_k, sink_k, self.past_v, sink_v = past
+        self.sink_kv = sink_k, sink_v
 
     def extend(self, k: Tensor, v: Tensor, commit: bool = True) -> tuple[Tensor, Tensor]:
         self.newest = k, v
@@ -156,9 +157,9 @@ class _Scan:
         caches: list[Any] = [None] * model.config.blocks
         for n, i in enumerate(self.attending):
             caches[i] = _ChunkCache(reading.window, past[4 * n : 4 * n + 4])
-        place = model.place(self.tokens(chunk).start, reading.chunk, reading.window, reading.sinks)
+        positions = model.positions(self.tokens(chunk).start, reading.chunk, reading.window, reading.sinks)
         x = model.feed_forward(x, self.above.start - 1, weights, kernels)
-        x = model.run(x, self.above, place, caches, weights, kernels)
+        x = model.run(x, self.above, positions, caches, weights, kernels)
         targets = self.targets[:, self.tokens(chunk)].repeat(len(x) // len(self.targets), 1)  # twice for a jvp
         nll = model.token_nll(x, targets, kernels)
         loss = chunk_loss(nll, targets, model.config.bos_token_id)

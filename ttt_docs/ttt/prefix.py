@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ttt_docs.model.cache import LayerCache
-from ttt_docs.model.decoder import Decoder, Place, SinkPlace
+from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.inner_loop import InnerLoop
 
 
@@ -87,10 +87,10 @@ def run_group(loop: InnerLoop, caches: Sequence[LayerCache], tokens: Tensor, fir
     frame = tokens.new_zeros(tokens.shape[0], size * chunk)
     frame[:, slot * chunk : (slot + count) * chunk] = tokens
     start = (first - slot) * chunk
-    place = model.place(start, size * chunk, reading.window, reading.sinks, chunk, slice(slot, slot + count))
+    positions = model.positions(start, size * chunk, reading.window, reading.sinks, chunk, slice(slot, slot + count))
     if loop.kernels.name == "triton" and chunk % _tile_rows(model) == 0:
-        place = joined_ranges(place)
-    return model.run(model.hidden(frame), range(model.config.prefix_blocks), place, caches, None, loop.kernels)
+        positions = positions.joined()
+    return model.run(model.hidden(frame), range(model.config.prefix_blocks), positions, caches, None, loop.kernels)
 
 
 @cache
@@ -103,21 +103,3 @@ def _tile_rows(model: Decoder) -> int:
     from ttt_docs.kernels.attention.triton_tiles import tiles_for
 
     return tiles_for("forward_rows", model.dtype, model.config.head_dim, model.embed.weight.device).rows
-
-
-def joined_ranges(place: Place) -> Place:
-    """Fewer, longer ranges, where that changes no bit: Triton's attention gives a row of queries the same bits whatever
-    whole tiles it is launched with, if sinks are out of sight for all of them or at their last distance for all."""
-    chunks, sinks = list(place.chunks[:1]), list(place.sinks[:1])
-    for (first, last), sink in zip(place.chunks[1:], place.sinks[1:], strict=True):
-        out_of_sight = sink is None and sinks[-1] is None
-        if out_of_sight or (_settled(sink) and _settled(sinks[-1])):
-            chunks[-1] = chunks[-1][0], last
-        else:
-            chunks.append((first, last))
-            sinks.append(sink)
-    return Place(place.turn, tuple(chunks), tuple(sinks))
-
-
-def _settled(sink: SinkPlace | None) -> bool:
-    return sink is not None and sink.query_turn is None

@@ -19,7 +19,8 @@ from ttt_docs.kernels.inner_step.layout import PrimeWeights
 from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import Decoder, Place
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.positions import Positions
 
 #: Tokens whose feed-forward sub-layers run, and are differentiated, at a time: rows do not depend on each other.
 PIECE = 2048
@@ -81,13 +82,13 @@ def run_sequence(
     attention of the block after them. `weights` are those of the prime MLPs, as `prime_weights`; None leaves them out.
     `keep` keeps everything for plain autograd."""
     chunk = max(KEPT, reading.chunk) if keep and kernels.name == "reference" else None
-    place = model.place(0, x.shape[1], reading.window, reading.sinks, chunk)
+    positions = model.positions(0, x.shape[1], reading.window, reading.sinks, chunk)
     if keep:
         caches = model.new_caches(reading.window, reading.sinks, differentiable=True)
-        x = model.run(x, blocks, place, caches, weights, kernels)
-        return model.attend(x, blocks.stop, place, caches[blocks.stop], kernels) if attend_next else x
+        x = model.run(x, blocks, positions, caches, weights, kernels)
+        return model.attend(x, blocks.stop, positions, caches[blocks.stop], kernels) if attend_next else x
     for i in [*blocks, blocks.stop] if attend_next else blocks:
-        layer = _Layer(model, i, place, reading, kernels, feed_forward=i in blocks)
+        layer = _Layer(model, i, positions, reading, kernels, feed_forward=i in blocks)
         own = weights[i - model.config.prefix_blocks] if weights is not None and i in model.config.suffix else ()
         x = _Checkpointed.apply(layer, x, len(own), *own, *layer.parameters)
     return x
@@ -99,7 +100,7 @@ class _Layer:
 
     model: Decoder
     index: int
-    place: Place
+    positions: Positions
     reading: ReadingConfig
     kernels: Kernels
     feed_forward: bool
@@ -112,7 +113,7 @@ class _Layer:
 
     def attend(self, x: Tensor) -> Tensor:
         cache = LayerCache(self.reading.window, self.reading.sinks, differentiable=True)
-        return self.model.attend(x, self.index, self.place, cache, self.kernels)
+        return self.model.attend(x, self.index, self.positions, cache, self.kernels)
 
     def rest(self, x: Tensor, prime: Sequence[Tensor]) -> Tensor:
         weights = [PrimeWeights(*prime)] * self.model.config.suffix_blocks if prime else None

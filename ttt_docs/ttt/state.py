@@ -16,7 +16,8 @@ from ttt_docs.kernels.dispatch import kernels_for
 from ttt_docs.kernels.inner_step.layout import PrimeWeights
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.model.decoder import Decoder, Place
+from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.positions import Positions
 from ttt_docs.ttt.graphs import ONE_PIECE, SuffixGraphs, can_capture, graphs_for
 from ttt_docs.ttt.inner_loop import GUARD_TOKENS, ChunkStep, InnerLoop, Weights, learn_chunk, score_chunk
 from ttt_docs.ttt.prefix import Prefix
@@ -25,7 +26,7 @@ from ttt_docs.ttt.prefix import Prefix
 #: rows (padded where fewer are at hand): a product's last bits depend on its shape, and reading on must not depend on
 #: where it stopped.
 PIECE, AHEAD = 2, 4
-#: Chunks between two reports of asynchronous kernels. Even, because a graph is kept for each place in a piece and
+#: Chunks between two reports of asynchronous kernels. Even, because a graph is kept for each chunk of a piece and
 #: weights alternate between two buffers: a chunk finds its weights in the same one in every piece.
 DEVICE_PIECE = 16
 
@@ -138,17 +139,17 @@ class ReadingState:
             if weights is not None and asynchronous and can_capture(self.loop):
                 graphs = graphs_for(self.loop, self.batch, self.piece)
             entered = False
-            for i, places in enumerate(self._places(count)):
+            for i, positions in enumerate(self._chunk_positions(count)):
                 hidden, targets = ahead.hidden(first + i), tokens[:, i * chunk + 1 : (i + 1) * chunk + 1]
                 if weights is None:
-                    step = score_chunk(self.loop, hidden, targets, places[0], self.caches, self.views)
+                    step = score_chunk(self.loop, hidden, targets, positions[0], self.caches, self.views)
                 elif graphs is not None and (entered or graphs.enter(self.loop, self.position, self.caches, weights)):
                     if not entered:
                         entered = True
                         stack.callback(self._leave, graphs)
-                    step = graphs.take(self.loop, first + i, hidden, targets, places)
+                    step = graphs.take(self.loop, first + i, hidden, targets, positions)
                 else:
-                    step, made = learn_chunk(self.loop, hidden, targets, places, self.caches, weights)
+                    step, made = learn_chunk(self.loop, hidden, targets, positions, self.caches, weights)
                     weights = self._weights = Weights(made.fast, made.products)
                 self.position += chunk
                 yield step
@@ -157,15 +158,15 @@ class ReadingState:
         """Takes the weights and caches after the chunks read so far out of the graphs' buffers."""
         self._weights = graphs.leave(self.model, self.position // self.reading.chunk, self.caches)
 
-    def _places(self, count: int) -> list[tuple[Place, Place]]:
-        """The places of each of the next `count` chunks, and of its last tokens, which the guard predicts again."""
+    def _chunk_positions(self, count: int) -> list[tuple[Positions, Positions]]:
+        """The positions of each of the next `count` chunks, and of its last tokens, which the guard predicts again."""
         chunk = self.reading.chunk
-        piece = self._place(self.position, count * chunk, chunk)
+        piece = self._positions(self.position, count * chunk, chunk)
         ends = [(i + 1) * chunk for i in range(count)]
         return [(piece.within(end - chunk, end), piece.within(end - min(GUARD_TOKENS, chunk), end)) for end in ends]
 
-    def _place(self, start: int, tokens: int, chunk: int | None = None) -> Place:
-        return self.model.place(start, tokens, self.reading.window, self.reading.sinks, chunk)
+    def _positions(self, start: int, tokens: int, chunk: int | None = None) -> Positions:
+        return self.model.positions(start, tokens, self.reading.window, self.reading.sinks, chunk)
 
     def _check(self) -> None:
         if self._prefix_end != self.position:
@@ -178,9 +179,9 @@ class ReadingState:
     def run(self, tokens: Tensor, commit: bool = True) -> Tensor:
         """Forward only, tokens [batch, n] -> hidden states before the final norm [batch, n, dim]."""
         self._check()
-        place = self._place(self.position, tokens.shape[1])
+        positions = self._positions(self.position, tokens.shape[1])
         blocks = range(self.model.config.blocks)
-        x = self.model.run(self.model.hidden(tokens), blocks, place, self.caches, self.views, self.kernels, commit)
+        x = self.model.run(self.model.hidden(tokens), blocks, positions, self.caches, self.views, self.kernels, commit)
         if commit:
             self.position += tokens.shape[1]
             self._prefix_end = self.position
@@ -214,7 +215,7 @@ class ReadingState:
         return other
 
     def copy(self) -> ReadingState:
-        """An independent state at the same place (fast weights are shared: updates replace, never modify them)."""
+        """An independent state at the same position (fast weights are shared: updates replace, never modify them)."""
         other = object.__new__(ReadingState)
         other.__dict__.update(self.__dict__)
         other.caches = [cache.copy() for cache in self.caches]
