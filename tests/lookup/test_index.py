@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,3 +108,24 @@ def test_scores_are_bm25s():
     retriever.index(documents, show_progress=False)
     query = terms("gamma 17 delta", "english")
     np.testing.assert_allclose(index.scores(dict.fromkeys(query, 1.0)), retriever.get_scores(query), rtol=1e-5)
+
+
+def test_scores_have_the_same_bits_in_every_process():
+    program = """if True:
+        import random
+        from ttt_docs.generation.sections import candidates
+        from ttt_docs.lookup.index import index_of
+        from ttt_docs.lookup.question import understand
+        from ttt_docs.lookup.search import search
+        chance, letters = random.Random(0), "bdfgklmnprt"
+        words = ["".join(chance.choices(letters + "aeiou", k=7)) for _ in range(400)]
+        lines = [" ".join(w for k, w in enumerate(words) if chance.random() < 6 / (k + 10)) for _ in range(900)]
+        text = "\\n\\n".join(f"Of the {line} they spoke in the old town for many long days." for line in lines)
+        found = search(index_of(text), understand(" ".join(words)))
+        print([s.score for s in found.sentences], [p.score for p in candidates(text, ())])
+    """
+    command, seen = [sys.executable, "-c", program], set()
+    for seed in "123":
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        seen.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    assert len(seen) == 1 and len(*seen) > 100

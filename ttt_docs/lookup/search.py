@@ -56,8 +56,9 @@ def search(index: PassageIndex, query: Query, limit: int = LOOKED_AT) -> Found:
     total = sum(weights.values()) or 1.0
     sentences = []
     for i in numbers:
-        own = named[i] & weights.keys()
-        near = (named.get(i - 1, frozenset()) | named.get(i + 1, frozenset())) & weights.keys() - own
+        beside = named.get(i - 1, frozenset()) | named.get(i + 1, frozenset())
+        own = [term for term in weights if term in named[i]]  # in order, so that the sums have the same bits every time
+        near = [term for term in weights if term in beside and term not in named[i]]
         coverage = sum(weights[t] for t in own) / total
         score = coverage + NEAR * sum(weights[t] for t in near) / total + sum(i in held for held in keyed)
         sentences.append(Sentence(i, *index.sentences[i], coverage, score))
