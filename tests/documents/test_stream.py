@@ -97,5 +97,8 @@ def test_errors(source, message):
 def test_errors_of_files(tmp_path):
     with pytest.raises(DocumentError, match="no such file"):
         list(iter_text(tmp_path / "gone.txt"))
-    with pytest.raises(DocumentError, match="unknown encoding 'klingon'"):
-        list(iter_text([b"words"], encoding="klingon"))
+    for encoding in ("klingon", "rot13", "zlib", "a\0b"):  # two of them are codecs of Python, but not of text
+        with pytest.raises(DocumentError, match="unknown encoding"):
+            list(iter_text([b"words"], encoding=encoding))
+    with pytest.raises(DocumentError, match="stops being valid undefined"):
+        list(iter_text([b"words"], encoding="undefined"))

@@ -16,7 +16,6 @@ _LETTER = re.compile(r"[^\W\d_]")
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 _SENTENCE_END = re.compile(r"[.!?:…][\"'”’»)\]—–*\d]*$")
 _HYPHEN_END = re.compile(r"([^\W_]+(?:-[^\W_]+)*)[-‐\u00ad]$")
-_FIRST_WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 _CONTENTS_LINE = re.compile(r"\.\.\. ?[\divxlc]{1,6}$", re.IGNORECASE)
 _ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 
@@ -147,7 +146,7 @@ def _mend_word(above: str, below: str, joint: str, words: Counter[str]) -> tuple
     if above.endswith(("—", "--")) and not above.endswith((" —", " --")) and below[0].isalnum():
         return "", above
     cut = _HYPHEN_END.search(above)
-    begun = _FIRST_WORD.match(below)
+    begun = _WORD.match(below)
     if not cut or not begun:
         return joint, above
     if above.endswith("\u00ad"):

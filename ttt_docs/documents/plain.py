@@ -175,8 +175,9 @@ def _decoded(pieces: Iterator[Any], encoding: str | None, name: str) -> Iterator
         head += piece
     encoding = encoding or _encoding(head[:_HEAD_BYTES], name)
     try:
+        io.TextIOWrapper(io.BytesIO(), encoding)  # refuses what turns bytes into bytes, such as zlib
         decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)("strict"), translate=True)
-    except LookupError:
+    except (LookupError, ValueError):  # ValueError: a name with a NUL
         raise DocumentError(f"{name}: unknown encoding {encoding!r}. Name one that Python knows, e.g. utf-8.") from None
     wide = "16" in encoding or "32" in encoding  # NUL bytes are usual there
     try:
@@ -186,9 +187,9 @@ def _decoded(pieces: Iterator[Any], encoding: str | None, name: str) -> Iterator
                 refuse_binary(piece, name)
             yield _refuse_nul(decoder.decode(piece), name)
         yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise DocumentError(
-            f"{name}: the text stops being valid {encoding} ({error.reason}). Name its encoding (encoding=...)."
+            f"{name}: the text stops being valid {encoding} ({getattr(error, 'reason', error)}). Name its encoding (encoding=...)."
         ) from None
 
 

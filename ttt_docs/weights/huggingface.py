@@ -83,19 +83,17 @@ def _config(values: dict[str, Any], model_type: str, name: str) -> ModelConfig:
 
 
 def _refuse_unsupported(values: dict[str, Any], model_type: str, name: str) -> None:
-    unsupported = []
-    if values.get("mlp_bias"):
-        unsupported.append("mlp_bias")
-    if values.get("attention_bias") and model_type != "qwen2":
-        unsupported.append("attention_bias (it also adds one to the output projection)")
-    if values.get("hidden_act", "silu") != "silu":
-        unsupported.append(f"hidden_act {values['hidden_act']!r} (only 'silu')")
-    if values.get("quantization_config"):
-        unsupported.append("quantization_config (convert the original weights, or a GGUF file)")
-    if values.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-        unsupported.append("partial_rotary_factor")
-    if unsupported:
-        raise CheckpointError(f"{name}: not supported: {'; '.join(unsupported)}")
+    activation = values.get("hidden_act", "silu")
+    unsupported = {
+        "mlp_bias": values.get("mlp_bias"),
+        "attention_bias (it also adds one to the output projection)": values.get("attention_bias")
+        and model_type != "qwen2",
+        f"hidden_act {activation!r} (only 'silu')": activation != "silu",
+        "quantization_config (convert the original weights, or a GGUF file)": values.get("quantization_config"),
+        "partial_rotary_factor": values.get("partial_rotary_factor", 1.0) not in (None, 1.0),
+    }
+    if any(unsupported.values()):
+        raise CheckpointError(f"{name}: not supported: {'; '.join(what for what, has in unsupported.items() if has)}")
 
 
 def _rope(values: dict[str, Any], name: str) -> tuple[float, dict[str, float | str] | None]:
@@ -201,11 +199,10 @@ def _open_safetensors(
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is not an intact safetensors file: {error}") from error
         for key in handle.keys():  # noqa: SIM118 (not a dict)
-            view = handle.get_slice(key)
+            view, handles[key] = handle.get_slice(key), handle
             if view.get_dtype() not in _SAFETENSORS_DTYPES:
                 raise CheckpointError(f"{file}: tensor {key} has dtype {view.get_dtype()}, which is not supported")
             shapes[key], dtypes[key] = tuple(view.get_shape()), _SAFETENSORS_DTYPES[view.get_dtype()]
-            handles[key] = handle
     return shapes, dtypes, lambda key: handles[key].get_tensor(key)
 
 

