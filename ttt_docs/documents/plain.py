@@ -188,8 +188,9 @@ def _decoded(pieces: Iterator[Any], encoding: str | None, name: str) -> Iterator
             yield _refuse_nul(decoder.decode(piece), name)
         yield decoder.decode(b"", final=True)
     except UnicodeError as error:
+        reason = getattr(error, "reason", error)
         raise DocumentError(
-            f"{name}: the text stops being valid {encoding} ({getattr(error, 'reason', error)}). Name its encoding (encoding=...)."
+            f"{name}: the text stops being valid {encoding} ({reason}). Name its encoding (encoding=...)."
         ) from None
 
 
