@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention import cpu as attention
@@ -220,6 +221,22 @@ def test_only_what_asks_for_gradient_gets_it() -> None:
     assert got.keys() == {name for name in expected if ".prime_mlp." in name or "norm" in name}
     for name, grad in got.items():
         torch.testing.assert_close(grad, expected[name])
+
+
+def test_reading_a_chunk_costs_the_same_whatever_else_is_trained() -> None:
+    """The inner gradient asks for fast weights alone: no product may be spent on slow weights or what lies below."""
+
+    def operations(chunks: int, frozen: bool) -> int:
+        model = tiny()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not frozen or ".prime_mlp." in name)
+        with FlopCounterMode(display=False) as counter:
+            outer_loss(model, tokens_of(chunks * 8), READING, kernels=TRAINING)
+        return counter.get_total_flops()
+
+    # The last chunk is differentiated for everything at once: what one chunk more costs is reading it.
+    of_a_chunk = [operations(5, frozen) - operations(4, frozen) for frozen in (False, True)]
+    assert of_a_chunk[0] == of_a_chunk[1] > 0
 
 
 def test_evaluation_needs_no_gradient() -> None:

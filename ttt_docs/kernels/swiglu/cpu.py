@@ -49,13 +49,13 @@ class _SwiGLU(torch.autograd.Function):
         torch.mul(grad_hidden, activated, out=grad_up)
         torch.ops.aten.silu_backward.grad_input(grad_hidden.mul_(up), gate, grad_input=grad_gate)
         grad_w13 = weight_gradient(grad_both, x, w13) if wanted(ctx, 1) else None
-        grad_x = per_sequence(narrow_product, grad_both, w13) if ctx.needs_input_grad[0] else None
+        grad_x = per_sequence(narrow_product, grad_both, w13) if wanted(ctx, 0) else None
         return grad_x, grad_w13, grad_w2
 
 
 def swiglu_cpu(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
-    """The CPU path, differentiable once. Weights whose gradient is not asked for cost nothing."""
+    """The CPU path, differentiable once. A gradient that is not asked for costs nothing."""
     if not torch.is_grad_enabled():
         gate, up = batched_linear(x, w13).chunk(2, dim=-1)
         return per_sequence(lambda h, w: narrow_product(h, w.t()), F.silu(gate).mul_(up), w2)
-    return _SwiGLU.apply(x, traced(w13), traced(w2))
+    return _SwiGLU.apply(traced(x), traced(w13), traced(w2))
