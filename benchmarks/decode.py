@@ -5,6 +5,9 @@
 Both start from the same 2,048 tokens (our whole window) and generate greedily. The two alternate, so that a busy
 machine slows both alike; what counts is the median of the runs' ratios. Prefill is not counted on either side:
 transformers is timed at two lengths and the difference taken.
+
+First both must generate the same tokens: in float32, within the window, with the prime MLPs at zero, which makes our
+model the one that transformers has.
 """
 
 from __future__ import annotations
@@ -104,6 +107,26 @@ def theirs(model: LlamaForCausalLM, tokens: list[int], new: int) -> tuple[float,
     return new / (whole - short), out[:new]
 
 
+def check_tokens(options: argparse.Namespace) -> None:
+    """Raises SystemExit unless both generate the same tokens from the same weights."""
+    reader = TTTReader.from_pretrained(options.model, dtype="float32", window=options.context)
+    for i in reader.model.config.suffix:
+        reader.model.block(i).prime_mlp.w2.data.zero_()
+    tokens = _prompt(reader, options.context - options.new)
+    _, own = ours(reader, tokens, options.new)
+    _, expected = theirs(transformers_model(reader), tokens, options.new)
+    if own != expected:
+        first = next(i for i, (a, b) in enumerate(zip(own, expected, strict=True)) if a != b)
+        raise SystemExit(f"token {first} of {options.new} is not the one that transformers generates")
+
+
+def _prompt(reader: TTTReader, count: int) -> list[int]:
+    torch.manual_seed(0)
+    tokens = torch.randint(100, reader.model.config.vocab_size, (count,)).tolist()
+    tokens[:4] = reader.tokenizer.encode("Once upon a time, in a land far away")[:4]
+    return tokens
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -115,14 +138,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.new >= options.context:
+        parser.error(f"--new must be less than --context ({options.context})")
+    check_tokens(options)
     reader = TTTReader.from_pretrained(options.model, dtype=options.dtype, window=options.context)
     model = transformers_model(reader)
-    torch.manual_seed(0)
-    tokens = torch.randint(100, reader.model.config.vocab_size, (options.context,)).tolist()
-    tokens[:4] = reader.tokenizer.encode("Once upon a time, in a land far away")[:4]
+    tokens = _prompt(reader, options.context)
     ours(reader, tokens, 8), theirs(model, tokens, 8)  # warm up
     pairs = [(ours(reader, tokens, options.new), theirs(model, tokens, options.new)) for _ in range(options.runs)]
-    same = sum(a == b for a, b in zip(pairs[0][0][1], pairs[0][1][1], strict=True))
     options.window = options.context
     result = facts(options, "random tokens, nothing read before them") | {
         "context": options.context,
@@ -131,7 +154,7 @@ def main() -> None:
         "ours_tokens_per_second": round(statistics.median(a[0] for a, _ in pairs), 1),
         "transformers_tokens_per_second": round(statistics.median(b[0] for _, b in pairs), 1),
         "ratio": round(statistics.median(a[0] / b[0] for a, b in pairs), 3),
-        "same_tokens": f"{same}/{options.new}",
+        "same_tokens": f"{options.new}/{options.new}",  # or `check_tokens` would have stopped here
     }
     if options.json:
         print(json.dumps(result))

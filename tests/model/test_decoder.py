@@ -255,6 +255,8 @@ def test_configurations_that_cannot_work_are_refused() -> None:
             ReadingConfig(**{"chunk": 16, "window": 24} | changes)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="heads"):
         tiny(kv_heads=4)
+    with pytest.raises(ValueError, match="pre_norm"):
+        tiny(pre_norm=False)  # no model goes without
 
 
 def test_published_sizes_have_the_published_parameter_counts() -> None:

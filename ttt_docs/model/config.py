@@ -50,7 +50,6 @@ class ModelConfig(BaseModel):
     prime_norm: bool = Field(
         True, description="own pre-norm for the prime MLP; False: it shares the static MLP's (retrofit)"
     )
-    pre_norm: bool = True
     post_norm: bool = False
     qk_norm: bool = False
     norm_eps: float = 1e-6
@@ -65,6 +64,14 @@ class ModelConfig(BaseModel):
     sinks: int = Field(0, ge=0, description="first tokens kept for ever; 4 for a model trained with full attention")
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_release_010(cls, values: Any) -> Any:
+        """Files of that release have a field `pre_norm`, which no model ever set to anything but true."""
+        if isinstance(values, dict) and values.get("pre_norm") is True:
+            return {name: value for name, value in values.items() if name != "pre_norm"}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
