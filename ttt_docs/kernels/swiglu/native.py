@@ -83,6 +83,12 @@ class _SwiGLU(torch.autograd.Function):
         return grad_x, grad_w13, grad_w2
 
 
+def _dense(weight: Tensor) -> Tensor:
+    """The weights without gaps inside a sequence's own. Between sequences there may be some: fast weights are views."""
+    last = weight[0] if weight.dim() == 3 else weight
+    return weight if last.is_contiguous() else weight.contiguous()
+
+
 def swiglu_native(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     """As `swiglu_cpu`, which still does what the compiled products were not made for."""
     few = x.shape[1] <= FEW_ROWS and not torch.is_grad_enabled()
@@ -90,7 +96,7 @@ def swiglu_native(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     if x.dtype != torch.bfloat16 or not fits:
         return swiglu_cpu(x, w13, w2)
     x = x.contiguous()
-    w13, w2 = (w.contiguous().expand(len(x), -1, -1) for w in (w13, w2))  # one per sequence, perhaps the same
+    w13, w2 = (_dense(w).expand(len(x), -1, -1) for w in (w13, w2))  # one per sequence, perhaps the same
     if few:
         return _few(x, w13, w2)
     if not torch.is_grad_enabled():
