@@ -1,6 +1,6 @@
 """What a model is: one decoder configuration for the paper's block and for Llama-family models, and how it reads.
 
-Sizes follow METHOD section 4 (the published runs) and section 6 (the retrofit of a pre-trained model).
+Sizes follow docs/method.md section 4 (the published runs) and section 6 (the retrofit of a pre-trained model).
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ InnerRule = Literal["sgd", "normalized", "balanced"]
 
 
 class ReadingConfig(BaseModel):
-    """How a document is read: the inner loop of METHOD section 3. Part of a memory's identity.
+    """How a document is read: the inner loop of docs/method.md section 3. Part of a memory's identity.
 
     `sgd` is the paper's rule, W <- W - lr * clip(g); `normalized` gives each matrix a step of norm `lr`,
-    W <- W - lr * g / ||g|| (METHOD section 6: steadier for a model that was not meta-trained); `balanced` divides each
-    entry of g by the root of its row's and its column's root mean square first (the factored second moments of
-    Adafactor, arXiv 1804.04235, of one gradient, at half their power).
+    W <- W - lr * g / ||g|| (docs/method.md section 6: steadier for a model that was not meta-trained); `balanced`
+    divides each entry of g by the root of its row's and its column's root mean square first (the factored second
+    moments of Adafactor, arXiv 1804.04235, of one gradient, at half their power).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -171,7 +171,7 @@ def _published(name: str, blocks: int, dim: int, heads: int, mlp: int, suffix: i
     )
 
 
-#: The published sizes (METHOD section 4; MLP width with prime) and the default model before its retrofit.
+#: The published sizes (docs/method.md section 4; MLP width with prime) and the default model before its retrofit.
 CONFIGS: dict[str, ModelConfig] = {
     "125m": _published("125m", 12, 768, 12, 1664, 3),
     "350m": _published("350m", 24, 1024, 16, 2304, 6),

@@ -1,4 +1,4 @@
-"""One decoder for the paper's block and for Llama-family models (METHOD section 2).
+"""One decoder for the paper's block and for Llama-family models (docs/method.md section 2).
 
     x = x + post(attention(pre(x)))
     x = x + post'(prime_mlp(pre'(x)))      suffix blocks only; its weights are the fast weights
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         return cast(Block, self.blocks[index])
 
     def initialize(self, generator: torch.Generator | None = None) -> Decoder:
-        """Random weights as the paper starts from: normal with deviation 0.02, norms 1 (METHOD section 4)."""
+        """Random weights as the paper starts from: normal with deviation 0.02, norms 1 (docs/method.md section 4)."""
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter.data, std=0.02, generator=generator)

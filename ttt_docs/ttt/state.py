@@ -45,7 +45,7 @@ class ChunkResult:
 
 
 class ReadingState:
-    """Reads token ids chunk by chunk (METHOD section 3). Not a value: `read` and `run` move it on; `copy` to branch."""
+    """Reads token ids chunk by chunk (docs/method.md section 3). `read` and `run` move it on; `copy` to branch."""
 
     def __init__(
         self,

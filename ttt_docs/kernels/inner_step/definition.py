@@ -1,4 +1,4 @@
-"""Steps 4 and 5 of the inner loop (METHOD section 3): clip the gradient of the fast weights, and step along it."""
+"""Steps 4 and 5 of the inner loop (docs/method.md section 3): clip the gradient, and step along it."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def global_norm(norms: Tensor) -> Tensor:
 def step_sizes(grad_norm: Tensor, norms: Tensor, rule: Rule, rates: Tensor | None) -> tuple[Tensor, Tensor]:
     """The clip [batch], and what each matrix's gradient is multiplied by [matrices, batch]; norms likewise."""
     clip = torch.ones_like(grad_norm)
-    if rule.name == "sgd":  # METHOD section 3: g *= min(1, clip / ||g||), then W - lr * g
+    if rule.name == "sgd":  # docs/method.md section 3: g *= min(1, clip / ||g||), then W - lr * g
         if rule.clip > 0:
             clip = rule.clip / grad_norm.clamp_min(rule.clip)
         factors = clip.expand_as(norms)
-    else:  # METHOD section 6: each matrix takes a step of norm lr. Without a gradient, 1 can be differentiated.
+    else:  # docs/method.md section 6: each matrix takes a step of norm lr. Without a gradient, 1 can be differentiated.
         factors = 1 / torch.where(norms > 0, norms, 1.0)
     if rates is None:
         rates = grad_norm.new_ones(len(norms))
