@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import signal
@@ -50,6 +51,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 os.unlink(temporary)
             raise
         _flush_folder(target.parent)
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """`replacing`, with `content` as JSON and a line break."""
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=indent).encode() + b"\n")
 
 
 def check_writable(path: Path) -> None:

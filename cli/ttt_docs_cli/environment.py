@@ -13,7 +13,7 @@ from ttt_docs.io import readable_bytes as size
 from ttt_docs_cli.options import json_option
 from ttt_docs_cli.output import say_json, table
 
-PACKAGES = (
+PACKAGES = [
     "torch",
     "triton",
     "flash-attn",
@@ -24,7 +24,7 @@ PACKAGES = (
     "huggingface-hub",
     "gguf",
     "pypdf",
-)
+]
 
 
 @click.command(epilog="\b\nExample:\n  ttt-docs env\n  ttt-docs env --json")
@@ -57,64 +57,49 @@ def _environment() -> dict[str, Any]:
     import torch
 
     from ttt_docs._version import __version__
+    from ttt_docs.errors import UsageError
     from ttt_docs.io import cache_folder
-    from ttt_docs.kernels.dispatch import kernel_choice
+    from ttt_docs.kernels.dispatch import kernel_choice, kernels_for
     from ttt_docs.kernels.native.build import native_library
     from ttt_docs.weights.loading import best_dtype
     from ttt_docs_cli.opening import memories_folder
 
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    def able(check: str) -> bool:
+        """What torch says about this CPU; a torch without that question counts as no."""
+        return bool(getattr(torch.cpu, check, lambda: False)())
+
+    def chosen(device: str) -> str:
+        """What would run on `device`, or why what is forced cannot."""
+        try:
+            return kernels_for(torch.device(device)).name
+        except UsageError as error:
+            return f"none ({error})"
+
     kernel_choice()  # a value that does not exist is an error of its own
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    versions = {"ttt-docs": __version__, "python": platform.python_version()}
-    memories = list(memories_folder().glob("*.ttt"))
+    sizes = [path.stat().st_size for path in memories_folder().glob("*.ttt")]
     return {
-        "versions": versions | {name: _version(name) for name in PACKAGES},
+        "versions": {"ttt-docs": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "platform": platform.platform(),
         "device": "cpu",
         "devices": devices,
         "dtype": {device: str(best_dtype(torch.device(device))).removeprefix("torch.") for device in devices},
         "cpu": {
             "capability": torch.backends.cpu.get_cpu_capability(),
-            "bf16": _has("_is_avx512_bf16_supported"),
-            "amx": _has("_is_amx_tile_supported"),
+            "bf16": able("_is_avx512_bf16_supported"),
+            "amx": able("_is_amx_tile_supported"),
         },
         "threads": torch.get_num_threads(),
         "kernels": {
             "TTT_DOCS_KERNELS": os.environ.get("TTT_DOCS_KERNELS"),
             "native": native_library().reason,
-            "chosen": {device: _kernels(device) for device in devices},
+            "chosen": {device: chosen(device) for device in devices},
         },
-        "cache": {
-            "folder": str(cache_folder()),
-            "memories": len(memories),
-            "bytes": sum(path.stat().st_size for path in memories),
-        },
+        "cache": {"folder": str(cache_folder()), "memories": len(sizes), "bytes": sum(sizes)},
     }
-
-
-def _kernels(device: str) -> str:
-    """What would run on `device`, or why what is forced cannot."""
-    import torch
-
-    from ttt_docs.errors import UsageError
-    from ttt_docs.kernels.dispatch import kernels_for
-
-    try:
-        return kernels_for(torch.device(device)).name
-    except UsageError as error:
-        return f"none ({error})"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _has(check: str) -> bool:
-    """What torch says about this CPU; a torch without that question counts as no."""
-    import torch
-
-    question = getattr(torch.cpu, check, None)
-    return bool(question and question())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttt_docs import UsageError
+from ttt_docs.io import check_writable, write_json
 from ttt_docs_cli.options import DEFAULT_MODEL, dtype_option, model_options, options, quiet_option, route_option
 from ttt_docs_cli.output import note, say
 
@@ -19,25 +20,21 @@ if TYPE_CHECKING:
     from ttt_docs.evaluation.needle import Asked
 
 
-def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> list[str]:
-    """A list such as window,retrofit."""
-    return [name.strip() for name in value.split(",") if name.strip()]
-
-
-def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
-    """A list such as 8192,32768."""
-    try:
-        lengths = [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers such as 8192,32768") from None
-    if min(lengths) <= 0:
-        raise click.BadParameter("lengths are positive")
-    return sorted(set(lengths))
-
-
 def _list_option(name: str, target: str, default: str, metavar: str, help: str) -> Callable[..., Any]:
-    callback = _numbers if metavar == "TOKENS" else _names
-    return click.option(name, target, default=default, show_default=True, callback=callback, metavar=metavar, help=help)
+    """A list such as window,retrofit or, where metavar is TOKENS, 8192,32768."""
+
+    def parse(ctx: click.Context, parameter: click.Parameter, value: str) -> list[Any]:
+        if metavar != "TOKENS":
+            return [name.strip() for name in value.split(",") if name.strip()]
+        try:
+            lengths = sorted({int(part) for part in value.split(",")})
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not a list of numbers such as 8192,32768") from None
+        if lengths[0] <= 0:
+            raise click.BadParameter("lengths are positive")
+        return lengths
+
+    return click.option(name, target, default=default, show_default=True, callback=parse, metavar=metavar, help=help)
 
 
 def _outputs(picture: str) -> Callable[..., Any]:
@@ -46,20 +43,6 @@ def _outputs(picture: str) -> Callable[..., Any]:
         click.option("--json", "out", type=path, metavar="OUT", help="Kept up to date while it runs."),
         click.option("--plot", "picture", type=path, metavar="OUT.png", help=f"Draws {picture}."),
     )
-
-
-def _check_outputs(*paths: Path | None) -> None:
-    from ttt_docs.io import check_writable
-
-    for path in filter(None, paths):
-        check_writable(path)
-
-
-def _write(out: Path, facts: dict[str, Any]) -> None:
-    from ttt_docs.io import replacing
-
-    with replacing(out) as file:
-        file.write(json.dumps(facts, indent=1).encode() + b"\n")
 
 
 @click.group(
@@ -119,7 +102,7 @@ def context(
     from tqdm import tqdm
 
     from ttt_docs.evaluation import context as evaluation
-    from ttt_docs.evaluation.collections import read_collection
+    from ttt_docs.evaluation.books import read_collection
     from ttt_docs.weights.adapter import SHIPPED
 
     unknown = [name for name in systems if name not in evaluation.SYSTEMS]
@@ -128,9 +111,15 @@ def context(
     wrong = [length for length in lengths if length % evaluation.BUCKET]
     if wrong:
         raise UsageError(f"a length of {wrong[0]:,} is not a multiple of {evaluation.BUCKET:,}")
-    _check_outputs(out, picture)
+    for path in filter(None, (out, picture)):
+        check_writable(path)
     books = list(read_collection(files))
-    known = _known(out)
+    known: list[Reading] = []
+    if out is not None and out.exists() and out.stat().st_size:
+        try:
+            known = [evaluation.Reading(**row) for row in json.loads(out.read_text("utf-8"))["readings"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{out} is not from `ttt-docs eval context`: give another --json file") from error
     kept = {evaluation.key_of_reading(reading): reading for reading in known}
     readings: list[Reading] = []
     total = len(systems) * len(books) * lengths[-1]
@@ -142,25 +131,13 @@ def context(
             bar.set_postfix(system=reading.system, book=reading.book[:20], refresh=False)
             if out is not None:
                 rows = [reading.model_dump(mode="json") for reading in kept.values()]
-                _write(out, evaluation.report(readings, lengths) | {"readings": rows})
+                write_json(out, evaluation.report(readings, lengths) | {"readings": rows}, indent=1)
     _print_context(evaluation.report(readings, lengths), systems, lengths)
     for name in systems:
         note(f"{name}: {evaluation.ABOUT[name]}", quiet)
     if picture is not None:
         evaluation.plot(readings, lengths, picture)
         note(f"Both curves are in {picture}", quiet)
-
-
-def _known(out: Path | None) -> list[Reading]:
-    """The readings an earlier run left in OUT."""
-    from ttt_docs.evaluation.context import Reading
-
-    if out is None or not out.exists() or not out.stat().st_size:
-        return []
-    try:
-        return [Reading(**row) for row in json.loads(out.read_text("utf-8"))["readings"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{out} is there but not from `ttt-docs eval context`: give another --json file") from error
 
 
 def _print_context(report: dict[str, Any], systems: list[str], lengths: list[int]) -> None:
@@ -223,10 +200,11 @@ def needle(
 
     from ttt_docs._version import __version__
     from ttt_docs.evaluation import needle as evaluation
-    from ttt_docs.evaluation.collections import read_collection
+    from ttt_docs.evaluation.books import read_collection
     from ttt_docs_cli.opening import open_reader
 
-    _check_outputs(out, picture)
+    for path in filter(None, (out, picture)):
+        check_writable(path)
     texts = (book.text for book in read_collection(haystack))
     reader = open_reader(**opening)
     facts = {
@@ -243,7 +221,7 @@ def needle(
             bar.update()
             bar.set_postfix(task=one.task, length=one.length, refresh=False)
             if out is not None and (len(asked) % samples == 0):
-                _write(out, evaluation.report(asked) | facts)
+                write_json(out, evaluation.report(asked) | facts, indent=1)
     if not quiet:
         _print_needle(evaluation.report(asked))
     if picture is not None:

@@ -74,25 +74,22 @@ def _dry_run(recipe: Recipe, as_json: bool) -> None:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     budget = budget_of(recipe, config_of(recipe), count, 4 if recipe.compute.dtype == "float32" else 2)
     facts = asdict(budget) | {"name": recipe.name, "steps": recipe.steps, "processes": count}
-    facts["memory"]["total"] = budget.memory.total
     if as_json:
         say_json(facts)
         return
     counted = "one epoch of the data, which training counts first"
+    steps = counted if recipe.steps is None else f"{recipe.steps:,} of {recipe.batch} x {recipe.sequence:,} tokens"
     rows: list[tuple[str, object]] = [
         ("recipe", f"{recipe.name}, mode {recipe.mode}, trains {recipe.trains}"),
         ("parameters", f"{budget.parameters:,}, {budget.trained:,} of them trained, {budget.fast:,} fast weights"),
-        (
-            "steps",
-            counted if recipe.steps is None else f"{recipe.steps:,} of {recipe.batch} x {recipe.sequence:,} tokens",
-        ),
+        ("steps", steps),
     ]
     if budget.tokens is not None and budget.flops is not None:
         rows += [("tokens", f"{budget.tokens:,}"), ("FLOPs", f"{budget.flops:.3g}")]
     rows += [("FLOPs per token", f"{budget.flops_per_token:.3g}")]
-    rows += [("memory per GPU", f"{size(budget.memory.total)} (estimated, {count} process{'es' * (count > 1)})")]
+    rows += [("memory per GPU", f"{size(budget.memory['total'])} (estimated, {count} process{'es' * (count > 1)})")]
     table(rows)
-    table([(key.replace("_", " "), size(value)) for key, value in asdict(budget.memory).items()], indent="  ")
+    table([(key.replace("_", " "), size(value)) for key, value in budget.memory.items() if key != "total"], indent="  ")
 
 
 def _train(recipe: Recipe, quiet: bool, as_json: bool) -> None:

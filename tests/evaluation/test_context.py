@@ -13,7 +13,7 @@ from ttt_docs_cli.main import cli
 
 from ttt_docs.errors import UsageError
 from ttt_docs.evaluation import context
-from ttt_docs.evaluation.collections import Text
+from ttt_docs.evaluation.books import Text
 from ttt_docs.evaluation.context import BUCKET, Base, Reading
 from ttt_docs.reader import TTTReader
 from ttt_docs.ttt import prefix

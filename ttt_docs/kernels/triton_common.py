@@ -34,11 +34,6 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """As `sums_of`, a dtype of torch for tensors of sums."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def token_major(x: Tensor) -> Tensor:
     """x [batch, heads, tokens, d], in memory [batch, tokens, heads, d]: the order of the projections."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
@@ -53,21 +48,6 @@ def empty_token_major(like: Tensor) -> Tensor:
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd would follow an operation on these."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def traced(x: Tensor | None) -> Any:
-    """x as `wanted` can tell whether its gradient is: autograd does not say so of leaves."""
-    return x.view_as(x) if x is not None and x.requires_grad and x.is_leaf else x
-
-
-def wanted(ctx: Any, tensor: int) -> bool:
-    """Inside a backward pass: whether the gradient of the forward pass's tensor number `tensor` is asked for now.
-
-    `ctx.needs_input_grad` says only that it could be. The inner step asks for the fast weights' gradients alone while
-    all parameters require gradient; it must not pay for the others' products.
-    """
-    node = ctx.next_functions[tensor][0]
-    return node is not None and torch._C._will_engine_execute_node(node)
 
 
 def second_derivative(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:

@@ -30,9 +30,9 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def traced(x: Tensor) -> Tensor:
-    """x as `wanted` can tell whether its gradient is: autograd does not say so of leaves."""
-    return x.view_as(x) if x.requires_grad and x.is_leaf else x
+def traced(x: Any) -> Any:
+    """x, a tensor or None, as `wanted` can tell whether its gradient is: autograd does not say so of leaves."""
+    return x.view_as(x) if x is not None and x.requires_grad and x.is_leaf else x
 
 
 def wanted(ctx: Any, tensor: int) -> bool:

@@ -25,7 +25,7 @@ Memory of one process, in bytes; b = bytes of the compute dtype, N parameters in
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil, log2, prod
 
 from ttt_docs.model.config import ModelConfig
@@ -34,22 +34,6 @@ from ttt_docs.training.recipe import Recipe
 from ttt_docs.weights.parameters import parameter_shapes
 
 _LOGIT_ROWS = 2048
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes for one process."""
-
-    weights: int
-    optimizer: int
-    gradients: int
-    fast_weights: int
-    keys_and_values: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return sum(asdict(self).values())
 
 
 @dataclass(frozen=True)
@@ -62,26 +46,38 @@ class Budget:
     tokens: int | None  # None: one epoch of data that is not counted yet
     flops_per_token: float
     flops: float | None
-    memory: Memory
+    memory: dict[str, int]  # bytes for one process, by use and in `total`
 
 
 def budget_of(recipe: Recipe, config: ModelConfig, processes: int = 1, bytes_per_number: int = 2) -> Budget:
     """The estimates for `config` trained by `recipe` in `processes` processes."""
-    shapes = parameter_shapes(config)
-    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    sizes = {name: prod(shape) for name, shape in parameter_shapes(config).items()}
+    parameters = sum(sizes.values())
     trained = sum(sizes[name] for name in trained_names(recipe, config, sizes))
     fast = sum(size for name, size in sizes.items() if ".prime_mlp." in name)
     tokens = None if recipe.steps is None else recipe.steps * recipe.tokens_per_step
     per_token = flops_per_token(recipe, config)
-    return Budget(
-        parameters=sum(sizes.values()),
-        trained=trained,
-        fast=fast,
-        tokens=tokens,
-        flops_per_token=per_token,
-        flops=None if tokens is None else per_token * tokens,
-        memory=_memory(recipe, config, sum(sizes.values()), trained, fast, processes, bytes_per_number),
-    )
+
+    parts = processes if recipe.compute.parallel == "sharded" else 1
+    chunk, batch, kept = recipe.reading.chunk, recipe.compute.micro_batch, recipe.compute.recompute
+    chunks, whole = recipe.sequence // chunk, batch * recipe.sequence
+    updates, copies = recipe.mode in ("meta", "first-order"), 2 if recipe.mode == "meta" else 1
+    states = 0 if not updates else ceil(log2(chunks)) + 1 if kept == "logarithmic" else chunks
+    kv = config.kv_heads * config.head_dim
+    row = 8 * config.dim + 3 * (config.heads * config.head_dim + 2 * kv) + 6 * config.mlp_dim
+    prefix_rows = whole if kept in ("none", "compiled", "suffix") else batch * chunk
+    suffix_rows = whole if kept in ("none", "compiled") or (kept == "suffix" and not updates) else batch * chunk
+    rows = prefix_rows * config.prefix_blocks + suffix_rows * config.suffix_blocks * copies**2
+    memory = {
+        "weights": bytes_per_number * (parameters - fast) + 4 * fast,
+        "optimizer": 12 * trained // parts,
+        "gradients": 4 * trained // parts + bytes_per_number * trained,
+        "fast_weights": 4 * fast * batch * states * copies,
+        "keys_and_values": 2 * bytes_per_number * kv * config.blocks * whole,
+        "activations": bytes_per_number * row * rows + 2 * 4 * min(suffix_rows, _LOGIT_ROWS) * config.vocab_size,
+    }
+    flops = None if tokens is None else per_token * tokens
+    return Budget(parameters, trained, fast, tokens, per_token, flops, memory | {"total": sum(memory.values())})
 
 
 def flops_per_token(recipe: Recipe, config: ModelConfig) -> float:
@@ -93,8 +89,7 @@ def flops_per_token(recipe: Recipe, config: ModelConfig) -> float:
     for name, shape in parameter_shapes(config).items():
         if len(shape) < 2 or (name == "embed.weight" and not config.tied_head):
             continue
-        index = int(name.split(".")[1]) if name.startswith("blocks.") else config.blocks
-        if index in range(config.prefix_blocks):
+        if name.startswith("blocks.") and int(name.split(".")[1]) < config.prefix_blocks:
             prefix += 2 * prod(shape)
         else:
             suffix += 2 * prod(shape)
@@ -107,28 +102,3 @@ def flops_per_token(recipe: Recipe, config: ModelConfig) -> float:
     elif recipe.compute.recompute == "suffix" and updates:
         again = suffix * 3
     return below * prefix + {"meta": 9, "first-order": 5}.get(recipe.mode, 3) * suffix + again
-
-
-def _memory(
-    recipe: Recipe, config: ModelConfig, parameters: int, trained: int, fast: int, processes: int, size: int
-) -> Memory:
-    parts = processes if recipe.compute.parallel == "sharded" else 1
-    chunks, batch = recipe.sequence // recipe.reading.chunk, recipe.compute.micro_batch
-    updates = recipe.mode in ("meta", "first-order")
-    meta = recipe.mode == "meta"
-    states = 0 if not updates else (ceil(log2(chunks)) + 1 if recipe.compute.recompute == "logarithmic" else chunks)
-    kv = config.kv_heads * config.head_dim
-    row = size * (8 * config.dim + 3 * (config.heads * config.head_dim + 2 * kv) + 6 * config.mlp_dim)
-    whole, chunk, kept = batch * recipe.sequence, batch * recipe.reading.chunk, recipe.compute.recompute
-    prefix_rows = whole if kept in ("none", "compiled", "suffix") else chunk
-    suffix_rows = whole if kept in ("none", "compiled") or (kept == "suffix" and not updates) else chunk
-    activations = prefix_rows * config.prefix_blocks + suffix_rows * config.suffix_blocks * (4 if meta else 1)
-    logits = 2 * 4 * min(suffix_rows, _LOGIT_ROWS) * config.vocab_size
-    return Memory(
-        weights=size * (parameters - fast) + 4 * fast,
-        optimizer=12 * trained // parts,
-        gradients=4 * trained // parts + size * trained,
-        fast_weights=4 * fast * batch * states * (2 if meta else 1),
-        keys_and_values=2 * size * kv * config.blocks * batch * recipe.sequence,
-        activations=row * activations + logits,
-    )

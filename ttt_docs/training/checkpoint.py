@@ -22,7 +22,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from ttt_docs.errors import CheckpointError
-from ttt_docs.io import replacing
+from ttt_docs.io import write_json
 from ttt_docs.training.parallel import Processes, TrainedWeights
 
 _NAME = re.compile(r"step-(\d{6,})")
@@ -58,8 +58,7 @@ def save(
         warnings.simplefilter("ignore")  # that there is one process only
         dcp.save(_state(weights, optimizer), checkpoint_id=str(building))
     if here.first:
-        with replacing(building / "run.json") as file:
-            file.write(json.dumps({"step": step, "score": score, **facts}).encode())
+        write_json(building / "run.json", {"step": step, "score": score, **facts})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(building, folder)
     here.wait()

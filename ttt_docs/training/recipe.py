@@ -23,13 +23,14 @@ from ttt_docs.errors import UsageError
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 
 _SHIPPED = files("ttt_docs.training") / "recipes"
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelRecipe(BaseModel):
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRecipe(_Section):
     """Which model: a `config` with random weights, or the weights of a `pretrained` one; with both, of that config."""
-
-    model_config = _STRICT
 
     config: str | None = Field(
         None, description="a published size (125m, 350m, 760m, 1.3b, 3b), or custom: all in changes"
@@ -57,10 +58,8 @@ class ModelRecipe(BaseModel):
         return self
 
 
-class DataRecipe(BaseModel):
+class DataRecipe(_Section):
     """Which documents, and what turns them into tokens."""
-
-    model_config = _STRICT
 
     train: tuple[str, ...] = Field(
         (),
@@ -79,10 +78,8 @@ class DataRecipe(BaseModel):
         return (value,) if isinstance(value, str) else value
 
 
-class OptimizerRecipe(BaseModel):
+class OptimizerRecipe(_Section):
     """AdamW, its schedule, and the inner learning rate's warm-up."""
-
-    model_config = _STRICT
 
     lr: float = Field(gt=0)
     final_lr: float = Field(1e-5, ge=0)
@@ -101,10 +98,8 @@ class OptimizerRecipe(BaseModel):
     inner_warmup_from: float = Field(0.1, ge=0, le=1, description="the factor that it rises from")
 
 
-class CheckpointRecipe(BaseModel):
+class CheckpointRecipe(_Section):
     """What is kept. Changes nothing in what is computed."""
-
-    model_config = _STRICT
 
     every: int = Field(100, gt=0, description="steps between checkpoints")
     keep: int = Field(2, gt=0, description="newest checkpoints kept, beside the best")
@@ -113,10 +108,8 @@ class CheckpointRecipe(BaseModel):
     evaluate_sequences: int = Field(8, gt=0, description="validation sequences, the first of each document first")
 
 
-class ComputeRecipe(BaseModel):
+class ComputeRecipe(_Section):
     """How it is computed. Another machine may need other values; the loss curve stays the same to rounding."""
-
-    model_config = _STRICT
 
     device: str = Field("auto", description="auto, cpu, cuda")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="numbers of the products")
@@ -127,10 +120,8 @@ class ComputeRecipe(BaseModel):
     )
 
 
-class Recipe(BaseModel):
+class Recipe(_Section):
     """One training run."""
-
-    model_config = _STRICT
 
     name: str
     mode: Literal["meta", "first-order", "naive", "none"] = Field(
@@ -336,25 +327,17 @@ def _set(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
 
 
 def _sentences(error: ValidationError, model: type[BaseModel]) -> str:
-    return "; ".join(_sentence(detail, model) for detail in error.errors())
-
-
-def _sentence(detail: Any, model: type[BaseModel]) -> str:
-    where = [str(part) for part in detail["loc"]]
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        known = _fields(model, where[:-1])
-        close = difflib.get_close_matches(where[-1], known, n=1)
-        return f"unknown key {'.'.join(where)}" + (
-            f", did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
-        )
-    return f"{'.'.join(where)}: {message}" if where else message
-
-
-def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        below = model.model_fields[part].annotation
-        if not (isinstance(below, type) and issubclass(below, BaseModel)):
-            return []
-        model = below
-    return list(model.model_fields)
+    """What is wrong with the values for a `model`, in one line; keys that it does not have with those it has."""
+    found = []
+    for detail in error.errors():
+        *section, last = map(str, detail["loc"] or ("",))
+        message = f"{'.'.join([*section, last])}: {detail['msg'].removeprefix('Value error, ')}"
+        if detail["type"] == "extra_forbidden":
+            fields: Any = model
+            for part in section:
+                fields = fields.model_fields[part].annotation
+            close = difflib.get_close_matches(last, fields.model_fields, n=1)
+            hint = f", did you mean {close[0]}?" if close else f" (known: {', '.join(fields.model_fields)})"
+            message = f"unknown key {'.'.join([*section, last])}{hint}"
+        found.append(message.removeprefix(": "))
+    return "; ".join(found)

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ttt_docs.errors import DocumentError, TTTDocsError
-from ttt_docs.io import replacing
+from ttt_docs.io import replacing, write_json
 from ttt_docs.text.segments import segments
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training.texts import TextSource, texts_of
@@ -158,7 +158,7 @@ def build_shards(
         "left_out": sum(head["left_out"] for head in heads),
         "sha256": hashlib.sha256("".join(head["sha256"] for head in heads).encode()).hexdigest(),
     }
-    _write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest)
     return open_shards(folder)
 
 
@@ -222,7 +222,7 @@ def _write_shard(
         "longest_characters": max(map(len, texts)),
         "sha256": digest.hexdigest(),
     }
-    _write_json(folder / _name(index, "json"), head)
+    write_json(folder / _name(index, "json"), head)
     return head
 
 
@@ -239,8 +239,3 @@ def _finished(folder: Path, index: int, dtype: np.dtype[Any]) -> dict[str, Any] 
 
 def _name(index: int, suffix: str) -> str:
     return f"shard-{index:05d}.{suffix}"
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(content).encode())

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import glob
-import io
-import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ttt_docs.documents.json_lines import json_lines
 from ttt_docs.errors import DocumentError, UsageError
 
 _KINDS = (".jsonl", ".jsonl.zst", ".txt", ".md", ".parquet")
@@ -83,27 +81,10 @@ def texts_of(source: TextSource) -> Iterator[str]:
         elif source.path.name.lower().endswith(".parquet"):
             yield from _parquet(source, source.path)
         else:
-            yield from _json_lines(source, source.path)
+            for number, row in json_lines(source.path):
+                yield _text(row, source, f"line {number}")
     except (OSError, UnicodeDecodeError) as error:
         raise DocumentError(f"{source.name} cannot be read: {error}") from error
-
-
-def _json_lines(source: TextSource, path: Path) -> Iterator[str]:
-    zstandard = _package("zstandard") if path.name.lower().endswith(".zst") else None
-    damage: Any = zstandard.ZstdError if zstandard else ()
-    with ExitStack() as stack:
-        lines: Any = stack.enter_context(path.open("rb"))
-        if zstandard is not None:
-            stream = zstandard.ZstdDecompressor().stream_reader(lines, read_across_frames=True)
-            lines = stack.enter_context(io.BufferedReader(stack.enter_context(stream)))
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _text(json.loads(line), source, f"line {number}")
-        except ValueError as error:
-            raise DocumentError(f"{source.name}, line {number} is not JSON: {error}") from error
-        except damage as error:
-            raise DocumentError(f"{source.name} is not intact zstd: {error}") from error
 
 
 def _parquet(source: TextSource, path: Path) -> Iterator[str]:

@@ -37,7 +37,8 @@ from ttt_docs.kernels.attention.triton_tiles import (
     visible,
     zero_tile,
 )
-from ttt_docs.kernels.triton_common import empty_token_major, needs_grad, second_derivative, sums_of, token_major, wide
+from ttt_docs.kernels.triton_common import empty_token_major, needs_grad, second_derivative, sums_of, token_major
+from ttt_docs.kernels.workspace import wide
 
 
 @triton.jit

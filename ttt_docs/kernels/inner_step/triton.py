@@ -21,7 +21,8 @@ from ttt_docs.kernels.inner_step.triton_kernels import (
     undo,
     update,
 )
-from ttt_docs.kernels.triton_common import accumulator, wide
+from ttt_docs.kernels.triton_common import accumulator
+from ttt_docs.kernels.workspace import wide
 
 #: Elements per program, and per step of its loop.
 CHUNK, BLOCK = 1 << 16, 1 << 12

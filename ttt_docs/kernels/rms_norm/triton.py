@@ -23,7 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ttt_docs.kernels.triton_common import load, needs_grad, second_derivative, sums_of, traced, wanted, wide
+from ttt_docs.kernels.triton_common import load, needs_grad, second_derivative, sums_of
+from ttt_docs.kernels.workspace import traced, wanted, wide
 
 #: Programs that keep a device busy. Where there would be more, each does several groups of rows one after the other,
 #: and fewer shares of the weight's gradient go through memory.

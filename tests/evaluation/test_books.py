@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ttt_docs.errors import DocumentError
-from ttt_docs.evaluation.collections import read_collection
+from ttt_docs.evaluation.books import read_collection
 
 LINES = [{"id": 7, "title": "One", "text": "first"}, {"text": "second"}]
 
@@ -17,7 +17,8 @@ def test_files_and_lines_in_order(tmp_path):
 
     lines = "".join(json.dumps(row) + "\n" for row in LINES)
     (tmp_path / "plain.jsonl").write_text(lines, "utf-8")
-    (tmp_path / "small.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    frames = [zstandard.compress(part.encode()) for part in lines.splitlines(keepends=True)]
+    (tmp_path / "small.jsonl.zst").write_bytes(b"".join(frames))
     (tmp_path / "book.txt").write_text("third", "utf-8")
     found = list(read_collection(tmp_path / name for name in ("plain.jsonl", "small.jsonl.zst", "book.txt")))
     assert [(t.id, t.title, t.text) for t in found] == [
@@ -38,7 +39,7 @@ def test_a_bad_line_is_named(tmp_path, line):
 def test_a_broken_or_missing_file_is_named(tmp_path):
     broken = tmp_path / "broken.jsonl.zst"
     broken.write_bytes(b"not zstd at all")
-    with pytest.raises(DocumentError, match="not a whole zstd file"):
+    with pytest.raises(DocumentError, match=r"broken\.jsonl\.zst is not intact zstd"):
         list(read_collection([broken]))
     with pytest.raises(DocumentError, match="missing"):
         list(read_collection([tmp_path / "missing.jsonl"]))
