@@ -82,7 +82,7 @@ def test_another_prefix_is_not_shared(tiny_reader, tiny_tokenizer):
     assert context._same_prefix(readers) == [0, 1, 0]
 
 
-def test_full_attention_ends_where_the_model_was_trained_to(opened, monkeypatch, tiny_reader):
+def test_full_attention_ends_where_the_model_was_trained_to(opened, monkeypatch, tiny_reader, tmp_path):
     assert tiny_reader.model.config.max_positions >= 2 * BUCKET
     short = tiny_reader.model.config.model_copy(update={"max_positions": BUCKET + 5})
     monkeypatch.setattr(tiny_reader.model, "config", short)
@@ -91,6 +91,8 @@ def test_full_attention_ends_where_the_model_was_trained_to(opened, monkeypatch,
     assert [len(r.nats) for r in readings] == [1, 2]
     rows = [row["nats"] for row in context.by_position(readings, 2 * BUCKET) if row["system"] == "full"]
     assert rows == [readings[0].nats[0], None]
+    context.plot(readings, [BUCKET, 2 * BUCKET], tmp_path / "out.png")  # against the system that ends first
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_positions_cover_the_document_once(opened):

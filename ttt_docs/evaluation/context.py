@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -28,10 +27,9 @@ from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.adapter import SHIPPED
 from ttt_docs.weights.registry import entry_of
 
-Row = TypeVar("Row")
 #: Tokens of which a reading keeps the mean loss.
 BUCKET = 1024
-#: Step of the `inplace` system: what METHOD section 6 found best for matrices that already do a job.
+#: Step of the `inplace` system: what docs/method.md section 6 found best for matrices that already do a job.
 IN_PLACE_LR = 0.03
 
 
@@ -58,8 +56,7 @@ def _in_place(base: Base) -> TTTReader:
 
 def _full(base: Base) -> TTTReader:
     reader = base.open(adapter=None, learn=False)
-    trained = reader.model.config.max_positions
-    return base.open(adapter=None, learn=False, window=trained)
+    return base.open(adapter=None, learn=False, window=reader.model.config.max_positions)
 
 
 def _trained(base: Base, name: Literal["adapter", "control"], **settings: Any) -> TTTReader:
@@ -83,7 +80,7 @@ SYSTEMS: dict[str, Callable[[Base], TTTReader]] = {
 #: What each one is, for tables.
 ABOUT = {
     "window": "window attention only",
-    "retrofit": "TTT without training (METHOD section 6)",
+    "retrofit": "TTT without training (docs/method.md section 6)",
     "inplace": "TTT without training, the existing MLPs updated in place",
     "adapter": "meta-trained initialization, TTT on",
     "adapter-off": "meta-trained initialization, TTT off",
@@ -226,14 +223,15 @@ def _same_prefix(readers: Sequence[TTTReader]) -> list[int]:
     return [next(i for i, other in enumerate(readers) if same(reader, other)) for reader in readers]
 
 
-def by_length(readings: Iterable[Reading], lengths: Sequence[int]) -> list[dict[str, Any]]:
+def by_length(readings: Sequence[Reading], lengths: Sequence[int]) -> list[dict[str, Any]]:
     """`{"system", "length", "nats", "books": {id: nats}}` for every system and length.
 
     `nats` is the mean over the books that are at least so long: each counts the same. None where there is no such book.
     """
     rows = []
-    for system, own in _by_system(readings, lambda reading: reading.system).items():
+    for system in dict.fromkeys(r.system for r in readings):
         for length in lengths:
+            own = (r for r in readings if r.system == system)
             books = {r.book: loss for r in own if (loss := r.loss(0, length)) is not None}
             rows.append({"system": system, "length": length, "nats": _mean(books.values()), "books": books})
     return rows
@@ -250,9 +248,10 @@ def by_position(readings: Sequence[Reading], length: int) -> list[dict[str, Any]
         edges.append(min(2 * edges[-1], length))
     long = {r.book for r in readings if len(r.nats) * BUCKET >= length}
     rows = []
-    for system, own in _by_system(readings, lambda reading: reading.system).items():
+    for system in dict.fromkeys(r.system for r in readings):
+        own = [r for r in readings if r.system == system and r.book in long]
         for start, end in pairwise(edges):
-            losses = [loss for r in own if r.book in long and (loss := r.loss(start, end)) is not None]
+            losses = [loss for r in own if (loss := r.loss(start, end)) is not None]
             rows.append({"system": system, "start": start, "end": end, "nats": _mean(losses), "books": len(losses)})
     return rows
 
@@ -270,14 +269,14 @@ def plot(readings: Sequence[Reading], lengths: Sequence[int], path: Path) -> Non
     figure = new_figure((10, 4.2))
     left, right = figure.subplots(1, 2)
     rows = report(readings, lengths)
-    for system, own in _by_system(rows["results"], itemgetter("system")).items():
-        shown = [row for row in own if row["nats"] is not None]
-        left.plot([row["length"] for row in shown], [row["nats"] for row in shown], marker="o", label=system)
-    positions = _by_system(rows["positions"], itemgetter("system"))
-    first = next(iter(positions))
-    for system, own in positions.items():
-        both = [(a, b) for a, b in zip(own, positions[first], strict=True) if a["nats"] is not None]
-        right.plot([a["end"] for a, _ in both], [a["nats"] - b["nats"] for a, b in both], marker="o", label=system)
+    first = readings[0].system
+    against = {row["end"]: row["nats"] for row in rows["positions"] if row["system"] == first}
+    for system in dict.fromkeys(r.system for r in readings):
+        own = [row for row in rows["results"] if row["system"] == system and row["nats"] is not None]
+        left.plot([row["length"] for row in own], [row["nats"] for row in own], marker="o", label=system)
+        own = [row for row in rows["positions"] if row["system"] == system]
+        own = [row for row in own if row["nats"] is not None and against[row["end"]] is not None]
+        right.plot([row["end"] for row in own], [row["nats"] - against[row["end"]] for row in own], marker="o")
     left.set(xlabel="context length (tokens)", ylabel="loss (nats per token)")
     right.set(xlabel="token position", ylabel=f"loss against {first} (nats)")
     for panel in (left, right):
@@ -285,13 +284,6 @@ def plot(readings: Sequence[Reading], lengths: Sequence[int], path: Path) -> Non
         panel.set_xscale("log", base=2)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     save_figure(figure, path)
-
-
-def _by_system(rows: Iterable[Row], system: Callable[[Row], str]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(system(row), []).append(row)
-    return groups
 
 
 def _mean(values: Collection[float]) -> float | None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from ttt_docs.errors import UsageError
 from ttt_docs.evaluation.figures import new_figure, save_figure
-from ttt_docs.evaluation.haystack import TASKS, Count, Prose, prose_of, sample, score
+from ttt_docs.evaluation.haystack import TASKS, prose_of, sample, score
 
 if TYPE_CHECKING:
     from ttt_docs.lookup.router.routing import AskRoute
@@ -45,27 +45,37 @@ def measure(
     route: AskRoute,
     haystack: Iterable[str] = (),
     seed: int = 0,
-    read: bool | None = None,
 ) -> Iterator[Asked]:
     """Asks `samples` questions for each task and length, with needles at depths spread evenly from start to end.
 
-    `haystack` are texts for the tasks in prose. The text is read into fast weights only where the route needs it
-    (`read`), else `ingest(learn=False)` takes it.
+    `haystack` are texts for the tasks in prose. The text is read into fast weights for the route `memory` only, else
+    `ingest(learn=False)` takes it.
 
     Raises UsageError for an unknown task, or one in prose without `haystack`.
     """
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise UsageError(f"there is no task {', '.join(unknown)}: choose from {', '.join(TASKS)}")
-    prose = _prose(reader, tasks, haystack, max(lengths))
-    learn = route == "memory" if read is None else read
+
+    def count(text: str) -> int:
+        return len(reader.tokenizer.encode(text))
+
+    prose, in_prose = None, [task for task in tasks if TASKS[task].haystack == "prose"]
+    if in_prose:
+        prose = prose_of(list(haystack), count, 2 * max(lengths))
+        if not prose.sentences:
+            raise UsageError(
+                f"{', '.join(in_prose)} hide needles in prose: give texts to hide them in (--haystack FILE)"
+            )
     for length in lengths:
         for task in tasks:
             depths = [0.5] if samples == 1 else [i / (samples - 1) for i in range(samples)]
             for i, depth in enumerate(depths):
-                hidden = sample(TASKS[task], length, depth, prose, _count(reader), _seed(seed, task, length, i))
+                # Each sample has a seed of its own: it is the same whatever else is measured with it.
+                own_seed = random.Random(f"{seed} {task} {length} {i}").getrandbits(62)
+                hidden = sample(TASKS[task], length, depth, prose, count, own_seed)
                 began = time.perf_counter()
-                memory = reader.ingest(text=hidden.text, learn=learn, progress=False)
+                memory = reader.ingest(text=hidden.text, learn=route == "memory", progress=False)
                 ingested = time.perf_counter()
                 answer = reader.ask(memory, hidden.question, route=route)
                 seconds = time.perf_counter() - ingested
@@ -128,22 +138,3 @@ def plot(asked: Sequence[Asked], path: Path) -> None:
     figure.supxlabel("tokens", fontsize=9)
     figure.colorbar(image, ax=list(panels), label="accuracy")
     save_figure(figure, path)
-
-
-def _prose(reader: TTTReader, tasks: Sequence[str], haystack: Iterable[str], longest: int) -> Prose | None:
-    if not any(TASKS[task].haystack == "prose" for task in tasks):
-        return None
-    prose = prose_of(list(haystack), _count(reader), 2 * longest)
-    if not prose.sentences:
-        names = ", ".join(task for task in tasks if TASKS[task].haystack == "prose")
-        raise UsageError(f"{names} hide needles in prose: give texts to hide them in (--haystack FILE)")
-    return prose
-
-
-def _count(reader: TTTReader) -> Count:
-    return lambda text: len(reader.tokenizer.encode(text))
-
-
-def _seed(seed: int, task: str, length: int, index: int) -> int:
-    """Each sample's own: the same whatever else is measured with it."""
-    return random.Random(f"{seed} {task} {length} {index}").getrandbits(62)
