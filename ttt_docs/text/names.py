@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+_WORD_LISTS: dict[str, str] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
+
 
 @cache
 def word_list(name: str) -> frozenset[str]:
     """One of the word lists of `words.json`, in lower case."""
-    return frozenset(_word_lists()[name].split())
-
-
-@cache
-def _word_lists() -> dict[str, str]:
-    return json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
+    return frozenset(_WORD_LISTS[name].split())
 
 
 #: Not names by themselves; before a name they do not end a sentence ("Mr. Smith").

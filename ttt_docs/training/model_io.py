@@ -20,7 +20,7 @@ from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training.parallel import INNER_LR
 from ttt_docs.training.recipe import Recipe
 from ttt_docs.weights import fetch
-from ttt_docs.weights.adapter import adapted, load_adapter, save_adapter
+from ttt_docs.weights.adapter import Adapter, adapted, load_adapter, save_adapter
 from ttt_docs.weights.converted import Checkpoint, copy_tokenizer, load_checkpoint, write_checkpoint
 from ttt_docs.weights.loading import retrofit
 from ttt_docs.weights.parameters import State, WeightSource, check_state
@@ -114,15 +114,8 @@ def export(
     if recipe.trains != "all" and start.base is not None:
         path = recipe.folder / "adapter.safetensors"
         assert recipe.model.pretrained is not None
-        save_adapter(
-            path,
-            trained,
-            base=recipe.model.pretrained,
-            base_fingerprint=start.base.fingerprint,
-            config=start.config,
-            reading=reading,
-            provenance=provenance,
-        )
+        base, fingerprint = recipe.model.pretrained, start.base.fingerprint
+        save_adapter(Adapter(path, base, fingerprint, start.config, reading, trained, provenance))
         return path
     folder, state = recipe.folder / "model", start.state | trained
     source = WeightSource(

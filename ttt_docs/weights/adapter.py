@@ -35,10 +35,6 @@ FORMAT_VERSION = 2
 WHOLE, PACKED = 1, 2
 _KEY = "ttt-docs"
 _PARTS = tuple(part.name for part in fields(LowRank))
-_PART_DTYPES = {
-    part: torch.float32 if part.startswith("scale") else torch.int8 if part.endswith("8") else torch.uint8
-    for part in _PARTS
-}
 #: What a base model and an adapter for it have in common.
 _ARCHITECTURE = {"vocab_size", "blocks", "dim", "heads", "kv_heads", "head_dim", "mlp_dim", "norm_eps", "rope_theta"}
 #: Bytes of a packed file's header, at most.
@@ -55,9 +51,9 @@ class Adapter:
     config: ModelConfig
     reading: ReadingConfig
     state: State
-    digest: str
     provenance: dict[str, Any]
     changes: dict[str, LowRank] = field(default_factory=dict)
+    digest: str = ""
 
     def tensors(self) -> State:
         """Everything in the file, by the names there."""
@@ -65,23 +61,26 @@ class Adapter:
         return self.state | parts
 
 
-def save_adapter(
-    path: Path,
-    state: State,
-    *,
-    base: str,
-    base_fingerprint: str,
-    config: ModelConfig,
-    reading: ReadingConfig,
-    provenance: dict[str, Any],
-) -> str:
-    """Writes an adapter, whole or not at all; returns the sha256 over its tensors.
+def save_adapter(adapter: Adapter) -> Adapter:
+    """Writes an adapter to its path, whole or not at all; returns it with the sha256 over its tensors.
 
     Raises TTTDocsError, UsageError as `ttt_docs.io.replacing` does.
     """
-    digest = _digest(state)
-    _write(Adapter(path, base, base_fingerprint, config, reading, state, digest, provenance), path)
-    return digest
+    from safetensors.torch import save
+
+    tensors = {name: tensor.contiguous() for name, tensor in adapter.tensors().items()}
+    adapter = replace(adapter, digest=_digest(tensors))
+    header = {
+        "format": PACKED if adapter.changes else WHOLE,
+        "base": {"name": adapter.base, "fingerprint": adapter.base_fingerprint},
+        "config": adapter.config.model_dump(mode="json"),
+        "reading": adapter.reading.model_dump(mode="json"),
+        "sha256": adapter.digest,
+        "provenance": adapter.provenance,
+    }
+    with replacing(adapter.path) as file:
+        file.write(save(tensors, {_KEY: json.dumps(header)}))
+    return adapter
 
 
 def pack_adapter(adapter: Adapter, checkpoint: Checkpoint, path: Path, max_bytes: int) -> Adapter:
@@ -101,25 +100,7 @@ def pack_adapter(adapter: Adapter, checkpoint: Checkpoint, path: Path, max_bytes
     packed = compress({0: {name: adapter.state[name] - start[name].float() for name in prime}}, max(left, 0))[0]
     if not any(change.scale8.numel() + change.scale4.numel() for change in packed.values()):
         raise UsageError(f"{max_bytes:,} bytes are too few for {adapter.path}: give more")
-    small = replace(adapter, path=path, state=rest, changes=packed)
-    small = replace(small, digest=_digest(small.tensors()))
-    _write(small, path)
-    return small
-
-
-def _write(adapter: Adapter, path: Path) -> None:
-    from safetensors.torch import save
-
-    header = {
-        "format": PACKED if adapter.changes else WHOLE,
-        "base": {"name": adapter.base, "fingerprint": adapter.base_fingerprint},
-        "config": adapter.config.model_dump(mode="json"),
-        "reading": adapter.reading.model_dump(mode="json"),
-        "sha256": adapter.digest,
-        "provenance": adapter.provenance,
-    }
-    with replacing(path) as file:
-        file.write(save({k: v.contiguous() for k, v in adapter.tensors().items()}, {_KEY: json.dumps(header)}))
+    return save_adapter(replace(adapter, path=path, state=rest, changes=packed))
 
 
 def load_adapter(path: str | PathLike[str]) -> Adapter:
@@ -148,9 +129,9 @@ def load_adapter(path: str | PathLike[str]) -> Adapter:
             ModelConfig(**header["config"]),
             ReadingConfig(**header["reading"]),
             state,
-            str(header["sha256"]),
             dict(header["provenance"]),
             changes,
+            str(header["sha256"]),
         )
     except FileNotFoundError:
         raise CheckpointError(f"there is no adapter {path}") from None
@@ -159,7 +140,7 @@ def load_adapter(path: str | PathLike[str]) -> Adapter:
     shapes = parameter_shapes(adapter.config)
     strange = [name for name, tensor in state.items() if shapes.get(name) != tuple(tensor.shape)]
     strange += [name for name in tensors.keys() - state.keys()]
-    strange += [name for name, change in changes.items() if not _fits(change, shapes.get(name, ()))]
+    strange += [name for name, change in changes.items() if not change.fits(shapes.get(name, ()))]
     if strange:
         raise CheckpointError(f"{path} has tensors that its model does not have: {', '.join(sorted(strange)[:6])}")
     if _digest(adapter.tensors()) != adapter.digest:
@@ -180,30 +161,17 @@ def chosen_adapter(
     """
     if wanted != SHIPPED:
         return None if wanted is None else load_adapter(wanted)
-    shipped = _shipped_adapter(name, checkpoint)
-    if shipped is None or suffix_blocks not in (None, shipped.config.suffix_blocks):
-        return None
-    return shipped if sinks in (None, shipped.config.sinks) else None
-
-
-def _shipped_adapter(name: str, checkpoint: Checkpoint) -> Adapter | None:
-    """The adapter that comes with this package for a registry name, if what goes by that name has its architecture.
-
-    The name may stand for the same weights at another precision (the hub's, or a GGUF file's): a change fits both.
-    """
     entry = entry_of(name)
     if entry is None or entry.adapter is None:
         return None
-    adapter = load_adapter(str(files("ttt_docs.weights") / "adapters" / entry.adapter))
-    own = checkpoint.config.model_dump(include=_ARCHITECTURE)
-    if checkpoint.config.suffix_blocks or own != adapter.config.model_dump(include=_ARCHITECTURE):
+    shipped = load_adapter(str(files("ttt_docs.weights") / "adapters" / entry.adapter))
+    own, theirs = checkpoint.config, shipped.config
+    if suffix_blocks not in (None, theirs.suffix_blocks) or sinks not in (None, theirs.sinks):
         return None
-    return replace(adapter, base_fingerprint=checkpoint.fingerprint)
-
-
-def is_adapter(name: str | PathLike[str]) -> bool:
-    """Whether a model's name is in fact that of an adapter's file."""
-    return str(name).endswith(".safetensors") and Path(name).expanduser().is_file()
+    if own.suffix_blocks or own.model_dump(include=_ARCHITECTURE) != theirs.model_dump(include=_ARCHITECTURE):
+        return None
+    # The name may stand for the same weights at another precision (the hub's, or a GGUF file's): a change fits both.
+    return replace(shipped, base_fingerprint=checkpoint.fingerprint)
 
 
 def base_of(path: str | PathLike[str]) -> str:
@@ -258,19 +226,6 @@ def _start(checkpoint: Checkpoint, config: ModelConfig) -> State:
     if checkpoint.config.suffix_blocks:
         return checkpoint.state
     return retrofit(checkpoint.config, checkpoint.state, config.suffix_blocks, config.sinks)[1]
-
-
-def _fits(change: LowRank, shape: tuple[int, ...]) -> bool:
-    """Whether a change is one of a matrix of that shape."""
-    if any(t.dim() != (1 if name.startswith("scale") else 2) for name, t in change.tensors().items()):
-        return False
-    rows, columns = shape if len(shape) == 2 else (0, 0)
-    in8, in4 = len(change.scale8), len(change.scale4)
-    return (
-        (change.left8.shape, change.right8.shape) == ((in8, rows), (in8, columns))
-        and (change.left4.shape, change.right4.shape) == ((in4, (rows + 1) // 2), (in4, (columns + 1) // 2))
-        and all(t.dtype == _PART_DTYPES[name] for name, t in change.tensors().items())
-    )
 
 
 def _digest(state: State) -> str:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -47,15 +48,14 @@ class Checkpoint:
     config: ModelConfig
     state: State
     folder: Path
-    tokenizer_path: Path | None
     fingerprint: str
     manifest: dict[str, Any]
 
 
-def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> Checkpoint:
-    """Load a finished checkpoint folder; weights in the dtype they are stored in, or all in `dtype`.
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Load a finished checkpoint folder, weights in the dtype they are stored in. Touches no network.
 
-    Without `dtype` the weights are memory-mapped: nothing is read before it is used. Touches no network.
+    The weights are memory-mapped: nothing is read before it is used.
 
     Raises:
         CheckpointError: the folder is no finished checkpoint, or was written by a newer version of this package.
@@ -68,12 +68,7 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> Che
         raise CheckpointError(f"{folder}: config.json is not a model configuration: {error}") from error
     state = _read_weights(folder / WEIGHTS)
     check_state(config, state, str(folder))
-    if dtype is not None:
-        state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    tokenizer = folder / "tokenizer.json"
-    return Checkpoint(
-        config, state, folder, tokenizer if tokenizer.is_file() else None, manifest["fingerprint"], manifest
-    )
+    return Checkpoint(config, state, folder, manifest["fingerprint"], manifest)
 
 
 def write_checkpoint(
@@ -88,8 +83,9 @@ def write_checkpoint(
         CheckpointError: the disk is full or not writable.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    needed = sum(_size(source, name, shape) for name, shape in parameter_shapes(source.config).items())
-    _remove_stale(folder)
+    shapes = parameter_shapes(source.config)
+    needed = sum(_size(source, name, shape) for name, shape in shapes.items())
+    remove_stale(folder.parent, f".{folder.name}.partial-*")
     with _disk_errors(folder, needed):
         if shutil.disk_usage(folder.parent).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -110,7 +106,7 @@ def write_checkpoint(
                     **(origin or {}),
                 },
                 "licence": (origin or {}).get("licence") or source.licence,
-                "parameters": sum(torch.Size(shape).numel() for shape in parameter_shapes(source.config).values()),
+                "parameters": sum(map(math.prod, shapes.values())),
                 "files": {file.name: file.stat().st_size for file in sorted(building.iterdir())},
                 "fingerprint": found,
             }
@@ -216,7 +212,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _size(source: WeightSource, name: str, shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel() * source.dtypes[name].itemsize
+    return math.prod(shape) * source.dtypes[name].itemsize
 
 
 def _write_weights(path: Path, source: WeightSource, progress: bool) -> str:
@@ -294,14 +290,15 @@ def _move_into_place(building: Path, folder: Path) -> None:
         raise CheckpointError(f"{folder} cannot be replaced: remove it and try again")
 
 
-def _remove_stale(folder: Path) -> None:
-    """Delete what crashed conversions left behind, once no running one can still own it."""
-    for left in folder.parent.glob(f".{folder.name}.partial-*"):
-        try:
+def remove_stale(parent: Path, pattern: str) -> None:
+    """Delete the folders that crashed downloads and conversions left in `parent`: those older than a day.
+
+    A younger one may belong to a process that is at work.
+    """
+    for left in parent.glob(pattern):
+        with suppress(OSError):  # its owner was faster
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
-        except OSError:  # its owner was faster
-            continue
 
 
 @contextmanager

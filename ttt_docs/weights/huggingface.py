@@ -13,22 +13,10 @@ import torch
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.weights.parameters import HUGGING_FACE, WeightSource, parts_source
+from ttt_docs.weights.parameters import TABLES, WeightSource, parts_source, refuse
 
-#: model_type -> what a config of that type leaves out when it means the default (transformers' configuration classes).
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
-    "mistral": {
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
-}
-FAMILIES["smollm"] = FAMILIES["llama"]
+#: model_type -> its defaults.
+FAMILIES: dict[str, dict[str, Any]] = TABLES["defaults"]
 
 _BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$")  # recomputed, some old checkpoints store it
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -57,9 +45,16 @@ def config_from_huggingface(config: dict[str, Any], name: str) -> ModelConfig:
 
 def _config(values: dict[str, Any], model_type: str, name: str) -> ModelConfig:
     heads, dim = values["num_attention_heads"], values["hidden_size"]
-    _refuse_unsupported(values, model_type, name)
+    activation, bias = values.get("hidden_act", "silu"), values.get("attention_bias") and model_type != "qwen2"
+    unsupported = {
+        "mlp_bias": values.get("mlp_bias"),
+        "attention_bias (it also adds one to the output projection)": bias,
+        f"hidden_act {activation!r} (only 'silu')": activation != "silu",
+        "quantization_config (convert the original weights, or a GGUF file)": values.get("quantization_config"),
+        "partial_rotary_factor": values.get("partial_rotary_factor", 1.0) not in (None, 1.0),
+    }
+    refuse(name, unsupported)
     theta, scaling = _rope(values, name)
-    eos = values.get("eos_token_id")
     return ModelConfig(
         name=name,
         vocab_size=values["vocab_size"],
@@ -78,22 +73,12 @@ def _config(values: dict[str, Any], model_type: str, name: str) -> ModelConfig:
         max_positions=values["max_position_embeddings"],
         window=_window(values, model_type, name),
         bos_token_id=values.get("bos_token_id"),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        eos_token_ids=tuple(_as_list(values.get("eos_token_id"))),
     )
 
 
-def _refuse_unsupported(values: dict[str, Any], model_type: str, name: str) -> None:
-    activation = values.get("hidden_act", "silu")
-    unsupported = {
-        "mlp_bias": values.get("mlp_bias"),
-        "attention_bias (it also adds one to the output projection)": values.get("attention_bias")
-        and model_type != "qwen2",
-        f"hidden_act {activation!r} (only 'silu')": activation != "silu",
-        "quantization_config (convert the original weights, or a GGUF file)": values.get("quantization_config"),
-        "partial_rotary_factor": values.get("partial_rotary_factor", 1.0) not in (None, 1.0),
-    }
-    if any(unsupported.values()):
-        raise CheckpointError(f"{name}: not supported: {'; '.join(what for what, has in unsupported.items() if has)}")
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _rope(values: dict[str, Any], name: str) -> tuple[float, dict[str, float | str] | None]:
@@ -139,9 +124,8 @@ def open_huggingface(folder: Path, name: str | None = None) -> WeightSource:
     generation = folder / "generation_config.json"
     config = config_from_huggingface(values, name)
     if generation.is_file():  # chat models often list their end-of-turn tokens only here
-        eos = _json(generation).get("eos_token_id")
-        extra = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        config = config.model_copy(update={"eos_token_ids": tuple(dict.fromkeys([*config.eos_token_ids, *extra]))})
+        eos = dict.fromkeys([*config.eos_token_ids, *_as_list(_json(generation).get("eos_token_id"))])
+        config = config.model_copy(update={"eos_token_ids": tuple(eos)})
     files = weight_files(folder)
     shapes, dtypes, read = _open_safetensors(files)
     found = {key: shape for key, shape in shapes.items() if not _BUFFERS.search(key)}
@@ -149,12 +133,11 @@ def open_huggingface(folder: Path, name: str | None = None) -> WeightSource:
         found.pop("lm_head.weight", None)  # a tied model's copy of the embedding
     return parts_source(
         config,
-        HUGGING_FACE,
+        "huggingface",
         found,
         dtypes,
         read,
         folder,
-        kind="huggingface",
         files=tuple(files),
         write_tokenizer=tokenizer_writer(folder),
         licence=_licence(folder),

@@ -47,6 +47,21 @@ class LowRank:
     def tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the parts, which may come from a file, make up a matrix of that shape."""
+        if len(shape) != 2 or self.scale8.dim() != 1 or self.scale4.dim() != 1:
+            return False
+        (rows, columns), wide, narrow = shape, len(self.scale8), len(self.scale4)
+        wanted = {
+            "left8": ((wide, rows), torch.int8),
+            "right8": ((wide, columns), torch.int8),
+            "scale8": ((wide,), torch.float32),
+            "left4": ((narrow, (rows + 1) // 2), torch.uint8),
+            "right4": ((narrow, (columns + 1) // 2), torch.uint8),
+            "scale4": ((narrow,), torch.float32),
+        }
+        return {name: (tuple(part.shape), part.dtype) for name, part in self.tensors().items()} == wanted
+
     def expand(self) -> Tensor:
         """float32 [rows, columns]"""
         rows, columns = self.left8.shape[1], self.right8.shape[1]

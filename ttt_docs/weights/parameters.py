@@ -6,6 +6,7 @@ Fused matrices stack their parts on the rows: `wqkv` is q, k, v (all heads of ea
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,35 +21,10 @@ from ttt_docs.model.decoder import Decoder
 State = dict[str, torch.Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
-#: Our modules -> those of a source, to be concatenated on the rows in this order. "" is what its blocks are called.
-HUGGING_FACE = {
-    "": ("model.layers",),
-    "embed": ("model.embed_tokens",),
-    "final_norm": ("model.norm",),
-    "head": ("lm_head",),
-    "attention_norm": ("input_layernorm",),
-    "attention.wqkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attention.wo": ("self_attn.o_proj",),
-    "attention.q_norm": ("self_attn.q_norm",),
-    "attention.k_norm": ("self_attn.k_norm",),
-    "mlp_norm": ("post_attention_layernorm",),
-    "mlp.w13": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.w2": ("mlp.down_proj",),
-}
-GGUF = {
-    "": ("blk",),
-    "embed": ("token_embd",),
-    "final_norm": ("output_norm",),
-    "head": ("output",),
-    "attention_norm": ("attn_norm",),
-    "attention.wqkv": ("attn_q", "attn_k", "attn_v"),
-    "attention.wo": ("attn_output",),
-    "attention.q_norm": ("attn_q_norm",),
-    "attention.k_norm": ("attn_k_norm",),
-    "mlp_norm": ("ffn_norm",),
-    "mlp.w13": ("ffn_gate", "ffn_up"),
-    "mlp.w2": ("ffn_down",),
-}
+#: What is known about other formats and published models. "huggingface" and "gguf" map our modules to those of a
+#: source, to be concatenated on the rows in this order; "" is what its blocks are called. "defaults" says, by
+#: model_type, what a config.json leaves out when it means the default (transformers' classes). "models" is the registry.
+TABLES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("tables.json").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -70,32 +46,23 @@ class WeightSource:
         return {name: self.tensor(name) for name in self.dtypes}
 
 
-def state_source(config: ModelConfig, state: State, kind: str = "state") -> WeightSource:
-    """A state dict as a source.
-
-    Raises:
-        CheckpointError: names or shapes are not those of `config`.
-    """
-    check_state(config, state)
-    return WeightSource(config, {name: state[name].dtype for name in parameter_shapes(config)}, state.__getitem__, kind)
-
-
 def parts_source(
     config: ModelConfig,
-    table: Mapping[str, tuple[str, ...]],
+    kind: str,
     shapes: Shapes,
     dtypes: Mapping[str, torch.dtype],
     read: Callable[[str], torch.Tensor],
     where: Path,
     **about: Any,
 ) -> WeightSource:
-    """A source whose tensors have other names (`HUGGING_FACE` or `GGUF`) and are parts of ours.
+    """A source of a `kind` ("huggingface" or "gguf") whose tensors have other names and are parts of ours.
 
     `shapes` and `dtypes` are of what it holds; `read` gives one tensor of it; `about` goes into the WeightSource.
 
     Raises:
         CheckpointError: missing, unexpected and wrongly shaped tensors (it names the first few of each).
     """
+    table = TABLES[kind]
     parts: dict[str, list[str]] = {}
     wanted: Shapes = {}
     for name, shape in parameter_shapes(config).items():
@@ -103,8 +70,8 @@ def parts_source(
         if name.startswith("blocks."):
             _, index, rest = name.split(".", 2)
             block = f"{table[''][0]}.{index}."
-        module, _, kind = rest.rpartition(".")
-        parts[name] = [f"{block}{part}.{kind}" for part in table[module]]
+        module, _, leaf = rest.rpartition(".")
+        parts[name] = [f"{block}{part}.{leaf}" for part in table[module]]
         rows = [shape[0]]
         if module == "attention.wqkv":
             rows = [count * config.head_dim for count in (config.heads, config.kv_heads, config.kv_heads)]
@@ -118,7 +85,7 @@ def parts_source(
         loaded = [read(part).to(stored[name]) for part in parts[name]]
         return torch.cat(loaded) if len(loaded) > 1 else loaded[0]
 
-    return WeightSource(config, stored, tensor, **about)
+    return WeightSource(config, stored, tensor, kind, **about)
 
 
 def parameter_shapes(config: ModelConfig) -> Shapes:
@@ -152,6 +119,12 @@ def compare_shapes(wanted: Shapes, found: Shapes, where: str) -> None:
     ]
     if listed:
         raise CheckpointError(f"the weights in {where} do not fit their config: " + "; ".join(listed))
+
+
+def refuse(name: str, unsupported: Mapping[str, object]) -> None:
+    """Raises CheckpointError that names every feature of `unsupported` (feature -> whether the model has it)."""
+    if found := [feature for feature, present in unsupported.items() if present]:
+        raise CheckpointError(f"{name}: not supported: {'; '.join(found)}")
 
 
 def halves_from_interleaved(rows: torch.Tensor, heads: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ttt_docs.errors import UsageError
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.weights.adapter import SHIPPED, adapted, base_of, chosen_adapter, is_adapter
+from ttt_docs.weights.adapter import SHIPPED, adapted, base_of, chosen_adapter
 from ttt_docs.weights.converted import derived_fingerprint, load_checkpoint, reading_of
 from ttt_docs.weights.loading import build_decoder, device_of, dtype_of, retrofit, retrofit_config
 from ttt_docs.weights.registry import full_name, resolve
@@ -73,7 +73,7 @@ def open_pretrained(
         if count is not None and type(count) is not int:
             raise UsageError(f"{what}={count!r}: give a whole number")
     base: str | os.PathLike[str] = name
-    if adapter in (None, SHIPPED) and is_adapter(name):
+    if adapter in (None, SHIPPED) and str(name).endswith(".safetensors") and Path(name).expanduser().is_file():
         adapter, base = name, base_of(name)
     checkpoint = load_checkpoint(resolve(Path(base) if isinstance(base, os.PathLike) else base))
     config, state, fingerprint = checkpoint.config, checkpoint.state, checkpoint.fingerprint

@@ -1,8 +1,8 @@
 """The layout of the published checkpoints, and how each of its arrays becomes rows of ours.
 
-Block parameters are stacked over blocks on axis 0, prime MLPs over suffix blocks; matrices are `[in, out]` and RoPE
-rotates interleaved pairs (METHOD section 7). Ours are one tensor per block, `[out, in]`, with RoPE on halves; q, k, v
-are rows of one tensor, and so are w1 and w3.
+Block parameters are stacked over blocks on axis 0, and prime MLPs over suffix blocks. Matrices are `[in, out]`, and RoPE
+rotates interleaved pairs (docs/method.md section 7). Ours are one tensor for each block, `[out, in]`, with RoPE on
+halves. q, k and v are rows of one tensor, and so are w1 and w3.
 """
 
 from __future__ import annotations

