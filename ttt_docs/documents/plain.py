@@ -178,7 +178,7 @@ def _decoded(pieces: Iterator[Any], encoding: str | None, name: str) -> Iterator
             decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)("strict"), translate=True)
         except (LookupError, ValueError):  # ValueError: a name with a NUL
             raise _unknown_encoding(name, encoding) from None
-    kind = str if isinstance(first, str) else (bytes, bytearray)
+    kind: Any = str if isinstance(first, str) else (bytes, bytearray)
     try:
         yield _refuse_nul(decoder.decode(head), name)
         for piece in pieces:

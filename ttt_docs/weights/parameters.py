@@ -23,7 +23,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 #: What is known about other formats and published models. "huggingface" and "gguf" map our modules to those of a
 #: source, to be concatenated on the rows in this order; "" is what its blocks are called. "defaults" says, by
-#: model_type, what a config.json leaves out when it means the default (transformers' classes). "models" is the registry.
+#: model_type, what a config.json leaves out when it means the default (as transformers does). "models" is the registry.
 TABLES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("tables.json").read_text("utf-8"))
 
 

@@ -1,7 +1,7 @@
 """The layout of the published checkpoints, and how each of its arrays becomes rows of ours.
 
-Block parameters are stacked over blocks on axis 0, and prime MLPs over suffix blocks. Matrices are `[in, out]`, and RoPE
-rotates interleaved pairs (docs/method.md section 7). Ours are one tensor for each block, `[out, in]`, with RoPE on
+Block parameters are stacked over blocks on axis 0, and prime MLPs over suffix blocks. Matrices are `[in, out]`, and
+RoPE rotates interleaved pairs (docs/method.md section 7). Ours are one tensor for each block, `[out, in]`, with RoPE on
 halves. q, k and v are rows of one tensor, and so are w1 and w3.
 """
 
