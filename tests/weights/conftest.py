@@ -28,6 +28,12 @@ SIZES = {
 }
 
 
+def rope_theta(config) -> float:
+    """Where transformers 5 has it, or 4."""
+    parameters = getattr(config, "rope_parameters", None)
+    return config.rope_theta if parameters is None else parameters["rope_theta"]
+
+
 def build(model_type: str, **changes):
     """A random transformers model of a family, biases and norms random too (they start as zeros and ones)."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -101,7 +107,7 @@ def write_gguf(path: Path, model, tokenizer_folder: Path, arch: str = "llama", p
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_freq_base(rope_theta(config))
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_key_length(head_dim)
     writer.add_rope_dimension_count(head_dim)

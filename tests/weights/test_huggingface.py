@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.weights.conftest import SIZES, build
+from tests.weights.conftest import SIZES, build, rope_theta
 from ttt_docs.errors import CheckpointError
 from ttt_docs.weights.huggingface import config_from_huggingface, open_huggingface
 from ttt_docs.weights.parameters import parameter_shapes
@@ -62,7 +62,7 @@ def test_every_family_comes_over_exactly(tmp_path, model_type, changes):
     assert config.tied_head == changes.get("tie_word_embeddings", False)
     assert (config.max_positions, config.bos_token_id, config.eos_token_ids) == (128, 1, (2,))
     assert config.norm_eps == model.config.rms_norm_eps
-    assert config.rope_theta == model.config.rope_parameters["rope_theta"]
+    assert config.rope_theta == rope_theta(model.config)
 
 
 def test_shards_and_bfloat16_stay_as_they_are(tmp_path):
