@@ -53,18 +53,14 @@ def train(
         raise UsageError("give a recipe: a .yaml file, or a name that `ttt-docs train --list` shows")
     chosen = load_recipe(recipe, changes)
     if show:
-        _show(chosen, as_json)
+        import yaml
+
+        values = chosen.model_dump(mode="json")
+        say_json(values) if as_json else say(yaml.safe_dump(values, sort_keys=False), newline=False)
     elif dry_run:
         _dry_run(chosen, as_json)
     else:
         _train(chosen, quiet, as_json)
-
-
-def _show(recipe: Recipe, as_json: bool) -> None:
-    import yaml
-
-    values = recipe.model_dump(mode="json")
-    say_json(values) if as_json else say(yaml.safe_dump(values, sort_keys=False), newline=False)
 
 
 def _dry_run(recipe: Recipe, as_json: bool) -> None:

@@ -19,6 +19,7 @@ from ttt_docs.store.store import MemoryStore, StoredMemory
 KEPT_READERS, KEPT_MEMORIES, KEPT_STORES = 2, 4, 8
 _KEY = re.compile(r"[0-9a-f]{64}-[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+open_store = lru_cache(maxsize=KEPT_STORES)(MemoryStore)
 
 
 Choice = TypeVar("Choice", bound="MemoryChoice")
@@ -120,11 +121,6 @@ def _key(choice: MemoryChoice) -> str:
 @lru_cache(maxsize=KEPT_READERS)
 def _reader(model: str, device: str, dtype: str | None, reading: tuple[tuple[str, Any], ...]) -> TTTReader:
     return TTTReader.from_pretrained(model, device=device, dtype=dtype, **dict(reading))
-
-
-@lru_cache(maxsize=KEPT_STORES)
-def open_store(location: str) -> MemoryStore:
-    return MemoryStore(location)
 
 
 @lru_cache(maxsize=KEPT_MEMORIES)

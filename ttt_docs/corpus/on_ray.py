@@ -64,19 +64,25 @@ def read_on_ray(
         gpus = 1 if there.get("GPU", 0) >= workers else 0
         threads = max(1, int(there.get("CPU", 1)) // workers)  # each would take all cores of its machine
         actor = ray.remote(Worker).options(num_gpus=gpus)
-        yield from _run(ray, lambda: actor.remote(open_reader, store, threads), workers, sources, settings)
+
+        def start() -> tuple[Any, Any]:
+            """An actor, and the promise that it has started."""
+            worker: Any = actor.remote(open_reader, store, threads)
+            return worker, worker.ready.remote()
+
+        yield from _run(ray, start, workers, sources, settings)
     finally:
         if started:
             ray.shutdown()
 
 
 def _run(
-    ray: Any, start: Callable[[], Any], workers: int, sources: Sequence[str], settings: Settings
+    ray: Any, start: Callable[[], tuple[Any, Any]], workers: int, sources: Sequence[str], settings: Settings
 ) -> Iterator[Outcome]:
     share = -(-len(sources) // (workers * SHARES * settings.batch))
     size = max(1, min(AHEAD, share)) * settings.batch  # enough to find documents of similar length in
     waiting = deque((list(sources[first : first + size]), 1) for first in range(0, len(sources), size))
-    idle = [_started(start) for _ in range(min(workers, len(waiting)))]
+    idle = [start() for _ in range(min(workers, len(waiting)))]
     busy: dict[Any, tuple[tuple[Any, Any], list[str], int]] = {}  # by what Ray promises
     failed_starts = 0
     while waiting or busy:
@@ -107,14 +113,8 @@ def _run(
                 else:
                     yield Outcome(group[0], "failed", reason=f"the process that read it died {tries} times ({error})")
             if waiting:
-                idle.append(_started(start))
+                idle.append(start())
         else:
             failed_starts = 0
             idle.append((actor, ready))
             yield from outcomes
-
-
-def _started(start: Callable[[], Any]) -> tuple[Any, Any]:
-    """An actor, and the promise that it has started."""
-    actor = start()
-    return actor, actor.ready.remote()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ttt_docs.errors import UsageError
 from ttt_docs.evaluation.books import Text
-from ttt_docs.evaluation.figures import new_figure, save_figure
+from ttt_docs.figures import new_figure, save_figure
 from ttt_docs.model.decoder import Block, Decoder
 from ttt_docs.reader import TTTReader
 from ttt_docs.text.segments import segments

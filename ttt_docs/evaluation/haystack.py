@@ -29,6 +29,9 @@ QUESTION = {
 }
 
 Form = Literal["word", "number", "uuid"]
+Count = Callable[[str], int]
+#: Sentences to hide needles between, each with its number of tokens.
+Prose = Sequence[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -89,31 +92,19 @@ def sample(task: Task, length: int, depth: float, prose: Prose | None, count: Co
     return Sample(f"{head}\n{joint.join(hay)}", question, expected, depth)
 
 
-Count = Callable[[str], int]
-
-
-@dataclass(frozen=True)
-class Prose:
-    """Sentences to hide needles between, with the tokens of each."""
-
-    sentences: Sequence[str]
-    tokens: Sequence[int]
-
-
 def prose_of(texts: Sequence[str], count: Count, longest: int) -> Prose:
     """The sentences of `texts`, one after the other, until there are `longest` tokens of them."""
-    found: list[str] = []
-    tokens: list[int] = []
+    found: list[tuple[str, int]] = []
     total = 0
     for text in texts:
         spans = short_sentences(text)
         for (start, _), (following, _) in zip(spans, [*spans[1:], (len(text), 0)], strict=True):
-            found.append(text[start:following].rstrip(" "))
-            tokens.append(count(" " + found[-1]))
-            total += tokens[-1]
+            sentence = text[start:following].rstrip(" ")
+            found.append((sentence, count(" " + sentence)))
+            total += found[-1][1]
             if total >= longest:
-                return Prose(found, tokens)
-    return Prose(found, tokens)
+                return found
+    return found
 
 
 def score(answer: str, expected: Sequence[str]) -> float:
@@ -138,9 +129,9 @@ def _hay(
             if key not in keys:
                 hay.append(needle)
     assert prose is not None
-    at = draw.randrange(len(prose.sentences))
-    while (room := room - prose.tokens[at % len(prose.tokens)]) > 0:
-        hay.append(prose.sentences[at % len(prose.sentences)])
+    at = draw.randrange(len(prose))
+    while (room := room - prose[at % len(prose)][1]) > 0:
+        hay.append(prose[at % len(prose)][0])
         at += 1
     return hay, " "
 

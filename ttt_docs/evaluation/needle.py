@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 from ttt_docs.errors import UsageError
-from ttt_docs.evaluation.figures import new_figure, save_figure
 from ttt_docs.evaluation.haystack import TASKS, prose_of, sample, score
+from ttt_docs.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from ttt_docs.lookup.router.routing import AskRoute
@@ -63,7 +63,7 @@ def measure(
     prose, in_prose = None, [task for task in tasks if TASKS[task].haystack == "prose"]
     if in_prose:
         prose = prose_of(list(haystack), count, 2 * max(lengths))
-        if not prose.sentences:
+        if not prose:
             raise UsageError(
                 f"{', '.join(in_prose)} hide needles in prose: give texts to hide them in (--haystack FILE)"
             )
@@ -100,17 +100,15 @@ def report(asked: Sequence[Asked]) -> dict[str, Any]:
     results, depths = [], []
     for (task, length, route), group in groups.items():
         named = {"task": task, "length": length, "route": route}
-        results.append(
-            named
-            | {
-                "samples": len(group),
-                "accuracy": fmean(one.score for one in group),
-                "seconds_per_question": fmean(one.seconds for one in group),
-                "slowest_seconds": max(one.seconds for one in group),
-                "ingest_seconds": fmean(one.ingest_seconds for one in group),
-                "verified": fmean(one.verified for one in group),
-            }
-        )
+        row = {
+            "samples": len(group),
+            "accuracy": fmean(one.score for one in group),
+            "seconds_per_question": fmean(one.seconds for one in group),
+            "slowest_seconds": max(one.seconds for one in group),
+            "ingest_seconds": fmean(one.ingest_seconds for one in group),
+            "verified": fmean(one.verified for one in group),
+        }
+        results.append(named | row)
         for band in range(BANDS):
             inside = [one.score for one in group if min(int(one.depth * BANDS), BANDS - 1) == band]
             if inside:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ttt_docs.errors import UsageError
-from ttt_docs.io import replacing
+from ttt_docs.figures import new_figure, save_figure
 from ttt_docs.report.findings import FastWeightChange, Findings
 
 #: Average width of a character of the small labels, in pixels.
@@ -152,14 +151,9 @@ def save_plot(findings: Findings, path: str | os.PathLike[str]) -> Path:
         UsageError: matplotlib is not installed, it cannot write that format, or nothing was read.
         TTTDocsError: the file cannot be written; an older one is as it was.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("a plot needs matplotlib: pip install 'ttt-docs[plot]'") from None
-    target = Path(path)
+    target, figure = Path(path), new_figure((9, 3.6), dpi=150)
     if not findings.curve or findings.mean is None:
         raise UsageError("there is nothing to plot: this memory has read nothing")
-    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     form = target.suffix.lstrip(".").lower()
     if form not in figure.canvas.get_supported_filetypes():
         raise UsageError(f"{target}: plots are written as png, svg or pdf; end the name with one of them")
@@ -176,8 +170,5 @@ def save_plot(findings: Findings, path: str | os.PathLike[str]) -> Path:
     axes.set_title(findings.title.replace("$", r"\$"), loc="left")  # a dollar would start a formula
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=form)
-    with replacing(target) as file:
-        file.write(picture.getvalue())
+    save_figure(figure, target, form)
     return target

@@ -152,9 +152,8 @@ def _token_of(memory: Memory, nats: np.ndarray | None) -> Callable[[int], int]:
     """The token at a character of the memory's text. Without `nats` (`surprise`), as if all tokens were as long."""
     before = memory.documents[0].first_token if memory.documents else 0
 
-    def exact(character: int) -> int:
-        assert nats is not None
-        return before + int(nats[min(character, len(nats) - 1), 1])
+    if nats is not None:
+        return lambda character: before + int(nats[min(character, len(nats) - 1), 1])
 
     def estimated(character: int) -> int:
         for document, start, end in reversed(list(_token_ranges(memory))):
@@ -163,7 +162,7 @@ def _token_of(memory: Memory, nats: np.ndarray | None) -> Callable[[int], int]:
                 return start + round(share * (end - start))
         return before
 
-    return estimated if nats is None else exact
+    return estimated
 
 
 def _surprising(memory: Memory, nats: np.ndarray, token_of: Callable[[int], int]) -> tuple[SurprisingPassage, ...]:

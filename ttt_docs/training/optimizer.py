@@ -20,7 +20,7 @@ def optimizer_of(chosen: OptimizerRecipe, weights: TrainedWeights) -> torch.opti
     The learning rate of a group is its `factor` times the schedule's. The state is there from the start, zeros, for
     checkpoints to be loaded into.
     """
-    rates = [master for name, master in weights.masters.items() if name == INNER_LR]
+    rates = [] if weights.inner_lr is None else [weights.inner_lr]
     others = [master for name, master in weights.masters.items() if name != INNER_LR]
     matrices, vectors = [m for m in others if m.dim() > 1], [m for m in others if m.dim() <= 1]
     faster = (chosen.rates_lr or chosen.lr) / chosen.lr

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
 from ttt_docs._version import __version__
+from ttt_docs.figures import new_figure, save_figure
 from ttt_docs.io import replacing
 
 LOG = "log.jsonl"
@@ -28,9 +30,7 @@ class Record:
         """One line; numbers and lists of numbers go to TensorBoard too."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._board is None:
-            return
-        for key, value in line.items():
+        for key, value in line.items() if self._board is not None else ():
             if isinstance(value, list):
                 for index, number in enumerate(value):
                     self._board.add_scalar(f"{key}/{index:03d}", number, line["step"])
@@ -57,18 +57,13 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def plot(run: Path) -> Path | None:
-    """Draws loss.png from the log: loss by step, and loss by chunk at the run's end. None without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
+def plot(run: Path) -> None:
+    """Draws loss.png from the log: loss by step, and loss by chunk at the run's end. Without matplotlib, nothing."""
     log = read_log(run)
     steps = [line for line in log if "loss" in line]
-    if not steps:
-        return None
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    if not steps or find_spec("matplotlib") is None:
+        return
+    figure = new_figure((10, 4))
     left, right = figure.subplots(1, 2)
     left.plot([line["step"] for line in steps], [line["loss"] for line in steps], lw=0.8, label="training")
     valid = [line for line in log if "valid_loss" in line]
@@ -80,10 +75,7 @@ def plot(run: Path) -> Path | None:
     chunks = [sum(values) / len(values) for values in zip(*(line["chunk_losses"] for line in tail), strict=True)]
     right.plot(range(len(chunks)), chunks, "o-", ms=3)
     right.set(xlabel="chunk", ylabel="loss (nats per token)", title=f"mean of the last {len(tail)} steps")
-    FigureCanvasAgg(figure)
-    with replacing(run / "loss.png") as file:
-        figure.savefig(file, format="png", dpi=120)
-    return run / "loss.png"
+    save_figure(figure, run / "loss.png")
 
 
 def code_identity(package: Path = PACKAGE) -> dict[str, str]:

@@ -181,10 +181,10 @@ def open_shards(folder: Path) -> Shards:
         raise TTTDocsError(f"the tokenized data in {folder} is damaged ({error}): remove the folder") from error
 
 
-def wait_for_shards(folder: Path, seconds: float = 0.2) -> Shards:
+def wait_for_shards(folder: Path) -> Shards:
     """The shards that another process of this machine is building."""
     while not (folder / "manifest.json").is_file():
-        time.sleep(seconds)
+        time.sleep(0.2)
     return open_shards(folder)
 
 

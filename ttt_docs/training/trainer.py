@@ -226,15 +226,13 @@ def _step(run: _Run, step: int, interrupt: Interrupt) -> tuple[dict[str, Any], b
     scale = inner_lr_scale(step - 1, run.steps, chosen.inner_warmup_from, chosen.inner_warmup)
     mine = np.split(train.batch(step - 1, recipe.batch, recipe.seed), here.count)[here.rank]
     pieces = np.split(mine, len(mine) // size)
-    sums: torch.Tensor | None = None
+    measured: list[torch.Tensor] = []
     for piece in pieces:
         outer = weights.objective(torch.from_numpy(train.take(piece)).to(here.device), scale, weights.inner_lr)
         outer.loss.backward()
         weights.collect_gradients()
-        measured = torch.stack([outer.chunk_losses.mean(0), outer.grad_norms.mean(0)]).double()
-        sums = measured if sums is None else sums + measured
-    assert sums is not None
-    chunk_losses, inner_norms = here.mean(sums / len(pieces))
+        measured.append(torch.stack([outer.chunk_losses.mean(0), outer.grad_norms.mean(0)]).double())
+    chunk_losses, inner_norms = here.mean(sum(measured[1:], measured[0]) / len(pieces))
     weights.average_gradients(here, len(pieces))
     norm = weights.gradient_norm(here)
     stop = here.sum(torch.tensor(float(interrupt.requested), device=here.device))

@@ -18,7 +18,7 @@ gradient in one backward pass; with kernels that are differentiable twice, g_c i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,14 +95,6 @@ class _Gradients:
         self.rates = torch.zeros_like(scan.rates)
 
 
-class _Read(NamedTuple):
-    """What reading one chunk gave."""
-
-    nll: Tensor  # [batch, chunk], nats
-    loss: Tensor  # [batch]
-    grads: list[PrimeWeights]  # its inner gradient
-
-
 class _Scan:
     """A batch of sequences on their way through the suffix: what stays the same while chunk follows chunk."""
 
@@ -165,8 +157,11 @@ class _Scan:
         loss = chunk_loss(nll, targets, model.config.bos_token_id)
         return nll, loss, [new for i in self.attending for new in caches[i].newest]
 
-    def read(self, chunk: int, before: Weights, into: _Gradients | None = None) -> _Read:
-        """Predicts a chunk as reading does and takes its inner gradient; its keys and values are stored.
+    def read(
+        self, chunk: int, before: Weights, into: _Gradients | None = None
+    ) -> tuple[list[PrimeWeights], Tensor, Tensor]:
+        """Predicts a chunk as reading does and stores its keys and values. Returns its inner gradient, its loss
+        [batch] and those of its tokens [batch, chunk].
 
         With `into`, the gradient of the chunk's loss is added there for everything else as well. The keys and values of
         earlier chunks then get gradient too, if updates do.
@@ -185,7 +180,7 @@ class _Scan:
         if into is not None:
             self._add(chunk, grads, self.weight, into)
         inner = [PrimeWeights(*grads[i : i + 2]) for i in range(0, 2 * len(weights), 2)]
-        return _Read(nll.detach(), loss.detach(), inner)
+        return inner, loss.detach(), nll.detach()
 
     def read_back(self, chunk: int, before: Weights, grads: list[PrimeWeights], into: _Gradients) -> None:
         """Equations (5) to (7) for a chunk that was read with the weights `before` and had the inner gradient `grads`;
@@ -253,12 +248,12 @@ class _Scan:
         if last - first <= SEGMENT:
             grads = []
             for chunk in range(first, last):
-                grads.append(self.read(chunk, fast).grads)
+                grads.append(self.read(chunk, fast)[0])
                 fast, _ = self.step(fast, grads[-1])
             return self.walk_back(first, last, fast, grads, into)
         middle, later = (first + last) // 2, fast
         for chunk in range(first, middle):
-            later, _ = self.step(later, self.read(chunk, later).grads)
+            later, _ = self.step(later, self.read(chunk, later)[0])
         self.walk_back_reading_again(middle, last, later, into)
         self.walk_back_reading_again(first, middle, fast, into)
 
@@ -278,13 +273,13 @@ class _ThroughUpdates(torch.autograd.Function):
             last = chunk == scan.chunks - 1
             # Nothing after the last chunk learns from its update, so its gradient can be had at once; so can every
             # chunk's where updates count as constants.
-            said = scan.read(chunk, fast, into if last or not scan.second_order else None)
-            after, norm = scan.step(fast, said.grads)
-            record.append((said.loss, norm, said.nll))
+            grads, loss, nll = scan.read(chunk, fast, into if last or not scan.second_order else None)
+            after, norm = scan.step(fast, grads)
+            record.append((loss, norm, nll))
             if not last:
                 fast = after
                 if learns and scan.second_order and not logarithmic:
-                    kept.append(said.grads)
+                    kept.append(grads)
         ctx.scan, ctx.into, ctx.kept, ctx.logarithmic = scan, into, kept, logarithmic
         ctx.fast = initial if logarithmic else fast
         losses, norms, nlls = zip(*record, strict=True)
