@@ -102,3 +102,9 @@ def test_errors_of_files(tmp_path):
             list(iter_text([b"words"], encoding=encoding))
     with pytest.raises(DocumentError, match="stops being valid undefined"):
         list(iter_text([b"words"], encoding="undefined"))
+
+
+@pytest.mark.parametrize("pieces", [[b"bytes " * 2000, "str"], [b"bytes", "str"]])
+def test_pieces_of_two_kinds_are_refused(pieces):
+    with pytest.raises(DocumentError, match="mix str and bytes"):
+        list(iter_text(pieces))

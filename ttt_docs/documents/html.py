@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 from ttt_docs.documents.document import Document
@@ -23,17 +22,6 @@ _CLOSE = {"tr", "li", "dt", "dd"}  # blocks that follow one another without an e
 _HEADINGS = {"h1", "h2", "h3"}
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 _XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""")
-
-
-@dataclass(frozen=True)
-class HtmlText:
-    """Text of a page. Offsets are characters of `text`."""
-
-    text: str
-    title: str
-    headings: tuple[tuple[int, str], ...]  # (offset, heading), h1 to h3
-    anchors: dict[str, int] = field(default_factory=dict)  # id -> offset
-    links: tuple[tuple[str, str], ...] = ()  # (href, text), also those in <nav>
 
 
 def html_document(source: str, name: str) -> Document:
@@ -64,30 +52,30 @@ def decode_html(data: bytes, name: str) -> str:
 
 def html_text(source: str) -> HtmlText:
     """Text, title, headings, anchors and links of an HTML page; never fails on malformed markup."""
-    parser = _TextParser()
-    parser.feed(source)
-    parser.close()
-    return parser.result()
+    page = HtmlText()
+    page.feed(source)
+    page.close()
+    return page
 
 
-class _TextParser(HTMLParser):
-    """Collects text while it follows which tags are open."""
+class HtmlText(HTMLParser):
+    """Collects the text of a page while it follows which tags are open. `text` is there once it is closed."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
+        self.text = self.title = ""
+        self.headings: list[tuple[int, str]] = []  # (character of `text`, heading), h1 to h3
+        self.anchors: dict[str, int] = {}  # id -> character of `text`
+        self.links: list[tuple[str, str]] = []  # (href, text), also those in <nav>
         self.parts: list[str] = []
         self.length = 0
-        self.gap = ""  # white space owed before the next word
+        self.gap = ""  # white space to write before the next word
         self.skipping: list[str] = []
         self.preformatted = 0
         self.in_title = False
-        self.title = ""
         self.heading: tuple[int, list[str]] | None = None
-        self.headings: list[tuple[int, str]] = []
         self.pending_anchors: list[str] = []
-        self.anchors: dict[str, int] = {}
         self.link: tuple[str, list[str]] | None = None
-        self.links: list[tuple[str, str]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
@@ -158,7 +146,7 @@ class _TextParser(HTMLParser):
             self.gap = "\n" if tag in _CLOSE else "\n\n"
 
     def add(self, text: str) -> None:
-        """Appends visible text, after the white space that is owed."""
+        """Appends the white space that is due, then visible text."""
         if self.gap and self.parts and not (self.parts[-1] == "- " and not self.gap.strip()):
             self.parts.append(self.gap)
             self.length += len(self.gap)
@@ -173,11 +161,6 @@ class _TextParser(HTMLParser):
         self.parts.append(text)
         self.length += len(text)
 
-    def result(self) -> HtmlText:
-        return HtmlText(
-            "".join(self.parts),
-            " ".join(self.title.split()),
-            tuple(self.headings),
-            self.anchors,
-            tuple(self.links),
-        )
+    def close(self) -> None:
+        super().close()
+        self.text, self.title = "".join(self.parts), " ".join(self.title.split())

@@ -165,9 +165,11 @@ def _mend_word(above: str, below: str, joint: str, words: Counter[str]) -> tuple
 
 def _habits(pages: Sequence[list[Line]]) -> _Habits:
     words: Counter[str] = Counter()
+    sizes: Counter[float] = Counter()
     cut = False
     for page in pages:
         for line in page:
+            sizes[round(line.size, 1)] += len(line.text)
             found = [word.lower() for word in _WORD.findall(line.text)]
             ends_cut = bool(_HYPHEN_END.search(line.text))
             words.update(found[1 if cut else 0 : -1 if ends_cut else None])
@@ -179,10 +181,6 @@ def _habits(pages: Sequence[list[Line]]) -> _Habits:
         for line in page
         if line.size and 4 < line.x - margins[index] < 60
     )
-    sizes: Counter[float] = Counter()
-    for page in pages:
-        for line in page:
-            sizes[round(line.size, 1)] += len(line.text)
     return _Habits(
         full=_full_line(pages),
         leading=_leading(pages),

@@ -153,8 +153,11 @@ def iter_text(
 
 
 def _counted(pieces: Iterator[Any], name: str, max_bytes: int | None) -> Iterator[Any]:
-    total = 0
+    total, text = 0, None
     for piece in pieces:
+        if text is not None and isinstance(piece, str) != text:
+            raise DocumentError(f"{name}: the pieces mix str and bytes. Give all of them as str, or all as bytes.")
+        text = isinstance(piece, str)
         total += len(piece)
         if max_bytes is not None:
             check_size(total, name, max_bytes)
@@ -178,12 +181,9 @@ def _decoded(pieces: Iterator[Any], encoding: str | None, name: str) -> Iterator
             decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)("strict"), translate=True)
         except (LookupError, ValueError):  # ValueError: a name with a NUL
             raise _unknown_encoding(name, encoding) from None
-    kind: Any = str if isinstance(first, str) else (bytes, bytearray)
     try:
         yield _refuse_nul(decoder.decode(head), name)
         for piece in pieces:
-            if not isinstance(piece, kind):
-                raise DocumentError(f"{name}: the pieces mix str and bytes. Give all of them as str, or all as bytes.")
             if not wide and b"\0" in piece:
                 refuse_binary(piece, name)
             yield _refuse_nul(decoder.decode(piece), name)

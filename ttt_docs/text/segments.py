@@ -1,9 +1,9 @@
 """Text of unknown length to tokens, in constant memory and independent of how the text arrived.
 
-The text is cut at places that depend on the text alone: at a single space or a single line break between two other
-characters, where byte-pair tokenizers split anyway. So tokens are the same whether a document comes whole, line by line
-or byte by byte, and those of its segments are those of the whole. (Runs of white space are no such places: "\\n\\n" is
-one token at the end of a text and two before a word.)
+The text is cut at a single space or a single line break between two other characters. Byte-pair tokenizers split there
+anyway, so the tokens of the segments are the tokens of the whole text. They are the same whether a document comes
+whole, line by line or byte by byte. Runs of white space are not cut: "\\n\\n" is one token at the end of a text, and
+two tokens before a word.
 """
 
 from __future__ import annotations

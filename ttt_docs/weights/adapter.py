@@ -1,10 +1,10 @@
 """An adapter: what training changed in a base model, as one safetensors file.
 
-Tensors stand under our parameter names, whole: they take the place of the base's. In a packed adapter (format 2) a
-prime MLP's matrix NAME is instead its change from where training began, the base's retrofit, as a sum of rounded terms
-(`memory.compaction`): NAME/left8, NAME/right8 and so on. The header's metadata holds one JSON object under `ttt-docs`:
-format version, base model (name and fingerprint), the ModelConfig it makes of the base, how that model reads
-(ReadingConfig), digest of the tensors, and where it comes from (recipe, data, tokens, seed, code).
+Tensors have our parameter names and replace those of the base. A packed adapter (format 2) holds a matrix NAME of a
+prime MLP as its change from the base's retrofit, where training began. The change is a sum of rounded terms
+(`weights.lowrank`): NAME/left8, NAME/right8 and so on. The header's metadata holds one JSON object under `ttt-docs`:
+format version, base model (name and fingerprint), the ModelConfig of the result, how it reads (ReadingConfig), the
+digest of the tensors, and where it comes from (recipe, data, tokens, seed, code).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ttt_docs.weights.lowrank import LowRank, compress
 from ttt_docs.weights.parameters import State, parameter_shapes
 from ttt_docs.weights.registry import REGISTRY, advice, candidates, entry_of, full_name, info
 
-#: In place of an adapter's path: the one that comes with this package for the model, if there is one.
+#: Stands for the adapter that comes with this package for the model, if there is one.
 SHIPPED = "shipped"
 FORMAT_VERSION = 2
 WHOLE, PACKED = 1, 2
@@ -43,7 +43,7 @@ _HEADER_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Adapter:
-    """A loaded adapter; `state` holds what was trained, of a packed one `changes` the prime MLPs' matrices."""
+    """A loaded adapter. `state` holds what was trained; `changes` the matrices of the prime MLPs, in a packed one."""
 
     path: Path
     base: str
@@ -177,7 +177,7 @@ def chosen_adapter(
 def base_of(path: str | PathLike[str]) -> str:
     """The base model that an adapter names, in the variant it was trained on if that is here.
 
-    Only a registry name is taken: a file may come from a stranger, and shall not make anyone open a path or address.
+    The base must be a registry name: a file from a stranger must not make anyone open a path or an address.
 
     Raises:
         CheckpointError: not an adapter, or one whose base goes by no registry name.
@@ -193,7 +193,7 @@ def base_of(path: str | PathLike[str]) -> str:
 
 
 def adapted(checkpoint: Checkpoint, adapter: Adapter) -> tuple[State, str]:
-    """The base model's weights with the adapter's in their place, and the fingerprint of the result.
+    """The base model's weights, replaced by the adapter's where it has them, and the fingerprint of the result.
 
     Raises:
         CheckpointError: the adapter was trained for another base model, or lacks a prime MLP that the base lacks too.

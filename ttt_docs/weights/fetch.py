@@ -60,7 +60,7 @@ def download_repository(repository: str, patterns: Sequence[str] = PATTERNS) -> 
 def _silent(url: str) -> bool:
     """Whether nothing at all comes back from `url` in time, as behind a firewall that drops packets.
 
-    The hub's client would wait for minutes. Whatever else is wrong it reports by itself, and soon.
+    The hub's client would wait for minutes. It reports every other problem by itself, and soon.
     """
 
     def ask() -> None:

@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp): metadata to ModelConfig, dequantized blocks to our names, vocabulary to tokenizer.json.
 
-Byte-level BPE vocabularies are built with the `tokenizers` package directly: transformers' own conversion leaves out
-the pre-tokenizer that `tokenizer.ggml.pre` names, and so splits numbers otherwise than the model was trained.
+Byte-level BPE vocabularies are built with the `tokenizers` package directly. The conversion of transformers leaves out
+the pre-tokenizer that `tokenizer.ggml.pre` names, so it splits numbers in another way than the model was trained with.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def retrofit_config(config: ModelConfig, suffix_blocks: int, sinks: int) -> Mode
 
 
 def build_decoder(config: ModelConfig, state: State, device: torch.device, dtype: torch.dtype) -> Decoder:
-    """A frozen decoder with weights in `dtype`; the prime MLPs stay float32, the precision fast weights are kept in."""
+    """A frozen decoder with weights in `dtype`. The prime MLPs stay float32, because fast weights are float32."""
     with torch.device("meta"):
         model = Decoder(config)
     weights = {
@@ -64,7 +64,7 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 
 def device_of(device: str | torch.device) -> torch.device:
-    """The device, tried out: torch would only say some time later, and in its own words, that it is not there.
+    """The device, after one try: torch itself reports a missing device late, and in words that few understand.
 
     Raises UsageError.
     """

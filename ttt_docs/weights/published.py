@@ -117,11 +117,6 @@ class _Array:
     dtype: torch.dtype
     compressor: str | None
 
-    @property
-    def row_bytes(self) -> int:
-        """Of one entry of axis 0."""
-        return prod(self.shape[1:]) * self.dtype.itemsize
-
 
 def config_of(size: str | None, file: Path | None) -> tuple[ModelConfig, ReadingConfig]:
     """The architecture and inner loop of a published size, or of a JSON file: a ModelConfig, or the published names.
@@ -237,8 +232,13 @@ def open_orbax(folder: Path, config: ModelConfig) -> WeightSource:
     dtypes = {target.name: dtype for published in layout.values() for target in published.targets}
 
     def pieces() -> Iterator[tuple[str, int, torch.Tensor]]:
-        for path, published in layout.items():
-            yield from _pieces(store, arrays[path], published, dtype)
+        for path, (_, targets, stacked) in layout.items():
+            for first, entries in _entries(store, arrays[path], stacked):
+                if stacked:
+                    target = targets[first]
+                    yield target.name, target.row, rows_of(entries[0], target, True).to(dtype)
+                else:
+                    yield targets[0].name, first, entries.to(dtype)
 
     def tensor(name: str) -> torch.Tensor:
         """For models small enough to ask for single tensors: reads every array that has a part of it."""
@@ -297,21 +297,9 @@ def _array(path: str, meta: dict[str, Any]) -> _Array:
     return _Array(path, tuple(meta["shape"]), tuple(meta["chunks"]), dtype, compressor)
 
 
-def _pieces(
-    store: Any, array: _Array, published: Published, dtype: torch.dtype
-) -> Iterator[tuple[str, int, torch.Tensor]]:
-    """One array as rows of ours."""
-    step = 1 if published.stacked else max(1, _PIECE // array.row_bytes)
-    for first, entries in _entries(store, array, step):
-        if not published.stacked:
-            yield published.targets[0].name, first, entries.to(dtype)
-            continue
-        target = published.targets[first]
-        yield target.name, target.row, rows_of(entries[0], target, True).to(dtype)
-
-
-def _entries(store: Any, array: _Array, step: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """The array from the start of axis 0 to its end, some entries at a time: (first, entries [<= step, ...])."""
+def _entries(store: Any, array: _Array, one: bool) -> Iterator[tuple[int, torch.Tensor]]:
+    """The array from the start of axis 0 to its end, one or some entries at a time: (first, entries [count, ...])."""
+    step = 1 if one else max(1, _PIECE // (prod(array.shape[1:]) * array.dtype.itemsize))
     depth = array.chunks[0]
     grid = [range(-(-size // chunk)) for size, chunk in zip(array.shape, array.chunks, strict=True)]
     for slab in grid[0]:
@@ -335,7 +323,10 @@ def _entries(store: Any, array: _Array, step: int) -> Iterator[tuple[int, torch.
 def _stream(store: Any, array: _Array, place: tuple[int, ...]) -> Iterator[bytes]:
     """The decompressed bytes of one chunk, in pieces."""
     key = f"{array.path}/{'.'.join(map(str, place))}"
-    decompress = _decompressor(array.compressor)
+    import zstandard
+
+    zstd, packed = array.compressor == "zstd", array.compressor is not None
+    decoder: Any = zstandard.ZstdDecompressor().decompressobj() if zstd else zlib.decompressobj(wbits=47)  # any header
     at, whole = 0, False
     while not whole:
         try:
@@ -350,21 +341,11 @@ def _stream(store: Any, array: _Array, place: tuple[int, ...]) -> Iterator[bytes
         if found.state != "value":
             raise CheckpointError(f"{array.path} is damaged: its chunk {key.rpartition('/')[2]} is missing")
         try:
-            if data := decompress(found.value):
+            if data := decoder.decompress(found.value) if packed else found.value:
                 yield data
         except Exception as error:  # zstd's and zlib's own
             raise CheckpointError(f"{key} is damaged: {error}") from error
         at += len(found.value)
-
-
-def _decompressor(compressor: str | None) -> Any:
-    if compressor == "zstd":
-        import zstandard
-
-        return zstandard.ZstdDecompressor().decompressobj().decompress
-    if compressor is None:
-        return bytes
-    return zlib.decompressobj(wbits=47).decompress  # either header
 
 
 class _Chunk:

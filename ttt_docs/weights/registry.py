@@ -68,7 +68,7 @@ REGISTRY: dict[str, Entry] = {
 def entry_of(name: str) -> Entry | None:
     """The entry that NAME or NAME@VARIANT means; None for a name that is not in the registry, or has no such variant.
 
-    Safe for names out of files that strangers wrote: nothing else is ever looked up.
+    Names may come from files that strangers wrote: only the registry is ever asked.
     """
     entry = REGISTRY.get(name.partition("@")[0])
     return entry if entry is not None and ("@" not in name or name in entry.sources()) else None
