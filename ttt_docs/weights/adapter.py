@@ -31,8 +31,7 @@ from ttt_docs.weights.registry import REGISTRY, advice, candidates, entry_of, fu
 
 #: Stands for the adapter that comes with this package for the model, if there is one.
 SHIPPED = "shipped"
-FORMAT_VERSION = 2
-WHOLE, PACKED = 1, 2
+WHOLE, PACKED = 1, 2  # the formats
 _KEY = "ttt-docs"
 _PARTS = tuple(part.name for part in fields(LowRank))
 #: What a base model and an adapter for it have in common.
@@ -116,7 +115,7 @@ def load_adapter(path: str | PathLike[str]) -> Adapter:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_KEY])
             version = int(header["format"])
-            if version > FORMAT_VERSION:
+            if version > PACKED:
                 raise CheckpointError(f"{path} has adapter format {version}, newer than this package: upgrade ttt-docs")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         state = {name: tensor for name, tensor in tensors.items() if "/" not in name}
@@ -139,7 +138,7 @@ def load_adapter(path: str | PathLike[str]) -> Adapter:
         raise CheckpointError(f"{path} is not an adapter of ttt-docs, or is damaged: {error}") from error
     shapes = parameter_shapes(adapter.config)
     strange = [name for name, tensor in state.items() if shapes.get(name) != tuple(tensor.shape)]
-    strange += [name for name in tensors.keys() - state.keys()]
+    strange += tensors.keys() - state.keys()
     strange += [name for name, change in changes.items() if not change.fits(shapes.get(name, ()))]
     if strange:
         raise CheckpointError(f"{path} has tensors that its model does not have: {', '.join(sorted(strange)[:6])}")

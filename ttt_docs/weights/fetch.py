@@ -48,11 +48,9 @@ def download_repository(repository: str, patterns: Sequence[str] = PATTERNS) -> 
         raise CheckpointError(f"{repository} is not on the Hugging Face hub, or is private (HF_TOKEN)") from error
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(f"{repository}: the Hugging Face hub cannot be reached, and no copy is here") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise CheckpointError(f"no space left to download {repository}: free some, or set HF_HOME") from error
-        raise CheckpointError(f"{repository} cannot be downloaded: {error}") from error
     except Exception as error:  # the hub's HTTP library changed between its versions: its errors have no common base
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise CheckpointError(f"no space left to download {repository}: free some, or set HF_HOME") from error
         raise CheckpointError(f"{repository} cannot be downloaded: {error}") from error
     return Path(folder)
 
