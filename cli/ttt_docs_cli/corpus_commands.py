@@ -25,7 +25,7 @@ Example:
   ttt-docs corpus ingest list.txt --store s3://bucket/memories --engine ray --workers 8""",
 )
 @click.argument("documents", metavar="DIR|GLOB|LIST.txt")
-@click.option("--store", "place", required=True, metavar="STORE", help="Folder or fsspec URL of the store.")
+@click.option("--store", "location", required=True, metavar="STORE", help="Folder or fsspec URL of the store.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What reads.")
 @click.option(
     "--batch",
@@ -45,7 +45,7 @@ Example:
 @quiet_option
 def ingest(
     documents: str,
-    place: str,
+    location: str,
     engine: Any,
     batch: int,
     workers: int,
@@ -69,7 +69,7 @@ def ingest(
     given = {name: value for name, value in opening.items() if value is not None or name in ("model", "dtype")}
     report = ingest_corpus(
         sources,
-        MemoryStore(place),
+        MemoryStore(location),
         partial(open_reader, **given),
         engine=engine,
         workers=workers,
@@ -77,7 +77,7 @@ def ingest(
         address=address,
         progress=False if quiet else None,
     )
-    result = {"store": place, **report.as_json()}
+    result = {"store": location, **report.as_json()}
     for one in report.failed:
         note(f"{one.source}: {one.reason}")
     if as_json:

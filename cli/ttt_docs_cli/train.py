@@ -26,7 +26,7 @@ Example:
   torchrun --nproc-per-node 8 -m ttt_docs_cli train my.yaml compute.parallel=sharded
 
 RECIPE is a .yaml file or a name that --list shows. key=value changes what the recipe says, such as optimizer.lr=1e-3 or
-'data.train=[books/*.jsonl.zst]'. The same command goes on where a run was stopped. docs/training.md tells the rest."""
+'data.train=[books/*.jsonl.zst]'. The same command goes on where a run was stopped. See docs/training.md."""
 )
 @click.argument("recipe", required=False)
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")

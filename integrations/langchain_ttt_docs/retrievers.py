@@ -102,7 +102,7 @@ class TTTDocsLoader(BaseLoader):
         self.parts, self.password, self.max_bytes = parts, password, max_bytes
 
     def lazy_load(self) -> Iterator[Text]:
-        """Raises DocumentError for a source that cannot be read, when its turn comes."""
+        """Raises DocumentError at the first source that cannot be read, after the documents before it."""
         for source in self.sources:
             document = load_document(source, password=self.password, max_bytes=self.max_bytes)
             about = {"source": os.fspath(source), "name": document.name, "sha256": document.sha256}

@@ -49,8 +49,8 @@ def corpus_sources(corpus: str | os.PathLike[str]) -> list[str]:
 def _in_folder(folder: Path) -> list[str]:
     found: list[str] = []
     others: list[str] = []
-    for place, _, names in os.walk(folder, onerror=lambda error: found.append(str(error.filename))):
-        for path in (os.path.join(place, name) for name in names if not name.startswith(".")):
+    for parent, _, names in os.walk(folder, onerror=lambda error: found.append(str(error.filename))):
+        for path in (os.path.join(parent, name) for name in names if not name.startswith(".")):
             if os.path.splitext(path)[1].lower() not in SUFFIXES:
                 others.append(os.path.relpath(path, folder))
             elif _is_file(path):

@@ -184,10 +184,8 @@ def _all_steps(run: _Run, last: checkpoint.Saved | None, progress: bool) -> floa
     record = Record(folder, first) if run.here.first else None
     valid_loss = last.score if last and first == steps and data.valid is not None else None
     since: list[float] = []
-    with (
-        Interrupt() as interrupt,
-        tqdm(initial=first, total=steps, unit="step", disable=None if progress else True) as bar,
-    ):
+    bar = tqdm(initial=first, total=steps, unit="step", disable=None if progress else True)
+    with Interrupt() as interrupt, bar:
         for step in range(first + 1, steps + 1):
             line, stop = _step(run, step, interrupt)
             since.append(line["loss"])
@@ -197,8 +195,8 @@ def _all_steps(run: _Run, last: checkpoint.Saved | None, progress: bool) -> floa
             bar.update()
             score = None
             if data.valid is not None and (step == steps or (kept.evaluate_every and step % kept.evaluate_every == 0)):
-                valid_loss, chunk_losses = _validate(run, data.valid)
-                score = valid_loss
+                score, chunk_losses = _validate(run, data.valid)
+                valid_loss = score
                 if record is not None:
                     record.add({"step": step, "valid_loss": score, "valid_chunk_losses": chunk_losses})
             if stop or step == steps or step % kept.every == 0 or score is not None:
