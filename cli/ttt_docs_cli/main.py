@@ -13,7 +13,7 @@ import traceback
 import click
 
 from ttt_docs import TTTDocsError, __version__
-from ttt_docs_cli.answer import ask, continue_, summarize
+from ttt_docs_cli.answer import ask, continue_, route, summarize
 from ttt_docs_cli.corpus_commands import corpus
 from ttt_docs_cli.environment import env
 from ttt_docs_cli.eval_commands import evaluate
@@ -21,7 +21,6 @@ from ttt_docs_cli.ingest import ingest
 from ttt_docs_cli.inspection import inspect
 from ttt_docs_cli.models import models
 from ttt_docs_cli.output import LogNotes, note
-from ttt_docs_cli.routing import route
 from ttt_docs_cli.store import store
 from ttt_docs_cli.train import train
 

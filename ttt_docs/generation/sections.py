@@ -73,7 +73,7 @@ def surprise(memory: Memory, tokenizer: Tokenizer) -> np.ndarray | None:
         return None
     nats = np.zeros((len(memory.text) + 1, 2))
     ids, nll = memory.tokens.numpy(), memory.nll.numpy()
-    at = len(ids) - _text_tokens(memory)
+    at = memory.documents[0].first_token if memory.documents else 0  # a BOS in front is none of the text's
     offset = 0
     for segment in (segment for part in _parts(memory) for segment in segments([part])):
         if at >= len(ids):
@@ -86,11 +86,6 @@ def surprise(memory: Memory, tokenizer: Tokenizer) -> np.ndarray | None:
             nats[offset + begin + 1] += (loss, 1)
         at, offset = at + count, offset + len(segment)
     return nats.cumsum(axis=0)
-
-
-def _text_tokens(memory: Memory) -> int:
-    """How many of the memory's tokens belong to its text: all but a BOS in front."""
-    return len(memory.tokens) - (memory.documents[0].first_token if memory.documents else 0)
 
 
 def _parts(memory: Memory) -> list[str]:

@@ -128,7 +128,10 @@ def _missing(looked: Sequence[Looked]) -> Result | None:
     does = "does not contain" if len(looked) == 1 else "contains"
     query = looked[0].query
     keys = [key for key in query.keys if all(key in one.found.missing for one in looked)]
-    names = [name for name in query.names if all(_unnamed(one.index, name) for one in looked)]
+    said = {
+        name: [(one.index, term) for one in looked for term in terms(name, one.index.language)] for name in query.names
+    }
+    names = [name for name, found in said.items() if not any(index.frequency(term) for index, term in found)]
     absent = keys if keys and len(keys) == len(query.keys) else names
     if query.kind == "mention" and not absent and all(one.coverage < COVERED for one in looked):
         return f"{document} {does} what was asked about.", [], "no sentence names it"
@@ -136,10 +139,6 @@ def _missing(looked: Sequence[Looked]) -> Result | None:
         return None
     named = " or ".join(f"“{name}”" for name in absent)
     return f"{document} {does} {named}.", [], f"looked for {named} everywhere"
-
-
-def _unnamed(index: PassageIndex, name: str) -> bool:
-    return not any(index.frequency(term) for term in terms(name, index.language))
 
 
 def _extracted(looked: Sequence[Looked], top_k: int) -> Result | None:
@@ -194,7 +193,8 @@ def _read(
     read = read_passages(model, tokenizer, best.index.text, spans, question)
     fits = [LEXICAL * hit.score + fit for hit, fit in zip(found, read.fits, strict=False)]
     order = sorted(range(len(fits)), key=lambda row: -fits[row])
-    shown = _apart([_paragraph(best, found[row]) for row in order])
+    paragraphs = [_paragraph(best, found[row]) for row in order]
+    shown = _filled([], paragraphs, len(paragraphs), AGAIN)
     evidence = _filled(shown[:1], [*shown[1:], *_passage_quotes(looked, top_k)], top_k)
     start, end = _surroundings(best, found[order[0]].sentence, QUOTED)
     allowed, beginnings = _candidates(best, start, end), _new_words(best, start, end)
@@ -233,16 +233,6 @@ def _paragraph(one: Looked, hit: Hit) -> Evidence:
     return quote(one.memory, start, end, hit.score, one.which, one.index.sentences[hit.sentence][0])
 
 
-def _apart(found: Sequence[Evidence]) -> list[Evidence]:
-    """Without those that show again more than `AGAIN` of themselves, in their order."""
-    kept: list[Evidence] = []
-    for new in found:
-        again = max((min(e.end, new.end) - max(e.start, new.start) for e in kept), default=0)
-        if again <= AGAIN * (new.end - new.start):
-            kept.append(new)
-    return kept
-
-
 def _candidates(one: Looked, start: int, end: int) -> list[Span]:
     """Spans of text[start:end] of the kind asked for that the question does not say itself."""
     form, kind = form_of(one.query.text), one.query.kind
@@ -250,7 +240,7 @@ def _candidates(one: Looked, start: int, end: int) -> list[Span]:
         kind = form.kind
     text = one.index.text
     spans = measured(text, start, end) if kind == "number" else candidates(text, start, end, kind)
-    return [span for span in spans if not all(term in one.query.weights for term in one.index.terms(*span))]
+    return [span for span in spans if not one.query.says(one.index.terms(*span))]
 
 
 def _new_words(one: Looked, start: int, end: int) -> set[int]:
@@ -258,7 +248,7 @@ def _new_words(one: Looked, start: int, end: int) -> set[int]:
     return {
         match.start()
         for match in TOKEN.finditer(one.index.text, start, end)
-        if (new := token_terms(match.group(), one.index.language)) and not one.query.weights.keys() >= set(new)
+        if (new := token_terms(match.group(), one.index.language)) and not one.query.says(new)
     }
 
 
@@ -287,15 +277,16 @@ def _passage_quotes(looked: Sequence[Looked], top_k: int) -> list[Evidence]:
     return [quote(one.memory, *one.index.span(passage), score, one.which) for score, one, passage in ranked]
 
 
-def _filled(evidence: list[Evidence], more: Sequence[Evidence], top_k: int) -> list[Evidence]:
-    """`evidence`, and after it `more` of which most is not shown yet, up to `top_k` in all."""
+def _filled(evidence: list[Evidence], more: Sequence[Evidence], top_k: int, again: float = 0.8) -> list[Evidence]:
+    """`evidence`, and after it what of `more` shows at most the share `again` once more, up to `top_k` in all."""
+    filled = list(evidence)
     for new in more:
-        if len(evidence) >= top_k:
+        if len(filled) >= top_k:
             break
-        shown = (min(e.end, new.end) - max(e.start, new.start) for e in evidence if e.memory == new.memory)
-        if max(shown, default=0) <= 0.8 * (new.end - new.start):
-            evidence.append(new)
-    return evidence
+        shown = (min(e.end, new.end) - max(e.start, new.start) for e in filled if e.memory == new.memory)
+        if max(shown, default=0) <= again * (new.end - new.start):
+            filled.append(new)
+    return filled
 
 
 _NUMBER = re.compile(r"\d+(?:[.,:/-]?\d+)*")

@@ -34,21 +34,11 @@ TOKEN = re.compile(r"[^\W_]+(?:[-_./:@'’,&+#][^\W_]+)*")
 _PART = re.compile(r"[^\W_]+")
 _POSSESSIVE = re.compile(r"['’]s?$")
 _DENSE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
-#: Language -> the names of its stop words in bm25s and of its stemmer.
-_LANGUAGES = {
-    "english": ("STOPWORDS_EN_PLUS", "english"),
-    "german": ("STOPWORDS_GERMAN", "german"),
-    "dutch": ("STOPWORDS_DUTCH", "dutch"),
-    "french": ("STOPWORDS_FRENCH", "french"),
-    "spanish": ("STOPWORDS_SPANISH", "spanish"),
-    "portuguese": ("STOPWORDS_PORTUGUESE", "portuguese"),
-    "italian": ("STOPWORDS_ITALIAN", "italian"),
-    "russian": ("STOPWORDS_RUSSIAN", "russian"),
-    "swedish": ("STOPWORDS_SWEDISH", "swedish"),
-    "norwegian": ("STOPWORDS_NORWEGIAN", "norwegian"),
-    "danish": ("STOPWORDS_DANISH", "danish"),
-    "turkish": ("STOPWORDS_TURKISH", "turkish"),
-}
+#: Languages with a stemmer of that name, and stop words in bm25s.
+_LANGUAGES = (
+    *("english", "german", "dutch", "french", "spanish", "portuguese"),
+    *("italian", "russian", "swedish", "norwegian", "danish", "turkish"),
+)
 #: Characters of a text that its language is told from, in pieces from all over it.
 _SAMPLE, _PIECES = 20_000, 8
 
@@ -67,14 +57,14 @@ def language_of(text: str) -> str:
 def stop_words(language: str) -> frozenset[str]:
     import bm25s.stopwords
 
-    return frozenset(getattr(bm25s.stopwords, _LANGUAGES[language][0]))
+    return frozenset(getattr(bm25s.stopwords, f"STOPWORDS_{'EN_PLUS' if language == 'english' else language.upper()}"))
 
 
 @lru_cache(maxsize=16)
 def _stem(language: str) -> Callable[[str], str]:
     import Stemmer
 
-    return Stemmer.Stemmer(_LANGUAGES[language][1]).stemWord
+    return Stemmer.Stemmer(language).stemWord
 
 
 def token_terms(token: str, language: str) -> tuple[str, ...]:
@@ -140,7 +130,8 @@ class PassageIndex:
 
     def weight(self, term: str) -> float:
         """Inverse document frequency, the rarer the larger; of a term that is nowhere, as if it were in one passage."""
-        return inverse_frequency(max(self.frequency(term), 1), max(len(self), 1))
+        frequency, passages = max(self.frequency(term), 1), max(len(self), 1)
+        return math.log(1 + (passages - frequency + 0.5) / (frequency + 0.5))
 
     def scores(self, weights: dict[str, float]) -> np.ndarray:
         """BM25 of every passage [passages] for terms with these factors."""
@@ -159,10 +150,6 @@ class PassageIndex:
     def sentence_at(self, character: int) -> int:
         """The sentence that holds a character, or the one before it."""
         return max(bisect_right(self.sentences, character, key=lambda span: span[0]) - 1, 0)
-
-
-def inverse_frequency(frequency: int, passages: int) -> float:
-    return math.log(1 + (passages - frequency + 0.5) / (frequency + 0.5))
 
 
 def build(text: str) -> PassageIndex:
@@ -197,19 +184,8 @@ def assembled(
     data, indices, indptr = _matrix(documents, vocabulary)
     order = np.argsort(held, kind="stable")
     holders_from = np.concatenate(([0], np.cumsum(np.bincount(held, minlength=len(vocabulary)))))
-    return PassageIndex(
-        text,
-        language_of(text),
-        spans,
-        firsts,
-        lasts,
-        vocabulary,
-        data,
-        indices,
-        indptr,
-        holders[order],
-        holders_from,
-    )
+    parts = (firsts, lasts, vocabulary, data, indices, indptr, holders[order], holders_from)
+    return PassageIndex(text, language_of(text), spans, *parts)
 
 
 def _matrix(documents: list[list[int]], vocabulary: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

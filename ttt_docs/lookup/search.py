@@ -52,7 +52,8 @@ def search(index: PassageIndex, query: Query, limit: int = LOOKED_AT) -> Found:
     scores = index.scores(query.weights)
     top = _largest(scores, limit)
     numbers = {i for p in top for i in range(index.firsts[p], index.lasts[p])} | set().union(*keyed)
-    named = {i: frozenset(index.terms(*index.sentences[i])) for i in _with_neighbours(numbers, len(index.sentences))}
+    wanted = {j for i in numbers for j in (i - 1, i, i + 1) if 0 <= j < len(index.sentences)}
+    named = {i: frozenset(index.terms(*index.sentences[i])) for i in wanted}
     total = sum(weights.values()) or 1.0
     sentences = []
     for i in numbers:
@@ -90,10 +91,6 @@ def _largest(scores: np.ndarray, count: int) -> list[int]:
         order = np.argpartition(-scores, count)[:count]
         order = order[np.lexsort((order, -scores[order]))]
     return [int(p) for p in order if scores[p] > 0]
-
-
-def _with_neighbours(numbers: set[int], count: int) -> set[int]:
-    return {j for i in numbers for j in (i - 1, i, i + 1) if 0 <= j < count}
 
 
 def _passage_of(index: PassageIndex, sentence: int) -> int:
@@ -136,7 +133,7 @@ def extract(index: PassageIndex, query: Query, found: Found) -> list[Value]:
         for s in found.sentences
         if s.coverage >= best.coverage - ALIKE and (s is best or _has_keys(index.text, s, query))
     ]
-    values: list[Value] = []
+    values: dict[str, Value] = {}  # what is written the same is one value
     for sentence in sorted(alike, key=lambda s: s.index):
         spans = answers_in(index, query, sentence)
         if len(spans) > 1 and not query.many:
@@ -144,8 +141,9 @@ def extract(index: PassageIndex, query: Query, found: Found) -> list[Value]:
             if nearest is None:
                 return []
             spans = [nearest]
-        values += (Value(*span, sentence) for span in spans)
-    return _distinct(index.text, values)
+        for start, end in spans:
+            values.setdefault(" ".join(index.text[start:end].lower().split()), Value(start, end, sentence))
+    return list(values.values())
 
 
 def answers_in(index: PassageIndex, query: Query, sentence: Sentence) -> list[Span]:
@@ -156,18 +154,13 @@ def answers_in(index: PassageIndex, query: Query, sentence: Sentence) -> list[Sp
     spans = [
         (a, b)
         for a, b in candidates(text, sentence.start, sentence.end, query.kind)
-        if not any(a < end and start < b for start, end in taken) and not _is_asked(index, query, a, b)
+        if not any(a < end and start < b for start, end in taken) and not query.says(index.terms(a, b))
     ]
     return spans or _beyond(index, query, sentence, taken)
 
 
 def _has_keys(text: str, sentence: Sentence, query: Query) -> bool:
     return all(occurrences(text[sentence.start : sentence.end], key) for key in query.keys)
-
-
-def _is_asked(index: PassageIndex, query: Query, start: int, end: int) -> bool:
-    """Whether the question itself says what stands there."""
-    return all(term in query.weights for term in index.terms(start, end))
 
 
 def _beyond(index: PassageIndex, query: Query, sentence: Sentence, taken: Sequence[Span]) -> list[Span]:
@@ -198,10 +191,3 @@ def _nearest(index: PassageIndex, query: Query, sentence: Sentence, spans: Seque
             if after and _TELLS.search(text[sentence.start + end : after[0][0]]):
                 return after[0]
     return None
-
-
-def _distinct(text: str, values: Sequence[Value]) -> list[Value]:
-    seen: dict[str, Value] = {}
-    for value in values:
-        seen.setdefault(" ".join(text[value.start : value.end].lower().split()), value)
-    return list(seen.values())

@@ -14,26 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ttt_docs.lookup.patterns import compiled, patterns
 from ttt_docs.text.names import word_list
 
 #: Of a longer question the first and the last words count.
 LONGEST = 120
 
-_QUOTE = re.compile(r"\"([^\"]+)\"|(?<!\w)'([^']{2,}?)'(?!\w)|`([^`]+)`")
-_ORDINAL = (
-    r"first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|final|next|previous|\d+(?:st|nd|rd|th)"
-)
-_SPOT = (
-    r"pages?|pp?\.|chapters?|ch\.|sections?|sec\.|clauses?|articles?|art\.|paragraphs?|para\.?|lines?|tables?|figures?|fig\.|"
-    r"appendix|appendices|annex|schedules?|exhibits?|footnotes?|endnotes?|equations?|eq\.|steps?|items?|slides?|verses?|"
-    r"rows?|columns?|issues?|listings?|sheets?|stanzas?|acts?|scenes?"
-)
-_NUMERAL = r"#?\d[\w.()/-]*|[ivxlc]+\b(?!')|[a-h]\b(?!')|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
-#: "page 12", "clause 4.2", "§ 7", "the third paragraph".
-_PLACE = re.compile(
-    rf"\b(?:{_SPOT})\s*(?:no\.?\s*|number\s*)?(?:{_NUMERAL})(?!\w)|§+\s*\d[\w.]*|\b(?:{_ORDINAL})\s+(?:{_SPOT})\b",
-    re.IGNORECASE,
-)
+_PATTERNS = {name: compiled(pattern) for name, pattern in patterns()["router"].items()}
+_WORD, _CLAUSE, _POLITE = _PATTERNS["word"], _PATTERNS["clause"], _PATTERNS["polite"]
 _WRITTEN = tuple(
     (re.compile(pattern, re.IGNORECASE), written)
     for pattern, written in (
@@ -42,39 +30,12 @@ _WRITTEN = tuple(
         (r"\bhow come\b", "why"),
     )
 )
-#: How long an answer is wanted, or that it may be free: "in three sentences", "in your own words".
-_FORM = re.compile(
-    r"\b(?:in|into|as|within|to|with)\s+"
-    r"(?:a|an|one|two|three|four|five|six|ten|\d+|a few|few|your own|simple|plain|other)\s+"
-    r"(?:(?:short|single|brief|simple|bullet)\s+)*(?:sentence|word|paragraph|line|point|term|bullet)s?\b",
-    re.IGNORECASE,
-)
-_CODE = re.compile(
-    r"(?<!\w)(?=\S*\d)(?=\S*[A-Za-z])[\w.#/-]+(?!\w)|(?<!\w)\w+(?:_\w+)+|\w+\(\)|--[a-z][\w-]*|\S+@\S+\.\w+"
-)
-_YEAR = re.compile(r"(?<![\w.])(?:1[0-9]{3}|20[0-9]{2})(?![\w.])")
-_NUMBER = re.compile(r"(?<![\w])[$€£]?\d[\d.,]*%?")
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|<\w+>")
-_CLAUSE = re.compile(
-    r"(?<=[.;:!?])\s+|\s+[-–—]+\s+|\n+|,\s+(?:but\s+|so\s+)?(?=(?:what|how)\s+\w+\s+\w)", re.IGNORECASE
-)
-#: What people say before they ask. "do you think" and "would you recommend" ask for an opinion and stay.
-_POLITE = re.compile(
-    r"^(?:(?:hi|hello|hey|ok|okay|so|and|well|now|please|pls|kindly|just|quick question|question|also|then|"
-    r"can you(?: please| perhaps| maybe)?|could you(?: please| perhaps| maybe)?|would you (?:please|kindly|mind)|"
-    r"will you|do you know|do you remember|any idea|tell me|let me know|help me(?: to)?|give me|"
-    r"i (?:just )?(?:want|need|wish) to know|"
-    r"i(?: woul|')d like to know|i(?: a|')m (?:curious|wondering)|i wonder)\b[,:]?\s*)+",
-    re.IGNORECASE,
-)
 _ASKING = ("who", "whom", "whose", "when", "where", "which", "what", "why", "how")
 #: A question that begins with one of these asks for yes or no.
 _AUXILIARIES = word_list("auxiliaries")
 _SHORT = {"what's": "what is", "who's": "who is", "where's": "where is", "when's": "when is", "how's": "how is"}
 #: Small words end or come before what is asked for. Orders are verbs that say nothing of what is wanted.
 _SMALL, _ORDERS = word_list("small"), word_list("orders")
-#: After "how", these ask for a number.
-_MEASURES = re.compile("many|much|long|old|far|often|tall|big|large|deep|wide|high|heavy|fast|late|early|soon")
 
 
 def stem(word: str) -> str:
@@ -155,7 +116,7 @@ def features(question: str) -> dict[str, str]:
     word of what is asked for; `q=...&head&c=...` joins question word and class.
     """
     found: dict[str, str] = {}
-    stems, spoken = _read(question, found)
+    stems, spoken = clause_words(question, found)
     for kind in ("quote", "form", "place"):  # of another clause they say less
         if f"has={kind}" in found and f"<{kind}>" not in spoken:
             del found[f"has={kind}"]
@@ -199,32 +160,26 @@ def asked_for(words: list[str]) -> tuple[int | None, int | None]:
     return (run[0], run[-1]) if run else (None, None)
 
 
-def clause_words(question: str) -> tuple[list[str], list[str]]:
-    """Stems and written words of the clause that asks, names and pointers as `<name>`, `<place>` and so on."""
-    return _read(question, {})
+def clause_words(question: str, found: dict[str, str] | None = None) -> tuple[list[str], list[str]]:
+    """Stems and written words of the clause that asks, names and pointers as `<name>`, `<place>` and so on.
 
-
-def _read(question: str, found: dict[str, str]) -> tuple[list[str], list[str]]:
-    """`clause_words`, and the pointers in `found`."""
+    `found` gets a feature for every name and pointer.
+    """
+    found = {} if found is None else found
     text = _plain(question)
     words = text.split()
     if len(words) > LONGEST:
         text = " ".join(words[: LONGEST // 2] + words[-LONGEST // 2 :])
 
-    def mask(kind: str, pattern: re.Pattern[str], text: str) -> str:
-        def replaced(match: re.Match[str]) -> str:
-            found.setdefault(f"has={kind}", match[0].strip())
-            return f" <{kind}> "
+    def mask(text: str, *kinds: str) -> str:
+        for kind in kinds:
+            for match in _PATTERNS[kind].finditer(text):
+                found.setdefault(f"has={kind}", match[0].strip())
+            text = _PATTERNS[kind].sub(f" <{kind}> ", text)
+        return text
 
-        return pattern.sub(replaced, text)
-
-    text = mask("quote", _QUOTE, text)
-    text = mask("form", _FORM, text)
-    text = mask("place", _PLACE, text)
-    clause = _POLITE.sub("", _asking_clause(text))
-    for kind, pattern in (("code", _CODE), ("year", _YEAR), ("number", _NUMBER)):
-        clause = mask(kind, pattern, clause)
-    return _stems(clause, found)
+    clause = _POLITE.sub("", _asking_clause(mask(text, "quote", "form", "place")))
+    return _stems(mask(clause, "code", "year", "number"), found)
 
 
 def _plain(question: str) -> str:
@@ -298,7 +253,7 @@ def _question_word(words: list[str]) -> tuple[str, int]:
     for i, word in enumerate(words):
         if word in _ASKING:
             following = words[i + 1] if i + 1 < len(words) else ""
-            if word == "how" and _MEASURES.fullmatch(following):
+            if word == "how" and _PATTERNS["measure"].fullmatch(following):
                 return f"how {following}", i
             return ("who" if word in ("whom", "whose") else word), i
     return "", -1
