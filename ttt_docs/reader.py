@@ -20,7 +20,7 @@ from ttt_docs.generation.summary import Length, summarize
 from ttt_docs.lookup.answer import answer_from_text
 from ttt_docs.lookup.index import indexed
 from ttt_docs.lookup.router.routing import AskRoute, chosen_route
-from ttt_docs.memory.memory import COMPACT_BYTES, Memory
+from ttt_docs.memory.memory import COMPACT_BYTES, Memory, mismatch
 from ttt_docs.model.config import InnerRule, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.reading.chunks import ChunkReport
@@ -30,7 +30,6 @@ from ttt_docs.store.store import MemoryStore
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.weights.adapter import SHIPPED
 from ttt_docs.weights.pretrained import Base, open_pretrained
-from ttt_docs.weights.registry import advice
 
 
 def reader_for(memory: Memory, open_reader: Callable[..., TTTReader]) -> TTTReader:
@@ -311,11 +310,7 @@ class TTTReader:
                 f"a memory is needed, not a {type(memory).__name__}: `ingest` makes one, Memory.load(path) loads one"
             )
         if memory.fingerprint != self.fingerprint:
-            raise MemoryMismatchError(
-                f"this memory was read with another model ({memory.model}, fingerprint {memory.fingerprint[:12]}) than "
-                f"this reader's ({self.name}, {self.fingerprint[:12]}): {advice(memory.model, self.name)}, or read the "
-                "document again"
-            )
+            raise mismatch("this memory", memory.model, memory.fingerprint, self.name, self.fingerprint)
         if not fits(self.model.config, memory):
             raise MemoryMismatchError(
                 f"this memory says that it was read with {self.name}, but its shapes or tokens are not that model's: "

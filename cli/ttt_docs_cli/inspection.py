@@ -35,10 +35,10 @@ def inspect(file: str, html: str | None, plot: str | None, model: str | None, as
     The page and the picture need the model for the passages and for where chapters begin: it is used if it is
     installed, or if --model names it. Nothing is downloaded.
     """
-    from ttt_docs.memory import inspect_memory, load_memory, summary
+    from ttt_docs.memory import Memory, inspect_memory, summary
 
     page = inspect_memory(file)
-    memory = load_memory(file)
+    memory = Memory.load(file)
     if html or plot:
         _draw(file, memory, page, html, plot, model)
     facts = summary(memory)

@@ -3,9 +3,12 @@
     python tests/memory/hostile.py --files 10000 --seed 1
 
 Every mutant must load as a sound memory or be refused with a MemoryFormatError, within 2 seconds, and all of them
-together may raise this process's peak memory by 100 MB at most. The mutations know the file: the header's JSON and its
-table (types, shapes, offsets, numbers too large or of another kind), bytes of header and tensors, cuts and additions;
-nine of ten get a right checksum, so that the checks behind it must hold alone.
+together may raise this process's peak memory by 100 MB at most. Another process makes the mutants, since lists
+multiplied by a thousand twice can become 100 MB before any of it is read.
+
+The mutations know the file: the header's JSON and its table (types, shapes, offsets, numbers too large or of another
+kind), bytes of header and tensors, cuts and additions; nine of ten get a right checksum, so that the checks behind it
+must hold alone.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
+import os
 import random
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +32,7 @@ import torch
 from memory_files import make_memory, seal, unpack
 
 from ttt_docs import MemoryFormatError
-from ttt_docs.memory import Memory, inspect_memory, load_memory, memories_equal, summary
+from ttt_docs.memory import Memory, inspect_memory, memories_equal, summary
 from ttt_docs.weights.lowrank import compress
 
 SECONDS, GROWTH_BYTES = 2.0, 100_000_000
@@ -172,8 +178,7 @@ def attack(files: int, seed: int) -> dict[str, Any]:
             target.write_bytes(content)
             _look(target)
         before, longest, loaded = _peak(), 0.0, 0
-        for number, mutant in enumerate(mutants(sound, seed, files)):
-            target.write_bytes(mutant)
+        for number, target in enumerate(_made_elsewhere(Path(folder), sound, seed, files)):
             began = time.process_time()
             try:
                 loaded += _look(target)
@@ -190,21 +195,51 @@ def attack(files: int, seed: int) -> dict[str, Any]:
         }
 
 
+def _made_elsewhere(folder: Path, sound: list[bytes], seed: int, count: int) -> Iterator[Path]:
+    """The mutants as files, each there until the next is asked for."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    maker = context.Process(target=_make, args=(there, folder, sound, seed, count), daemon=True)
+    maker.start()
+    there.close()
+    try:
+        for number in range(count):
+            name = here.recv()
+            here.send(number)  # the next may be made while this one is read
+            yield folder / name
+            os.unlink(folder / name)
+        maker.join()
+    finally:
+        here.close()
+        maker.terminate()
+
+
+def _make(pipe: Connection, folder: Path, sound: list[bytes], seed: int, count: int) -> None:
+    for number, mutant in enumerate(mutants(sound, seed, count)):
+        (folder / f"{number}.ttt").write_bytes(mutant)
+        pipe.send(f"{number}.ttt")
+        pipe.recv()
+
+
 def _look(path: Path) -> bool:
     """Whether the file is accepted; if so, what it holds can be described, saved and loaded again."""
     try:
         inspect_memory(path)
-        memory: Memory = load_memory(path)
+        memory: Memory = Memory.load(path)
     except MemoryFormatError as error:
         assert str(error).isprintable()
         return False
     json.dumps(summary(memory))
     memory.save(path)
-    assert memories_equal(load_memory(path), memory)
+    assert memories_equal(Memory.load(path), memory)
     return True
 
 
 def _peak() -> int:
+    """Peak resident bytes. Linux says it for this program alone; `getrusage` begins with what its starter had used."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line[:6] == "VmHWM:") * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ttt_docs.errors import MemoryFormatError
-from ttt_docs.memory import Memory, ReadDocument, Span, load_memory
+from ttt_docs.memory import Memory, ReadDocument, Span
 from ttt_docs.model.config import ReadingConfig
 
 TEXT = "Käpt’n Ahab: call me Ishmael."
@@ -79,7 +79,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 def refused(path: Path) -> str:
     """The message of the refusal; it always names the file and ends with advice."""
     with pytest.raises(MemoryFormatError) as caught:
-        load_memory(path)
+        Memory.load(path)
     message = str(caught.value)
     assert path.name in message and message.isprintable()
     return message

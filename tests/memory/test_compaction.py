@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_files import pack, refused, rewrite, unpack
 
-from ttt_docs import Memory, MemoryMismatchError, MemoryStore, TTTReader, UsageError
+from ttt_docs import Memory, MemoryMismatchError, MemoryStore, TTTDocsError, TTTReader, UsageError
 from ttt_docs.kernels.inner_step.layout import NAMES
 from ttt_docs.memory import inspect_memory, memories_equal, summary
 from ttt_docs.memory.packing import pack as pack_bytes
 from ttt_docs.memory.packing import pack_numbers, unpack_numbers
 from ttt_docs.memory.packing import unpack as unpack_bytes
-from ttt_docs.reading.restoring import state_of
+from ttt_docs.reading.restoring import snapshot, state_of
 from ttt_docs.store.store import key_of
 from ttt_docs.weights.lowrank import compress, term_bytes
 
@@ -212,3 +212,11 @@ def test_packing(data, repeat):
     assert unpack_bytes("text", packed, len(data) * repeat) == data * repeat
     numbers = torch.randint(-(2**31), 2**31 - 1, (len(data),), dtype=torch.int32)
     assert torch.equal(unpack_numbers("n", pack_numbers(numbers), len(data), torch.int32), numbers)
+
+
+def test_no_memory_is_taken_of_a_state_that_an_exception_tore(tiny_reader, memory, monkeypatch):
+    state = state_of(tiny_reader.model, memory)
+
+    monkeypatch.setattr(state, "_prefix_end", state.position + memory.reading.chunk)  # as within a piece of chunks
+    with pytest.raises(TTTDocsError, match="start again from the last memory"):
+        snapshot(state)

@@ -13,7 +13,7 @@ from memory_files import make_memory, pack, refused, unpack
 from safetensors.torch import save_file
 
 from ttt_docs.errors import MemoryFormatError
-from ttt_docs.memory import load_memory
+from ttt_docs.memory import Memory
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_missing_folder_and_special_files(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert "cannot be read" in refused(tmp_path / "loop")
     with pytest.raises(MemoryFormatError, match="name"):
-        load_memory("a\0b")
+        Memory.load("a\0b")
 
 
 def test_no_permission(path, monkeypatch):
@@ -42,7 +42,7 @@ def test_no_permission(path, monkeypatch):
 
     monkeypatch.setattr("builtins.open", deny)
     with pytest.raises(MemoryFormatError, match="no permission"):
-        load_memory(path)
+        Memory.load(path)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_foreign_safetensors_files(tmp_path):
     "header",
     [
         b'{"a":' * 100_000,
-        b'{"a":' + b"[" * 1_000_000,
+        b'{"a":' + b"[" * 400_000,
         b'{"a":1,"a":2}',
         b'{"a":NaN}',
         b'{"a":' + b"9" * 5000 + b"}",
         b'{"__metadata__":{"ttt_docs":"{}","ttt_docs":"{}"}}',
-        b'{"__metadata__":{"ttt_docs":"' + b"[" * 1_000_000 + b'"}}',
+        b'{"__metadata__":{"ttt_docs":"' + b"[" * 400_000 + b'"}}',
     ],
 )
 def test_deep_doubled_and_odd_json(tmp_path, header):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from memory_files import make_memory, pack, seal, unpack
 
 from ttt_docs.errors import MemoryFormatError
-from ttt_docs.memory import Memory, inspect_memory, load_memory, memories_equal, save_memory, summary
+from ttt_docs.memory import Memory, inspect_memory, memories_equal, summary
 
 MEMORY = make_memory()
 #: The same examples in every run; `hostile.py` makes many more, and others with each seed.
@@ -35,15 +35,15 @@ def load(target, raw: bytes) -> Memory | None:
         inspect_memory(target)
     except MemoryFormatError:
         with pytest.raises(MemoryFormatError):  # what inspecting refuses, loading refuses
-            load_memory(target)
+            Memory.load(target)
         return None
     try:
-        loaded = load_memory(target)
+        loaded = Memory.load(target)
     except MemoryFormatError:
         return None
     json.dumps(summary(loaded))
     assert loaded.pending.numel() <= loaded.reading.chunk
-    assert memories_equal(load_memory(save_memory(loaded, target)), loaded)
+    assert memories_equal(Memory.load(loaded.save(target)), loaded)
     return loaded
 
 

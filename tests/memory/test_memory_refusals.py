@@ -13,7 +13,7 @@ import torch
 from memory_files import TEXT, make_memory, pack, refused, rewrite, seal, unpack
 
 from ttt_docs.errors import MemoryFormatError, MemoryMismatchError
-from ttt_docs.memory import Memory, inspect_memory, load_memory
+from ttt_docs.memory import Memory, inspect_memory
 
 
 @pytest.fixture
@@ -36,12 +36,19 @@ def test_versions(path, version, words):
 
 def test_another_model_is_named(path):
     with pytest.raises(MemoryMismatchError) as caught:
-        load_memory(path, expect_fingerprint="ef" * 32, expect_model="smollm2-135m")
-    for words in ("'tiny'", "'smollm2-135m'", "abababab", "efefefef", "read the document again"):
+        Memory.load(path, expect_fingerprint="ef" * 32, expect_model="smollm2-135m")
+    for words in (
+        "(tiny,",
+        "(smollm2-135m,",
+        "abababab",
+        "efefefef",
+        "open it with the model tiny",
+        "read the document again",
+    ):
         assert words in str(caught.value)
     with pytest.raises(MemoryMismatchError, match="this one"):
         Memory.load(path, expect_fingerprint="")
-    assert load_memory(path, expect_fingerprint="ab" * 32).model == "tiny"
+    assert Memory.load(path, expect_fingerprint="ab" * 32).model == "tiny"
 
 
 # The description
@@ -273,7 +280,7 @@ def test_a_file_that_shrinks_while_it_is_read(path, monkeypatch):
     def shrink(*arguments):
         os.truncate(path, path.stat().st_size - 60)
 
-    monkeypatch.setattr("ttt_docs.memory.format.check_layout", shrink)
+    monkeypatch.setattr("ttt_docs.memory.checks.check_layout", shrink)
     assert "became shorter" in refused(path)
 
 
@@ -290,6 +297,27 @@ def test_large_claims_allocate_nothing(path):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("where", ["table", "description"])
+def test_a_header_of_many_small_lists_is_refused_before_it_is_parsed(path, where):
+    outer, _, data = unpack(path.read_bytes())
+    many = '{"x":[' + "[]," * 600_000 + "[]]}"
+    if where == "table":
+        path.write_bytes(seal(many.encode(), data))
+    else:
+        path.write_bytes(pack(outer, many, data))
+    tracemalloc.start()
+    message = refused(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "more than 500,000 lists" in message
+    assert peak < 20_000_000
+
+
+def test_a_shape_of_a_thousand_dimensions_makes_no_long_message(path):
+    rewrite(path, set_tensor("nll", shape=[1] * 1000))
+    assert len(refused(path)) < 400
 
 
 def test_messages_carry_no_control_characters(path):

@@ -15,15 +15,7 @@ from safetensors import safe_open
 
 from ttt_docs import __version__
 from ttt_docs.errors import MemoryFormatError, UsageError
-from ttt_docs.memory import (
-    Memory,
-    ReadDocument,
-    Span,
-    inspect_memory,
-    load_memory,
-    memories_equal,
-    save_memory,
-)
+from ttt_docs.memory import Memory, ReadDocument, Span, inspect_memory, memories_equal
 from ttt_docs.model.config import ReadingConfig
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -94,7 +86,7 @@ def memories(draw) -> Memory:
 @settings(max_examples=100, deadline=None)
 @given(memory=memories())
 def test_every_memory_comes_back_bit_for_bit(folder, memory):
-    assert_same(load_memory(save_memory(memory, folder / "any.ttt")), memory)
+    assert_same(Memory.load(memory.save(folder / "any.ttt")), memory)
 
 
 def test_negative_zero_and_denormals_keep_their_bits(tmp_path):
@@ -107,7 +99,7 @@ def test_negative_zero_and_denormals_keep_their_bits(tmp_path):
 def test_views_and_tensors_with_gradients_are_saved_by_value(tmp_path):
     memory = make_memory()
     memory.fast[1]["w2"] = memory.fast[1]["w1"].t().requires_grad_()
-    loaded = load_memory(save_memory(memory, tmp_path / "m.ttt"))
+    loaded = Memory.load(memory.save(tmp_path / "m.ttt"))
     assert torch.equal(loaded.fast[1]["w2"], memory.fast[1]["w2"]) and not loaded.fast[1]["w2"].requires_grad
 
 

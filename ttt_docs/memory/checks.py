@@ -9,8 +9,8 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from ttt_docs.kernels.inner_step.layout import NAMES as FAST_NAMES
 from ttt_docs.memory.header import DTYPES, Header, Refusal, TensorEntry, shown
-from ttt_docs.memory.memory import FAST_NAMES
 from ttt_docs.weights.lowrank import LowRank
 
 WINDOW_NAMES = ("k", "v")

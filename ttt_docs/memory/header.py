@@ -15,17 +15,22 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass, field
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 import torch
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
-from ttt_docs.memory.memory import ReadDocument
 from ttt_docs.model.config import ReadingConfig
+from ttt_docs.text.spans import Span
 
 FORMAT_VERSION = 1
 #: A header holds about 100 bytes per tensor and per page: this is room for 100,000 pages.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
+#: Lists and objects in a header. Pages and tables of 16 MB have fewer; each takes 60 bytes or more once it is parsed.
+MAX_BRACKETS = 500_000
+#: Dimensions of a tensor: no memory's has more than 3.
+_MAX_RANK = 8
 DTYPES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
@@ -49,6 +54,20 @@ class Refusal(Exception):
         super().__init__(what)
         self.what = what
         self.advice = advice
+
+
+@dataclass(frozen=True)
+class ReadDocument:
+    """One document that went into a memory; `start`..`end` are its characters in the memory's text."""
+
+    name: str
+    start: int
+    end: int
+    sha256: str | None = None  # of the whole text in UTF-8; None while its end is unknown
+    complete: bool = True  # False: reading stopped before the document's end
+    spans: tuple[Span, ...] = ()
+    first_token: int = 0  # index of its first token in the memory's tokens
+    metadata: dict[str, str] = field(default_factory=dict, hash=False)  # title, author, ... where known
 
 
 class Packed(BaseModel):
@@ -198,7 +217,11 @@ def _check_version(document: dict[str, Any]) -> None:
 
 def _entry(name: str, value: Any) -> TensorEntry:
     def sizes(numbers: Any) -> bool:
-        return isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**62 for n in numbers)
+        return (
+            isinstance(numbers, list)
+            and len(numbers) <= _MAX_RANK
+            and all(type(n) is int and 0 <= n < 2**62 for n in numbers)
+        )
 
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise Refusal(f"its header describes the tensor {shown(name)} wrongly")
@@ -224,6 +247,8 @@ def _parse_json(raw: bytes | str, what: str) -> dict[str, Any]:
 
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            raise Refusal(f"{what} has more than {MAX_BRACKETS:,} lists and objects, which no memory needs")
         text.encode("utf-8")  # half a surrogate pair can be written as an escape, but is not text
         parsed = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError):

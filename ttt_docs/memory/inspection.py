@@ -24,7 +24,7 @@ def inspect_memory(path: str | os.PathLike[str]) -> dict[str, Any]:
     (`w1`, `w3` [mlp, dim], `w2` [dim, mlp]; keys and values [kv_heads, cached, head_dim]).
 
     Raises:
-        MemoryFormatError: as for `load_memory`.
+        MemoryFormatError: as for `Memory.load`.
     """
     with opened(path) as file:
         raw = read_header(file)

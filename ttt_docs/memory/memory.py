@@ -1,21 +1,49 @@
-"""The memory: what reading leaves behind."""
+"""The memory: what reading leaves behind, and how it goes into a file and comes back."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from os import PathLike
+from datetime import datetime, timezone
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ttt_docs._version import __version__
+from ttt_docs.errors import MemoryFormatError, MemoryMismatchError, UsageError
+from ttt_docs.io import replacing
 from ttt_docs.kernels.inner_step.layout import NAMES as FAST_NAMES
+from ttt_docs.memory import checks
+from ttt_docs.memory.format import Part, bytes_of, explained, opened, read_tensors, table_of, write_tensors
+from ttt_docs.memory.header import (
+    DAMAGED,
+    DTYPE_NAMES,
+    FORMAT_VERSION,
+    Header,
+    Packed,
+    Precision,
+    RawHeader,
+    ReadDocument,
+    Refusal,
+    encode_header,
+    parse_header,
+    read_header,
+    shown,
+)
+from ttt_docs.memory.packing import pack, pack_numbers, unpack, unpack_numbers
 from ttt_docs.model.config import ReadingConfig
-from ttt_docs.text.spans import Span, label_at
-from ttt_docs.weights.lowrank import Changes
+from ttt_docs.text.spans import label_at
+from ttt_docs.weights.lowrank import Changes, LowRank
+from ttt_docs.weights.registry import advice
 
+#: Room for the header of a compact memory's file.
+_HEADER_BYTES = 1 << 16
 #: Bytes of a compact memory's file unless told otherwise.
 COMPACT_BYTES = 12_000_000
 #: The fast weights of one block: `w1`, `w3` float32 [mlp, dim] and `w2` float32 [dim, mlp].
@@ -26,20 +54,6 @@ class Compacts(Protocol):
     """What makes compact memories: a `TTTReader`."""
 
     def compact(self, memory: Memory, max_bytes: int) -> Memory: ...
-
-
-@dataclass(frozen=True)
-class ReadDocument:
-    """One document that went into a memory; `start`..`end` are its characters in the memory's text."""
-
-    name: str
-    start: int
-    end: int
-    sha256: str | None = None  # of the whole text in UTF-8; None while its end is unknown
-    complete: bool = True  # False: reading stopped before the document's end
-    spans: tuple[Span, ...] = ()
-    first_token: int = 0  # index of its first token in the memory's tokens
-    metadata: dict[str, str] = field(default_factory=dict, hash=False)  # title, author, ... where known
 
 
 @dataclass(frozen=True)
@@ -113,22 +127,57 @@ class Memory:
         """
         return reader.compact(self, max_bytes)
 
-    def save(
-        self, path: str | PathLike[str], *, precision: Literal["float32", "bfloat16"] = "float32", text: bool = True
-    ) -> Path:
-        """Write this memory to one file; see `save_memory`, which this calls."""
-        from ttt_docs.memory.format import save_memory  # here, since that module builds on this one
+    def save(self, path: str | PathLike[str], *, precision: Precision = "float32", text: bool = True) -> Path:
+        """Write this memory to one file, which replaces an older one of that name in one step or not at all.
 
-        return save_memory(self, path, precision=precision, text=text)
+        With `precision="float32"` loading gives back every bit. `precision="bfloat16"` halves the fast weights' bytes
+        by rounding them to 8 bits of mantissa: reading on from such a file is close to, but not bit for bit, reading in
+        one go. Window, tokens and losses are exact either way. `text=False` leaves the documents' text out (their names
+        and offsets stay). Names that are not valid Unicode are stored with `?` in place of what is not.
+
+        Returns:
+            `path` as a Path.
+
+        Raises:
+            UsageError: `path` cannot be a file, or `precision` is unknown.
+            MemoryFormatError: the memory is not sound (NaN in its fast weights, shapes that do not fit, ...).
+            TTTDocsError: the file cannot be written (permission, full disk); an older file is as it was.
+        """
+        target = Path(path)
+        write_memory(self, target, lambda: replacing(target), precision=precision, text=text)
+        return target
 
     @staticmethod
     def load(
         path: str | PathLike[str], *, expect_fingerprint: str | None = None, expect_model: str | None = None
     ) -> Memory:
-        """Read a memory file; see `load_memory`, which this calls."""
-        from ttt_docs.memory.format import load_memory
+        """Read a memory file, on the CPU. It is checked in full; no file, however broken, gives another exception.
 
-        return load_memory(path, expect_fingerprint=expect_fingerprint, expect_model=expect_model)
+        `expect_fingerprint` is that of the model that is to read on, `expect_model` its name for the message.
+
+        Raises:
+            MemoryMismatchError: the file belongs to another model.
+            MemoryFormatError: there is no such file, it may not be read, or it is not an intact memory of this version.
+        """
+        with opened(path) as file:
+            raw = read_header(file)
+            found = raw.header.fingerprint
+            if expect_fingerprint is not None and found != expect_fingerprint:
+                raise mismatch(fspath(path), raw.header.model, found, expect_model, expect_fingerprint)
+            return _load(file, raw)
+
+
+def mismatch(
+    what: str, model: str, fingerprint: str, expected_model: str | None, expected_fingerprint: str
+) -> MemoryMismatchError:
+    """The error for a memory, `what`, that was read with another model than the expected one."""
+    name = shown(model)[1:-1]  # from a file: without control characters
+    other = f"{shown(expected_model)[1:-1]}, " if expected_model else ""
+    return MemoryMismatchError(
+        f"{what} was read with another model ({name}, fingerprint {shown(fingerprint[:12])[1:-1]}) than this one "
+        f"({other}fingerprint {shown(expected_fingerprint[:12])[1:-1]}): {advice(name, expected_model or '')}, or read the "
+        "document again"
+    )
 
 
 def memories_equal(a: Memory, b: Memory) -> bool:
@@ -148,3 +197,193 @@ def memories_equal(a: Memory, b: Memory) -> bool:
         and a.window.keys() == b.window.keys()
         and all(same(a.window[i][j], b.window[i][j]) for i in a.window for j in (0, 1))
     )
+
+
+def write_memory(
+    memory: Memory,
+    target: str | PathLike[str],
+    open_target: Callable[[], AbstractContextManager[BinaryIO]],
+    *,
+    precision: Precision = "float32",
+    text: bool = True,
+) -> None:
+    """Write `memory` into what `open_target` opens, once it is known to be sound; `target` is for the messages.
+
+    Raises as `Memory.save` does.
+    """
+    if precision not in get_args(Precision):
+        raise UsageError(f"precision={precision!r} is unknown: use one of {', '.join(get_args(Precision))}")
+    try:
+        if memory.change is not None and precision != "float32":
+            raise UsageError("a compact memory has a precision of its own: leave precision out")
+        parts = _parts(memory, precision, text)
+        table = table_of(parts)
+        raw = encode_header(_header(memory, precision, text), table)
+        # The file must pass the checks of loading, so they are made on the very bytes to be written.
+        header, _, _ = parse_header(raw)
+        checks.check_layout(header, table, sum(entry.nbytes for entry in table.values()))
+        checks.check_tokens(memory.tokens)
+        checks.check_documents(header, None if memory.text is None else len(memory.text))
+        with open_target() as file:
+            write_tensors(file, raw, parts)
+    except Refusal as refusal:
+        advice = "" if refusal.advice == DAMAGED else f" {refusal.advice}"
+        raise MemoryFormatError(
+            f"this memory cannot be saved to {target}: {refusal.what}. Nothing was written.{advice}"
+        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a Memory made by hand, of wrong types
+        if isinstance(error, UsageError):
+            raise
+        raise MemoryFormatError(f"this memory cannot be saved to {target}: {error}. Nothing was written") from error
+
+
+def read_memory(file: BinaryIO, name: str) -> Memory:
+    """The memory in an open file, checked as by `Memory.load`; `name` is for the messages.
+
+    Raises MemoryFormatError.
+    """
+    with explained(name):
+        return _load(file, read_header(file))
+
+
+def _load(file: BinaryIO, raw: RawHeader) -> Memory:
+    header = raw.header
+    checks.check_layout(header, raw.table, raw.data_bytes)
+    tensors = read_tensors(file, raw)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            checks.check_finite(name, tensor)
+        if name.endswith(("/scale8", "/scale4")):
+            checks.check_scale(name, tensor)
+    if header.packed is not None:
+        _unpack(header.packed, tensors)
+    checks.check_tokens(tensors["tokens"])
+    text = _decode(tensors["text"]) if "text" in tensors else None
+    checks.check_documents(header, None if text is None else len(text))
+    exact = header.fast_blocks if header.packed is None else ()
+    return Memory(
+        model=header.model,
+        fingerprint=header.fingerprint,
+        reading=header.reading,
+        fast={block: {n: tensors[f"fast/{block}/{n}"].float() for n in FAST_NAMES} for block in exact},
+        window={block: (tensors[f"window/{block}/k"], tensors[f"window/{block}/v"]) for block in header.window_blocks},
+        position=header.position,
+        tokens=tensors["tokens"],
+        nll=tensors["nll"],
+        text=text,
+        documents=header.documents,
+        skipped=header.skipped,
+        extra=header.extra,
+        change=None if header.packed is None else _change(header, tensors),
+        index=bytes(bytes_of(tensors["index"])) if "index" in tensors else None,
+    )
+
+
+def _unpack(packed: Packed, tensors: dict[str, Tensor]) -> None:
+    """Tokens, losses and text of a compact memory, in place of what they are packed in."""
+    tensors["tokens"] = unpack_numbers("tokens", tensors["tokens"], packed.tokens, torch.int32)
+    tensors["nll"] = unpack_numbers("nll", tensors["nll"], packed.tokens, torch.float16).float()
+    checks.check_finite("nll", tensors["nll"])
+    if "text" in tensors:
+        assert packed.text_bytes is not None  # `check_layout` has seen to it
+        tensors["text"] = torch.frombuffer(unpack("text", tensors["text"], packed.text_bytes), dtype=torch.uint8)
+
+
+def _change(header: Header, tensors: dict[str, Tensor]) -> Changes:
+    return {
+        block: {
+            name: LowRank(**{part: tensors[f"change/{block}/{name}/{part}"] for part in checks.CHANGE_PARTS})
+            for name in FAST_NAMES
+        }
+        for block in header.fast_blocks
+    }
+
+
+def _header(memory: Memory, precision: Precision, text: bool) -> Header:
+    def clean(name: str) -> str:  # file names may hold bytes that are not Unicode
+        return name.encode("utf-8", "replace").decode("utf-8")
+
+    return Header(
+        format_version=FORMAT_VERSION,
+        package_version=__version__,
+        created=datetime.now(timezone.utc).replace(microsecond=0),
+        model=clean(memory.model),
+        fingerprint=memory.fingerprint,
+        reading=memory.reading,
+        precision=precision,
+        fast_blocks=tuple(memory.fast if memory.change is None else memory.change),
+        window_blocks=tuple(memory.window),
+        position=memory.position,
+        skipped=memory.skipped,
+        documents=tuple(
+            replace(
+                document,
+                name=clean(document.name),
+                spans=tuple(replace(span, label=clean(span.label)) for span in document.spans),
+                metadata={clean(key): clean(value) for key, value in document.metadata.items()},
+            )
+            for document in memory.documents
+        ),
+        extra={clean(key): clean(value) for key, value in memory.extra.items()},
+        packed=_packed(memory, text),
+    )
+
+
+def _packed(memory: Memory, text: bool) -> Packed | None:
+    if memory.change is None:
+        return None
+    kept = memory.text is not None and text
+    return Packed(tokens=memory.tokens.numel(), text_bytes=len(memory.text.encode()) if kept and memory.text else None)
+
+
+def _parts(memory: Memory, precision: Precision, text: bool) -> list[Part]:
+    """All tensors, in the order of the file."""
+    parts = []
+    for block, weights in memory.fast.items():
+        for name in FAST_NAMES:
+            if weights[name].dtype != torch.float32:
+                raise Refusal(f"the fast weights {name} of block {block} are {weights[name].dtype}, not float32", "")
+            stored = torch.bfloat16 if precision == "bfloat16" else torch.float32
+            parts.append(Part(f"fast/{block}/{name}", weights[name], stored))
+    for block, lows in (memory.change or {}).items():
+        for name in FAST_NAMES:
+            parts += [Part(f"change/{block}/{name}/{n}", t, t.dtype) for n, t in lows[name].tensors().items()]
+    if memory.change is None:
+        parts += [Part("tokens", memory.tokens, memory.tokens.dtype), Part("nll", memory.nll, memory.nll.dtype)]
+    else:
+        parts += [Part(name, packed, torch.uint8) for name, packed in _packed_numbers(memory).items()]
+    for block, pair in memory.window.items():
+        parts += [Part(f"window/{block}/{n}", t, t.dtype) for n, t in zip(checks.WINDOW_NAMES, pair, strict=True)]
+    if text and memory.text is not None:
+        try:
+            encoded = np.frombuffer(bytearray(memory.text, "utf-8"), dtype=np.uint8)
+        except UnicodeEncodeError as error:
+            raise Refusal(f"its text is not Unicode at character {error.start}", "Save it with text=False.") from None
+        whole = torch.from_numpy(encoded)
+        parts.append(Part("text", whole if memory.change is None else pack(whole.numpy().tobytes()), torch.uint8))
+    if any(part.name == "text" for part in parts) and memory.index is not None and memory.change is None:
+        parts.append(Part("index", torch.frombuffer(bytearray(memory.index), dtype=torch.uint8), torch.uint8))
+    for part in parts:
+        if part.dtype not in DTYPE_NAMES:
+            raise Refusal(f"the tensor {part.name} is {part.dtype}, which no memory uses", "")
+    # Wide numbers first: every tensor then starts at a multiple of its element size.
+    return sorted(parts, key=lambda part: -part.dtype.itemsize)
+
+
+def _decode(data: Tensor) -> str:
+    try:
+        return str(bytes_of(data), "utf-8")
+    except UnicodeDecodeError as error:
+        raise Refusal(f"its text is not valid UTF-8 at byte {error.start:,}") from None
+
+
+def _packed_numbers(memory: Memory) -> dict[str, Tensor]:
+    """`tokens` and `nll` (as float16) of a memory, packed."""
+    return {"tokens": pack_numbers(memory.tokens), "nll": pack_numbers(memory.nll.to(torch.float16))}
+
+
+def packed_bytes(memory: Memory) -> int:
+    """Bytes that a compact memory's file has at most without what was learned."""
+    header = _HEADER_BYTES + 200 * sum(len(document.spans) for document in memory.documents)
+    text = 0 if memory.text is None else pack(memory.text.encode("utf-8", "replace")).numel()
+    return header + text + sum(part.numel() for part in _packed_numbers(memory).values())

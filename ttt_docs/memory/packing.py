@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from ttt_docs.memory.header import Refusal
-from ttt_docs.memory.memory import Memory
 
 #: What is packed may unpack to this many times its bytes, and `_SMALL` more: a file cannot ask for more memory than
 #: that. Text that packs better, such as one letter repeated, is stored as it is.
 _RATIO = 16
 _SMALL = 1 << 16
-#: Room for the header of a file.
-_HEADER_BYTES = 1 << 16
 
 
 def pack(data: bytes) -> Tensor:
@@ -59,15 +56,3 @@ def unpack_numbers(name: str, packed: Tensor, count: int, dtype: torch.dtype) ->
     planes = np.frombuffer(unpack(name, packed, count * dtype.itemsize), dtype=np.uint8)
     together = np.ascontiguousarray(planes.reshape(dtype.itemsize, count).T)
     return torch.from_numpy(together.reshape(-1)).view(dtype)
-
-
-def packed_numbers(memory: Memory) -> dict[str, Tensor]:
-    """`tokens` and `nll` (as float16) of a memory, packed."""
-    return {"tokens": pack_numbers(memory.tokens), "nll": pack_numbers(memory.nll.to(torch.float16))}
-
-
-def packed_bytes(memory: Memory) -> int:
-    """Bytes that a compact memory's file has at most without what was learned."""
-    header = _HEADER_BYTES + 200 * sum(len(document.spans) for document in memory.documents)
-    text = 0 if memory.text is None else pack(memory.text.encode("utf-8", "replace")).numel()
-    return header + text + sum(part.numel() for part in packed_numbers(memory).values())

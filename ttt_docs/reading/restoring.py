@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
-from ttt_docs.memory.memory import FAST_NAMES, BlockWeights, Memory
-from ttt_docs.memory.packing import packed_bytes
+from ttt_docs.memory.memory import FAST_NAMES, BlockWeights, Memory, packed_bytes
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.state import ReadingState
@@ -26,7 +25,11 @@ WINDOWS = 2
 
 
 def snapshot(state: ReadingState, row: int = 0) -> tuple[dict[int, BlockWeights], dict[int, tuple[Tensor, Tensor]]]:
-    """Fast weights and window of one document, as a memory holds them (on the CPU, independent of the state)."""
+    """Fast weights and window of one document, as a memory holds them (on the CPU, independent of the state).
+
+    Raises TTTDocsError for a state that an exception stopped in the middle of a piece of chunks.
+    """
+    state.check()
     config = state.model.config
     fast: dict[int, BlockWeights] = {}
     if state.reading.learn and state.fast is not None:

@@ -26,10 +26,10 @@ from typing import Any, BinaryIO
 from ttt_docs.errors import MemoryFormatError, UsageError
 from ttt_docs.io import readable_bytes
 from ttt_docs.memory.checks import check_layout
-from ttt_docs.memory.format import explained, read_memory, write_memory
-from ttt_docs.memory.header import RawHeader, Refusal, read_header
+from ttt_docs.memory.format import explained
+from ttt_docs.memory.header import RawHeader, ReadDocument, Refusal, read_header
 from ttt_docs.memory.inspection import header_tokens
-from ttt_docs.memory.memory import Memory, ReadDocument
+from ttt_docs.memory.memory import Memory, read_memory, write_memory
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.store.objects import TEMPORARY, Stamp, objects_at
 

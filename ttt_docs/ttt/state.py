@@ -123,7 +123,7 @@ class ReadingState:
 
     def _steps(self, tokens: Tensor) -> Iterator[ChunkStep]:
         """The one way through a piece. The host waits for nothing that the kernels do not make it wait for."""
-        self._check()
+        self.check()
         asynchronous, chunk = self.kernels.asynchronous, self.reading.chunk
         first, count = self.position // chunk, (tokens.shape[1] - 1) // chunk
         weights = self.weights if self.reading.learn else None
@@ -168,7 +168,8 @@ class ReadingState:
     def _positions(self, start: int, tokens: int, chunk: int | None = None) -> Positions:
         return self.model.positions(start, tokens, self.reading.window, self.reading.sinks, chunk)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises TTTDocsError where an exception stopped reading in the middle of a piece of chunks."""
         if self._prefix_end != self.position:
             raise TTTDocsError(
                 "reading stopped in the middle of a piece of chunks, and this state cannot go on: start again from the "
@@ -178,7 +179,7 @@ class ReadingState:
     @torch.no_grad()
     def run(self, tokens: Tensor, commit: bool = True) -> Tensor:
         """Forward only, tokens [batch, n] -> hidden states before the final norm [batch, n, dim]."""
-        self._check()
+        self.check()
         positions = self._positions(self.position, tokens.shape[1])
         blocks = range(self.model.config.blocks)
         x = self.model.run(self.model.hidden(tokens), blocks, positions, self.caches, self.views, self.kernels, commit)
