@@ -171,12 +171,12 @@ def mismatch(
     what: str, model: str, fingerprint: str, expected_model: str | None, expected_fingerprint: str
 ) -> MemoryMismatchError:
     """The error for a memory, `what`, that was read with another model than the expected one."""
-    name = shown(model)[1:-1]  # from a file: without control characters
-    other = f"{shown(expected_model)[1:-1]}, " if expected_model else ""
+    name = shown(model, 200)[1:-1]  # from a file: without control characters
+    other = f"{expected_model}, " if expected_model else ""
     return MemoryMismatchError(
         f"{what} was read with another model ({name}, fingerprint {shown(fingerprint[:12])[1:-1]}) than this one "
-        f"({other}fingerprint {shown(expected_fingerprint[:12])[1:-1]}): {advice(name, expected_model or '')}, or read the "
-        "document again"
+        f"({other}fingerprint {expected_fingerprint[:12]}): {advice(name, expected_model or '')}, or read the document "
+        "again"
     )
 
 
