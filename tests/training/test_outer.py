@@ -122,6 +122,7 @@ def test_meta_gradients_of_other_models(changes: dict[str, Any]) -> None:
     assert_same(model, outer_loss(model, tokens, READING, recompute="none"), outer_loss(model, tokens, READING))
 
 
+@pytest.mark.long  # half a minute of compiling
 def test_compiled_updates_are_those_of_the_unrolled_loop() -> None:
     model, tokens = tiny(suffix_blocks=1), tokens_of(4 * 8)
     rate = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
