@@ -11,6 +11,7 @@ from memory_files import TEXT, make_memory
 
 from ttt_docs.memory import format as memory_format
 from ttt_docs.memory import inspect_memory, memories_equal, summary
+from ttt_docs.memory import memory as memory_value
 
 
 def test_inspect_tells_what_the_header_says(tmp_path):
@@ -40,7 +41,8 @@ def test_inspect_of_a_memory_without_text_or_blocks(tmp_path):
 
 def test_inspect_reads_no_tensors(tmp_path, monkeypatch):
     path = make_memory().save(tmp_path / "m.ttt")
-    monkeypatch.setattr(memory_format, "_read", lambda *_: pytest.fail("read the tensors"))
+    for module in (memory_format, memory_value):
+        monkeypatch.setattr(module, "read_tensors", lambda *_: pytest.fail("read the tensors"))
     inspect_memory(path)
 
 
