@@ -93,6 +93,7 @@ with_compiler = pytest.mark.skipif(sys.platform != "linux", reason="Triton's com
 
 
 @with_compiler
+@pytest.mark.long
 def test_kernels_compile_ahead_of_time(tmp_path: Path) -> None:
     """Every one for both targets, each in one shape (`compile_kernels.py` without arguments does all that ship)."""
     out = tmp_path / "compiled.json"
@@ -105,6 +106,7 @@ def test_kernels_compile_ahead_of_time(tmp_path: Path) -> None:
 
 
 @with_compiler
+@pytest.mark.long
 def test_tiles_are_judged_by_their_machine_code(tmp_path: Path) -> None:
     shape = ["--rows", "64", "--keys", "32", "--warps", "4", "--stages", "1,2"]
     printed = run_with_compiler(tmp_path, "tiles", "forward_rows", "--head-dim", "32", *shape)
@@ -163,6 +165,7 @@ def test_floors_grow_with_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.long
 def test_one_command_for_all(tmp_path: Path) -> None:
     """The checks are found without the tests' conftest.py, as on a machine with torch, Triton and little else."""
 

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ttt_docs.memory
 from ttt_docs.documents import Document, Span
 from ttt_docs.documents.html import html_document
 from ttt_docs.documents.layout import Line, join_pages, remove_running_lines
 from ttt_docs.documents.markdown import markdown_document
 from ttt_docs.documents.plain import chapter_spans
 from ttt_docs.errors import DocumentError
-from ttt_docs.memory import memory
 from ttt_docs.text.spans import spans_from_starts
 
 
@@ -120,4 +120,4 @@ def test_impossible_spans_are_refused(bounds):
 
 
 def test_memory_uses_the_same_span():
-    assert memory.Span is Span
+    assert ttt_docs.memory.Span is Span

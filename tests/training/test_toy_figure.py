@@ -7,12 +7,14 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 from training_files import write_books
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 def test_the_example_makes_its_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TTT_DOCS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -4,4 +4,16 @@ from ttt_docs.memory.header import ReadDocument, Span
 from ttt_docs.memory.inspection import inspect_memory, summary
 from ttt_docs.memory.memory import Memory, memories_equal
 
-__all__ = ["Memory", "ReadDocument", "Span", "inspect_memory", "memories_equal", "summary"]
+#: The names that release 0.1.0 had for these.
+load_memory, save_memory = Memory.load, Memory.save
+
+__all__ = [
+    "Memory",
+    "ReadDocument",
+    "Span",
+    "inspect_memory",
+    "load_memory",
+    "memories_equal",
+    "save_memory",
+    "summary",
+]
