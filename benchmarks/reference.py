@@ -1,4 +1,4 @@
-"""Reference outputs of the published method (METHOD section 7): tiny models with their losses and gradients.
+"""Reference outputs of the published method (docs/method.md section 7): tiny models with their losses and gradients.
 
 `published.py` has the layout of their parameters.
 """

@@ -1,4 +1,4 @@
-"""Loss with and without TTT, by inner rule: METHOD section 6 on one book.
+"""Loss with and without TTT, by inner rule: docs/method.md section 6 on one book.
 
     python benchmarks/rules.py --books valid.jsonl.zst --id ID --json rules.json
     python benchmarks/rules.py --rows "no TTT" "sgd 1.0 b=1024" --tokens 8192

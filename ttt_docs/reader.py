@@ -86,8 +86,8 @@ class TTTReader:
     ) -> TTTReader:
         """A reader for a registry name, a local folder or GGUF file, or a Hugging Face id.
 
-        A pre-trained model that never saw TTT is retrofitted (METHOD section 6): its last `suffix_blocks` (8) blocks
-        get fast weights and its first `sinks` (4) tokens are kept. `dtype` (None: bfloat16 where the hardware has it)
+        A pre-trained model without fast weights is retrofitted (docs/method.md section 6): its last `suffix_blocks` (8)
+        blocks get fast weights and the first `sinks` (4) tokens stay. `dtype` (None: bfloat16 where hardware has it)
         is the products'; fast weights are always float32. `window` and `chunk` are in tokens (2048 and 1024 for a
         retrofit, what it was trained with otherwise). `learn=False` reads with the window alone.
 
