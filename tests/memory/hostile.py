@@ -114,7 +114,7 @@ def _edit(chance: random.Random, value: dict[str, Any]) -> None:
     elif kind == 2 and isinstance(holder, list):
         holder.extend(copy.deepcopy(holder[:1]) * chance.choice([1, 3, 1000]))
     else:
-        holder[key] = chance.choice(NUMBERS + VALUES)
+        holder[key] = copy.deepcopy(chance.choice(NUMBERS + VALUES))  # a list put in twice could come to hold itself
 
 
 def _edit_table(chance: random.Random, outer: dict[str, Any]) -> None:

@@ -23,10 +23,15 @@ def test_mutants_are_refused_quickly_and_in_little_memory():
     assert result["growth_bytes"] <= hostile.GROWTH_BYTES
 
 
-@pytest.mark.long
-def test_many_mutants_of_a_new_seed():
-    """Other mutants in every run: `pytest -m long tests/memory`. The seed stands in the message of a failure."""
-    seed = secrets.randbelow(2**31)
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(11, marks=pytest.mark.long, id="fixed"),
+        pytest.param(secrets.randbelow(2**31), marks=pytest.mark.fuzz, id="new"),
+    ],
+)
+def test_many_mutants(seed):
+    """`pytest -m fuzz tests/memory` makes other mutants in every run; the message of a failure names the seed."""
     for number in range(2):
         result = hostile.attack(10_000, seed + number)
         assert result["longest_seconds"] <= hostile.SECONDS and result["growth_bytes"] <= hostile.GROWTH_BYTES, result
