@@ -77,7 +77,8 @@ def state_from_published(config: ModelConfig, arrays: dict[str, np.ndarray]) -> 
     state = {name: torch.empty(shape) for name, shape in parameter_shapes(config).items()}
     for path, published in layout.items():
         array = torch.from_numpy(np.array(arrays[path]))
-        for entry, target in zip(array if published.stacked else [array], published.targets, strict=True):
-            rows = rows_of(entry, target, published.stacked)
-            state[target.name][target.row : target.row + len(rows)] = rows
+        stacked = published.parts[0].block is not None
+        for entry, part in zip(array if stacked else [array], published.parts, strict=True):
+            rows = rows_of(entry, part)
+            state[part.name][part.row : part.row + len(rows)] = rows
     return state

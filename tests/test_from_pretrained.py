@@ -13,13 +13,12 @@ from ttt_docs import CheckpointError, Memory, MemoryMismatchError, TTTReader, Us
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.reader import reader_for
 from ttt_docs.weights.converted import write_checkpoint
-from ttt_docs.weights.parameters import WeightSource, parameter_shapes
+from ttt_docs.weights.parameters import state_source
 
 
 def write(folder: Path, config: ModelConfig) -> Path:
     state = tiny_decoder(config).state_dict()
-    dtypes = dict.fromkeys(parameter_shapes(config), torch.float32)
-    source = WeightSource(config, dtypes, state.__getitem__, "test", (), byte_tokenizer)  # type: ignore[arg-type]
+    source = state_source(config, state, "test", write_tokenizer=byte_tokenizer)  # type: ignore[arg-type]
     return write_checkpoint(folder, source)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.weights.converted import write_checkpoint
-from ttt_docs.weights.parameters import WeightSource, parameter_shapes
+from ttt_docs.weights.parameters import State, WeightSource, parameter_shapes, state_source
 
 torch.set_num_threads(1)
 
@@ -55,6 +56,25 @@ def write_model(folder: Path, seed: int) -> Path:
     noise = torch.Generator().manual_seed(seed)
     shapes = parameter_shapes(config)
     state = {name: 0.2 * torch.randn(shape, generator=noise) for name, shape in shapes.items()}
-    dtypes = {name: torch.float32 for name in shapes}
-    source = WeightSource(config, dtypes, state.__getitem__, "test", (), write_tokenizer, "Apache-2.0")
+    source = state_source(config, state, "test", write_tokenizer=write_tokenizer, licence="Apache-2.0")
     return write_checkpoint(folder, source)
+
+
+def whole_state(source: WeightSource) -> State:
+    """All parameters of a source, in memory."""
+    shapes = parameter_shapes(source.config)
+    state = {name: torch.full(shape, torch.nan, dtype=source.dtypes[name]) for name, shape in shapes.items()}
+    for name, row, rows in source.pieces():
+        assert rows.dtype == source.dtypes[name]
+        state[name][row : row + len(rows)] = rows
+    return state
+
+
+def fingerprint(config: ModelConfig, state: State) -> str:
+    """sha256 over the config (without its name) and every tensor's name, dtype, shape and bytes."""
+    lines = [config.identity()]
+    for name, tensor in sorted(state.items()):
+        dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[tensor.dtype]
+        digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        lines.append(f"{json.dumps([name, dtype, list(tensor.shape)])} {digest}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from memory_files import rewrite
 from pydantic import BaseModel, Field, create_model
+from tiny_checkpoint import fingerprint
 from tiny_model import byte_tokenizer
 
 from ttt_docs import Document, Memory, MemoryFormatError, TTTReader
@@ -21,7 +22,7 @@ from ttt_docs.model import config as configs
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.store.store import key_of, memory_key
-from ttt_docs.weights.converted import derived_fingerprint, fingerprint
+from ttt_docs.weights.converted import derived_fingerprint
 from ttt_docs.weights.parameters import parameter_shapes
 
 FILES = Path(__file__).parent / "files-0.1.0"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_checkpoint import whole_state
 
 from ttt_docs import Memory, TTTReader
 from ttt_docs.model.config import ReadingConfig
@@ -54,7 +55,7 @@ def test_logits_are_those_of_transformers(family: str, suffix_blocks: int, tmp_p
             parameter.copy_(1 + 0.3 * torch.randn_like(parameter) if parameter.dim() == 1 else 5 * parameter)
     theirs.save_pretrained(tmp_path)
     source = open_huggingface(tmp_path)
-    config, state = source.config, source.state()
+    config, state = source.config, whole_state(source)
     assert config.window == FAMILIES[family].get("sliding_window")
     if suffix_blocks:
         config, state = retrofit(config, state, suffix_blocks, sinks=0)

@@ -26,7 +26,7 @@ from ttt_docs.weights import adapter as adapter_module
 from ttt_docs.weights import registry
 from ttt_docs.weights.adapter import SHIPPED, adapted, chosen_adapter, load_adapter, pack_adapter
 from ttt_docs.weights.converted import copy_tokenizer, load_checkpoint, write_checkpoint
-from ttt_docs.weights.parameters import WeightSource, parameter_shapes
+from ttt_docs.weights.parameters import parameter_shapes, state_source
 
 PLAIN = ModelConfig(
     name="plain", vocab_size=320, blocks=2, dim=16, heads=2, kv_heads=1, head_dim=8, mlp_dim=24, eos_token_ids=(2,)
@@ -37,12 +37,8 @@ def write_plain(folder: Path, seed: int) -> Path:
     noise = torch.Generator().manual_seed(seed)
     shapes = parameter_shapes(PLAIN)
     state = {name: 0.2 * torch.randn(shape, generator=noise) for name, shape in shapes.items()}
-    dtypes = {name: torch.float32 for name in shapes}
-    return write_checkpoint(
-        folder,
-        WeightSource(PLAIN, dtypes, state.__getitem__, "test", (), partial(copy_tokenizer, BYTE_TOKENIZER)),
-        progress=False,
-    )
+    source = state_source(PLAIN, state, "test", write_tokenizer=partial(copy_tokenizer, BYTE_TOKENIZER))
+    return write_checkpoint(folder, source, progress=False)
 
 
 def adapter_recipe(folder: Path, *changes: str):
@@ -101,7 +97,6 @@ def test_an_adapter_opens_its_base_only_from_the_registry(trained, monkeypatch):
         TTTReader.from_pretrained(path)
     name = str(folder / "plain")
     monkeypatch.setitem(registry.REGISTRY, name, replace(registry.REGISTRY["smollm2-135m"], name=name))
-    monkeypatch.setattr(registry, "pull", lambda name: Path(name))
     assert TTTReader.from_pretrained(path).fingerprint == TTTReader.from_pretrained(name, adapter=path).fingerprint
 
 
@@ -258,7 +253,6 @@ def shipped(trained, monkeypatch):
     name = str(folder / "plain")
     entry = replace(registry.REGISTRY["smollm2-135m"], name=name, adapter=str(path))
     monkeypatch.setitem(registry.REGISTRY, name, entry)
-    monkeypatch.setattr(registry, "pull", lambda name: Path(name))
     return name, path
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_checkpoint import whole_state
 
 from tests.weights.conftest import SIZES, build, rope_theta
 from ttt_docs.errors import CheckpointError
@@ -51,7 +52,7 @@ def test_every_family_comes_over_exactly(tmp_path, model_type, changes):
     model = build(model_type, **changes)
     model.save_pretrained(tmp_path)
     source = open_huggingface(tmp_path)
-    state = source.state()
+    state = whole_state(source)
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == parameter_shapes(source.config)
     assert_same_weights(model, state)
     config = source.config
@@ -70,7 +71,7 @@ def test_shards_and_bfloat16_stay_as_they_are(tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     source = open_huggingface(tmp_path)
-    state = source.state()
+    state = whole_state(source)
     assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
     assert_same_weights(model, state)
     next(tmp_path.glob("*.safetensors")).unlink()
@@ -81,7 +82,7 @@ def test_shards_and_bfloat16_stay_as_they_are(tmp_path):
 def test_float16_becomes_float32(tmp_path):
     model = build("llama").to(torch.float16)
     model.save_pretrained(tmp_path)
-    state = open_huggingface(tmp_path).state()
+    state = whole_state(open_huggingface(tmp_path))
     assert torch.equal(state["embed.weight"], model.state_dict()["model.embed_tokens.weight"].float())
 
 

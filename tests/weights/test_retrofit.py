@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_checkpoint import whole_state
 
 from ttt_docs.errors import UsageError
 from ttt_docs.weights.huggingface import open_huggingface
@@ -11,7 +12,7 @@ from ttt_docs.weights.parameters import parameter_shapes
 
 def test_prime_mlps_are_copies_with_a_zero_output(llama):
     source = open_huggingface(llama[1])
-    base = {name: tensor.to(torch.bfloat16) for name, tensor in source.state().items()}
+    base = {name: tensor.to(torch.bfloat16) for name, tensor in whole_state(source).items()}
     before = {name: tensor.clone() for name, tensor in base.items()}
     config, state = retrofit(source.config, base, suffix_blocks=1)
     assert (config.suffix_blocks, config.sinks, config.prime_norm, config.post_norm) == (1, 4, False, False)
@@ -28,7 +29,7 @@ def test_prime_mlps_are_copies_with_a_zero_output(llama):
 
 def test_impossible_retrofits_are_refused(llama):
     source = open_huggingface(llama[1])
-    config, state = source.config, source.state()
+    config, state = source.config, whole_state(source)
     for count in (0, 3):
         with pytest.raises(UsageError, match="between 1 and 2"):
             retrofit(config, state, suffix_blocks=count)

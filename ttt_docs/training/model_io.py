@@ -7,6 +7,7 @@ adapter for its base model, or a model folder of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ttt_docs.weights import fetch
 from ttt_docs.weights.adapter import Adapter, adapted, load_adapter, save_adapter
 from ttt_docs.weights.converted import Checkpoint, copy_tokenizer, load_checkpoint, write_checkpoint
 from ttt_docs.weights.loading import retrofit
-from ttt_docs.weights.parameters import State, WeightSource, check_state
+from ttt_docs.weights.parameters import State, check_state, state_source
 from ttt_docs.weights.registry import resolve
 
 #: A tokenizer with one token for each byte of UTF-8, after three special ones (259 in all).
@@ -118,14 +119,8 @@ def export(
         save_adapter(Adapter(path, base, fingerprint, start.config, reading, trained, provenance))
         return path
     folder, state = recipe.folder / "model", start.state | trained
-    source = WeightSource(
-        start.config.model_copy(update={"name": recipe.name}),
-        {name: tensor.dtype for name, tensor in state.items()},
-        lambda name: state[name].detach(),
-        "training",
-        (),
-        lambda to: copy_tokenizer(tokenizer, to),
-    )
+    config = start.config.model_copy(update={"name": recipe.name})
+    source = state_source(config, state, "training", write_tokenizer=partial(copy_tokenizer, tokenizer))
     (folder / "manifest.json").unlink(missing_ok=True)  # of an earlier export of the same run
     facts = {"reading": reading.model_dump(mode="json"), "training": provenance}
     return write_checkpoint(folder, source, facts, progress=False)

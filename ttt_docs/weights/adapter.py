@@ -17,13 +17,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
-
 from ttt_docs.errors import CheckpointError, UsageError
 from ttt_docs.io import replacing
 from ttt_docs.model.config import ModelConfig, ReadingConfig
-from ttt_docs.weights.converted import Checkpoint, derived_fingerprint
+from ttt_docs.weights.converted import Checkpoint, derived_fingerprint, open_safetensors, tensor_bytes
 from ttt_docs.weights.loading import retrofit
 from ttt_docs.weights.lowrank import LowRank, compress
 from ttt_docs.weights.parameters import State, parameter_shapes
@@ -108,16 +105,16 @@ def load_adapter(path: str | PathLike[str]) -> Adapter:
     Raises:
         CheckpointError: not an adapter, damaged, of a newer format, or with tensors its configuration does not have.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"there is no adapter {path}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             header = json.loads((file.metadata() or {})[_KEY])
-            version = int(header["format"])
-            if version > PACKED:
-                raise CheckpointError(f"{path} has adapter format {version}, newer than this package: upgrade ttt-docs")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if header["format"] > PACKED:
+            found = header["format"]
+            raise CheckpointError(f"{path} has adapter format {found}, newer than this package: upgrade ttt-docs")
         state = {name: tensor for name, tensor in tensors.items() if "/" not in name}
         changed = sorted({name.partition("/")[0] for name in tensors.keys() - state.keys()})
         changes = {n: LowRank(**{part: tensors.pop(f"{n}/{part}") for part in _PARTS}) for n in changed}
@@ -132,9 +129,7 @@ def load_adapter(path: str | PathLike[str]) -> Adapter:
             changes,
             str(header["sha256"]),
         )
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no adapter {path}") from None
-    except (SafetensorError, OSError, ValidationError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # pydantic's are ValueErrors too
         raise CheckpointError(f"{path} is not an adapter of ttt-docs, or is damaged: {error}") from error
     shapes = parameter_shapes(adapter.config)
     strange = [name for name, tensor in state.items() if shapes.get(name) != tuple(tensor.shape)]
@@ -229,8 +224,7 @@ def _start(checkpoint: Checkpoint, config: ModelConfig) -> State:
 
 def _digest(state: State) -> str:
     digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+    for name, tensor in sorted(state.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.view(torch.uint8).numpy().data.cast("B") if tensor.numel() else b"")
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from ttt_docs._version import __version__
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.weights.parameters import State, WeightSource, check_state, parameter_shapes
+from ttt_docs.weights.parameters import Shapes, State, WeightSource, check_state, parameter_shapes
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -66,7 +66,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         config = ModelConfig.model_validate_json((folder / "config.json").read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{folder}: config.json is not a model configuration: {error}") from error
-    state = _read_weights(folder / WEIGHTS)
+    with open_safetensors(folder / WEIGHTS) as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     check_state(config, state, str(folder))
     return Checkpoint(config, state, folder, manifest["fingerprint"], manifest)
 
@@ -74,7 +75,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 def write_checkpoint(
     folder: Path, source: WeightSource, origin: dict[str, Any] | None = None, progress: bool = True
 ) -> Path:
-    """Write `source` as a checkpoint folder, tensor by tensor; returns `folder`.
+    """Write `source` as a checkpoint folder, part by part; returns `folder`.
 
     `origin` goes into the manifest (where the weights come from: repository, wheel, licence, credit).
     If another process finishes the same folder first, its result is kept and this one discarded.
@@ -82,38 +83,39 @@ def write_checkpoint(
     Raises:
         CheckpointError: the disk is full or not writable.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     shapes = parameter_shapes(source.config)
-    needed = sum(_size(source, name, shape) for name, shape in shapes.items())
-    remove_stale(folder.parent, f".{folder.name}.partial-*")
-    with _disk_errors(folder, needed):
-        if shutil.disk_usage(folder.parent).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    needed = sum(math.prod(shape) * source.dtypes[name].itemsize for name, shape in shapes.items())
+    with temporary_folder(folder.parent, f".{folder.name}.partial-", needed) as workspace:
+        building = workspace / "new"
+        building.mkdir()
+        _write_text(building / "config.json", source.config.model_dump_json(indent=2))
+        found = _write_weights(building / WEIGHTS, source, shapes, progress)
+        if source.write_tokenizer is not None:
+            source.write_tokenizer(building)
+        origin = origin or {}
+        manifest = {
+            "format": FORMAT_VERSION,
+            "package": f"ttt-docs {__version__}",
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "source": {
+                "kind": source.kind,
+                "files": {file.name: sha256_file(file) for file in source.files},
+                **origin,
+            },
+            "licence": origin.get("licence") or source.licence,
+            "parameters": sum(map(math.prod, shapes.values())),
+            "files": {file.name: file.stat().st_size for file in sorted(building.iterdir())},
+            "fingerprint": found,
+        }
+        _write_text(building / "manifest.json", json.dumps(manifest, indent=2))
+        if folder.exists() and not is_finished(folder):  # an older crash, a damaged copy
+            with suppress(FileNotFoundError):  # another process was faster
+                os.rename(folder, workspace / "old")
         try:
-            building.chmod(0o755)  # mkdtemp's 0700 would shut out the other users of a shared cache
-            _write_text(building / "config.json", source.config.model_dump_json(indent=2))
-            found = _write_weights(building / WEIGHTS, source, progress)
-            if source.write_tokenizer is not None:
-                source.write_tokenizer(building)
-            manifest = {
-                "format": FORMAT_VERSION,
-                "package": f"ttt-docs {__version__}",
-                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "source": {
-                    "kind": source.kind,
-                    "files": {file.name: sha256_file(file) for file in source.files},
-                    **(origin or {}),
-                },
-                "licence": (origin or {}).get("licence") or source.licence,
-                "parameters": sum(map(math.prod, shapes.values())),
-                "files": {file.name: file.stat().st_size for file in sorted(building.iterdir())},
-                "fingerprint": found,
-            }
-            _write_text(building / "manifest.json", json.dumps(manifest, indent=2))
-            _move_into_place(building, folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+            os.rename(building, folder)
+        except OSError:
+            if not is_finished(folder):  # otherwise another process was first
+                raise
     return folder
 
 
@@ -162,37 +164,9 @@ def is_finished(folder: Path) -> bool:
     return True
 
 
-def fingerprint(config: ModelConfig, state: State) -> str:
-    """sha256 over the config (without its name) and every tensor's name, dtype, shape and bytes."""
-    return _fingerprint(
-        config,
-        {
-            name: (_DTYPES[tensor.dtype], tensor.shape, hashlib.sha256(_bytes(tensor)).hexdigest())
-            for name, tensor in state.items()
-        },
-    )
-
-
-def _fingerprint(config: ModelConfig, tensors: Mapping[str, tuple[str, Sequence[int], str]]) -> str:
-    """`tensors`: name -> (dtype, shape, sha256 of the bytes)."""
-    lines = [f"{json.dumps([name, d, list(shape)])} {digest}" for name, (d, shape, digest) in sorted(tensors.items())]
-    return hashlib.sha256("\n".join([config.identity(), *lines]).encode()).hexdigest()
-
-
 def derived_fingerprint(base: str, config: ModelConfig) -> str:
     """Fingerprint of a model made by rule (a retrofit) from one with fingerprint `base`, without hashing weights."""
     return hashlib.sha256(f"{base}\n{config.identity()}".encode()).hexdigest()
-
-
-def verify_checkpoint(folder: Path) -> None:
-    """Read every byte and compare with the fingerprint in the manifest (load_checkpoint only compares sizes).
-
-    Raises:
-        CheckpointError: the weights are not those that were written.
-    """
-    checkpoint = load_checkpoint(folder)
-    if fingerprint(checkpoint.config, checkpoint.state) != checkpoint.fingerprint:
-        raise CheckpointError(f"{folder} is damaged: its weights do not match their fingerprint; convert it again")
 
 
 def sha256_file(path: Path, start: int = 0, end: int | None = None) -> str:
@@ -207,56 +181,55 @@ def sha256_file(path: Path, start: int = 0, end: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
-
-
-def _size(source: WeightSource, name: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * source.dtypes[name].itemsize
-
-
-def _write_weights(path: Path, source: WeightSource, progress: bool) -> str:
+def _write_weights(path: Path, source: WeightSource, shapes: Shapes, progress: bool) -> str:
     """Write safetensors piece by piece, so that a model larger than memory can be converted; returns the fingerprint.
 
-    The digests are of the file, read a little at a time: mapping it whole would count as memory.
+    The fingerprint is the sha256 over the config (without its name) and every tensor's name, dtype, shape and bytes.
+    The bytes are read from the file, a little at a time: mapping it whole would count as memory.
     """
-    shapes = parameter_shapes(source.config)
-    offsets: dict[str, int] = {}
     header: dict[str, Any] = {}
     end = 0
-    for name in sorted(
-        shapes, key=lambda name: (-source.dtypes[name].itemsize, name)
-    ):  # wide dtypes first: all aligned
-        offsets[name], end = end, end + _size(source, name, shapes[name])
-        dtype = _DTYPES[source.dtypes[name]]
-        header[name] = {"dtype": dtype, "shape": list(shapes[name]), "data_offsets": [offsets[name], end]}
+    # Wide dtypes first: so all tensors are aligned.
+    for name in sorted(shapes, key=lambda name: (-source.dtypes[name].itemsize, name)):
+        dtype, shape = source.dtypes[name], list(shapes[name])
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    pieces = source.pieces() if source.pieces else ((name, 0, source.tensor(name)) for name in header)
-    disable = None if progress else True
+    base, disable = 8 + len(text), None if progress else True
     bar = tqdm(desc=f"converting {source.config.name}", total=end, unit="B", unit_scale=True, disable=disable)
     with bar, path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, row, rows in pieces:
-            data = _bytes(rows)
-            file.seek(8 + len(text) + offsets[name] + row * (len(data) // len(rows)))
+        for name, row, rows in source.pieces():
+            data = tensor_bytes(rows)
+            file.seek(base + header[name]["data_offsets"][0] + row * (len(data) // len(rows)))
             file.write(data)
             bar.update(len(data))
         _sync(file)
-    base = 8 + len(text)
-    tensors = {
-        name: (entry["dtype"], entry["shape"], sha256_file(path, *(base + at for at in entry["data_offsets"])))
-        for name, entry in header.items()
-    }
-    return _fingerprint(source.config, tensors)
+    lines = [source.config.identity()]
+    for name, entry in sorted(header.items()):
+        digest = sha256_file(path, *(base + at for at in entry["data_offsets"]))
+        lines.append(f"{json.dumps([name, entry['dtype'], entry['shape']])} {digest}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _read_weights(path: Path) -> State:
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The numbers of a tensor as they are in memory, row by row."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """A safetensors file whose tensors can be asked for by name (`safetensors.safe_open`).
+
+    Raises:
+        CheckpointError: not such a file, or a damaged one.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not an intact safetensors file: {error}") from error
 
@@ -272,45 +245,31 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _move_into_place(building: Path, folder: Path) -> None:
-    for _ in range(2):
-        if is_finished(folder):
-            return  # another process was first
-        try:
-            os.rename(building, folder)
-            return
-        except OSError:
-            if not folder.exists():
-                raise
-        # something unfinished stands there (an older crash, a damaged copy): out of the way with it
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-        os.rename(folder, aside / "old")
-        shutil.rmtree(aside, ignore_errors=True)
-    if not is_finished(folder):
-        raise CheckpointError(f"{folder} cannot be replaced: remove it and try again")
-
-
-def remove_stale(parent: Path, pattern: str) -> None:
-    """Delete the folders that crashed downloads and conversions left in `parent`: those older than a day.
-
-    A younger one may belong to a process that is at work.
-    """
-    for left in parent.glob(pattern):
-        with suppress(OSError):  # its owner was faster
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-
-
 @contextmanager
-def _disk_errors(folder: Path, needed: int) -> Iterator[None]:
+def temporary_folder(parent: Path, prefix: str, needed: int = 0) -> Iterator[Path]:
+    """A new folder in `parent`, gone when the block ends; `needed` bytes must be free there.
+
+    Folders with this prefix that crashed processes left are deleted after a day. A younger one may be in use.
+
+    Raises:
+        CheckpointError: the disk is full or not writable, also inside the block.
+    """
     try:
-        yield
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(f"{prefix}*"):
+            with suppress(OSError):  # its owner was faster
+                if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
+        if shutil.disk_usage(parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = f"{needed / 1e6:.0f} MB are needed; " if needed else ""
             raise CheckpointError(
-                f"no space left for {folder}: the checkpoint needs {needed / 1e6:.0f} MB; free some space, or set "
-                "TTT_DOCS_CACHE to a folder on a larger disk"
+                f"no space left in {parent}: {size}free some space, or set TTT_DOCS_CACHE to a folder on a larger disk"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS):
-            raise CheckpointError(f"{folder} cannot be written ({error.strerror}): set TTT_DOCS_CACHE") from error
+            raise CheckpointError(f"{parent} cannot be written ({error.strerror}): set TTT_DOCS_CACHE") from error
         raise

