@@ -66,3 +66,22 @@ def test_going_on_gives_the_bits_of_reading_in_one_go(model: Decoder, cut: int) 
     second.restore(first.position, first.fast, [cache.export() for cache in first.caches])
     assert all(torch.equal(a, b) for a, b in zip(expected[cut:], read(second, ids, 5 - cut), strict=True))
     assert whole.fast is not None and second.fast is not None and torch.equal(whole.fast, second.fast)
+
+
+def test_weights_given_out_never_change(model: Decoder) -> None:
+    ids, plain, state = tokens(10), new(model, NATIVE.replace(steps_into_memory=False)), new(model)
+    given: list[tuple[Tensor, Tensor]] = []
+    copies: list[ReadingState] = []
+    for chunk in range(10):
+        mine, theirs = (read(s, ids, 1) for s in (state, plain))
+        assert torch.equal(mine[0], theirs[0])
+        if chunk in (3, 5) and state.fast is not None:
+            given.append((state.fast, state.fast.clone()))
+        if chunk in (6, 7):
+            copies.append(state.copy())
+    assert all(torch.equal(now, then) for now, then in given)
+    for copy in copies:
+        again = new(model)
+        read(again, ids, copy.position // CHUNK)
+        assert copy.fast is not None and again.fast is not None and torch.equal(copy.fast, again.fast)
+        assert torch.equal(torch.cat(read(copy, ids, 2), 1), torch.cat(read(again, ids, 2), 1))

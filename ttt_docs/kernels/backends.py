@@ -50,6 +50,9 @@ class Kernels:
     jvp: Kernels | None = None
     #: Whether the inner step runs while the host goes on. Reading then asks for results once in many chunks.
     asynchronous = False
+    #: Whether the inner step is faster where it is given memory for the new weights. Fresh memory of this size costs
+    #: a page fault every 4 KB.
+    steps_into_memory = False
 
     linear: Callable[..., Tensor] = staticmethod(F.linear)
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = staticmethod(rms_norm_reference)
@@ -104,6 +107,7 @@ class NativeKernels(CpuKernels):
     window_attention = staticmethod(window_attention_native)
     linear_cross_entropy = staticmethod(linear_cross_entropy_native)
     inner_step = staticmethod(inner_step_native)
+    steps_into_memory = True
 
 
 class JvpKernels(Kernels):

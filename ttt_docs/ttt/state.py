@@ -65,6 +65,8 @@ class ReadingState:
         self.prefix_states: dict[int, Tensor] | None = None
         self._prefix_end = 0  # the position that the prefix blocks' caches are at
         self._weights: Weights | None = None  # None: the initial ones, until somebody asks for them
+        self._lent = True  # whether others may hold the memory of these weights
+        self._spare: Weights | None = None  # memory that nobody holds: the next update's weights
         self._has_fast = model.config.suffix_blocks > 0
         rates, device = None, model.embed.weight.device
         if reading.inner_lr_factors and self._has_fast:
@@ -74,7 +76,12 @@ class ReadingState:
 
     @property
     def weights(self) -> Weights | None:
-        """The fast weights; None for a model that has none, or where they were left out."""
+        """The fast weights; None for a model that has none, or where they were left out. Updates never modify them."""
+        self._lent = True
+        return self._current()
+
+    def _current(self) -> Weights | None:
+        """`weights`, for this state's own use."""
         if self._weights is None and self._has_fast:
             with torch.no_grad():
                 self._weights = Weights.of(self.model.initial_fast_weights(self.batch), self.model.dtype)
@@ -93,7 +100,7 @@ class ReadingState:
     def set_fast(self, fast: Tensor | None) -> None:
         """Other fast weights [batch, n]; None leaves the prime MLPs out."""
         self._has_fast = fast is not None
-        self._weights = None if fast is None else Weights.of(fast, self.model.dtype)
+        self._weights, self._lent = None if fast is None else Weights.of(fast, self.model.dtype), True
 
     @property
     def slots_left(self) -> int:
@@ -126,7 +133,7 @@ class ReadingState:
         self.check()
         asynchronous, chunk = self.kernels.asynchronous, self.reading.chunk
         first, count = self.position // chunk, (tokens.shape[1] - 1) // chunk
-        weights = self.weights if self.reading.learn else None
+        weights = self._current() if self.reading.learn else None
         self._prefix_end = self.position + count * chunk
         with ExitStack() as stack:
             graphs = None
@@ -149,8 +156,10 @@ class ReadingState:
                         stack.callback(self._leave, graphs)
                     step = graphs.take(self.loop, first + i, hidden, targets, positions)
                 else:
-                    step, made = learn_chunk(self.loop, hidden, targets, positions, self.caches, weights)
+                    step, made = learn_chunk(self.loop, hidden, targets, positions, self.caches, weights, self._spare)
+                    self._spare = weights if self.kernels.steps_into_memory and not self._lent else None
                     weights = self._weights = Weights(made.fast, made.products)
+                    self._lent = False
                 self.position += chunk
                 yield step
 
@@ -216,9 +225,11 @@ class ReadingState:
         return other
 
     def copy(self) -> ReadingState:
-        """An independent state at the same position (fast weights are shared: updates replace, never modify them)."""
+        """An independent state at the same position. Fast weights are shared until either state updates its own."""
+        self._lent = True
         other = object.__new__(ReadingState)
         other.__dict__.update(self.__dict__)
+        other._spare = None
         other.caches = [cache.copy() for cache in self.caches]
         return other
 

@@ -38,7 +38,7 @@ def inner_step_native(
     by_rows = rule.name == "balanced"
     whole = layout.dim % 32 == layout.hidden % 32 == 0 if by_rows else layout.matrix % 32 == 0
     kinds = fast.dtype, dtype, grads[0].w13.dtype, fast[0].is_contiguous()
-    if not whole or kinds != (torch.float32, torch.bfloat16, torch.bfloat16, True) or into is not None:
+    if not whole or kinds != (torch.float32, torch.bfloat16, torch.bfloat16, True):
         return inner_step_reference(fast, grads, rule, rates, dtype, into)
     gradients = [matrix for block in grads for matrix in block.matrices]
     norms = torch.stack([_norm(g) for g in gradients])
@@ -48,7 +48,7 @@ def inner_step_native(
         balances = [_balance(g) for g in gradients]
         norms = torch.stack([_norm(g, balance) for g, balance in zip(gradients, balances, strict=True)])
     clip, sizes = step_sizes(grad_norm, norms, rule, rates)
-    after, products = fast.new_empty(fast.shape), fast.new_empty(fast.shape, dtype=dtype)
+    after, products = into or (fast.new_empty(fast.shape), fast.new_empty(fast.shape, dtype=dtype))
     matrices = zip(*map(layout.matrices, (fast, after, products)), strict=True)
     for g, own, balance, size in zip(gradients, matrices, balances, sizes.tolist(), strict=True):
         for i, (weight, to, product) in enumerate(zip(*own, strict=True)):
