@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands' own help, and from the shapes that the tests hold them to.
+"""Writes docs/cli.md from the commands' own help, and from the fields of `--json` in docs/cli_fields.json.
 
 python docs/make_cli.py
 """
@@ -6,6 +6,7 @@ python docs/make_cli.py
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "cli")]
 
 import click  # noqa: E402
 from ttt_docs_cli.main import cli  # noqa: E402
-from ttt_docs_cli.shapes import SHAPES  # noqa: E402
+
+#: What --json prints: {command: {field: meaning}}. The tests compare the commands with it.
+FIELDS: dict[str, dict[str, str]] = json.loads((HERE / "cli_fields.json").read_text("utf-8"))
 
 INTRODUCTION = """\
 # The command line
@@ -56,7 +59,7 @@ def _sections(command: click.Command, path: str) -> Iterator[str]:
     rows = [_row(option) for option in command.params if isinstance(option, click.Option)]
     if rows:
         yield "\n".join(["| Option | Meaning |", "| --- | --- |", *rows]) + "\n"
-    shape = SHAPES.get(path.removeprefix("ttt-docs "))
+    shape = FIELDS.get(path.removeprefix("ttt-docs "))
     if shape:
         fields = [f"| `{name}` | {_cell(meaning)} |" for name, meaning in shape.items()]
         yield "\n".join(["| Field of `--json` | Meaning |", "| --- | --- |", *fields]) + "\n"
@@ -71,7 +74,8 @@ def _row(option: click.Option) -> str:
         names += " " + _cell(" | ".join(option.type.choices))
     elif option.metavar and not option.is_flag:
         names += f" {option.metavar}"
-    default = f" [default: {option.default}]" if option.show_default else ""
+    known = isinstance(option.default, (str, int, float)) and not option.is_flag
+    default = f" [default: {option.default}]" if known else ""
     return f"| {names} | {_cell(' '.join((option.help or '').split()))}{default} |"
 
 

@@ -5,55 +5,19 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
-from typing import Any
 
 import click
 
-from ttt_docs.io import readable_bytes as size
-from ttt_docs_cli.options import json_option
-from ttt_docs_cli.output import say_json, table
+from ttt_docs_cli.options import examples
+from ttt_docs_cli.output import Result, details, table, with_json
 
-PACKAGES = [
-    "torch",
-    "triton",
-    "flash-attn",
-    "numpy",
-    "safetensors",
-    "tokenizers",
-    "transformers",
-    "huggingface-hub",
-    "gguf",
-    "pypdf",
-]
+PACKAGES = "torch triton flash-attn numpy safetensors tokenizers transformers huggingface-hub gguf pypdf"
 
 
-@click.command(epilog="\b\nExample:\n  ttt-docs env\n  ttt-docs env --json")
-@json_option
-def env(as_json: bool) -> None:
+@click.command(epilog=examples("ttt-docs env", "ttt-docs env --json"))
+@with_json
+def env() -> Result:
     """Show versions, devices, number formats, kernels and the cache folder."""
-    facts = _environment()
-    if as_json:
-        say_json(facts)
-        return
-    cpu, kernels, cache = facts["cpu"], facts["kernels"], facts["cache"]
-    able = [name for name in ("bf16", "amx") if cpu[name]]
-    table(
-        [
-            *((name, version or "not installed") for name, version in facts["versions"].items()),
-            ("platform", facts["platform"]),
-            ("devices", f"{', '.join(facts['devices'])}; {facts['device']} unless --device says otherwise"),
-            ("dtype", ", ".join(f"{device}: {dtype}" for device, dtype in facts["dtype"].items())),
-            ("cpu", f"{cpu['capability']}{' with ' + ', '.join(able) if able else ''}"),
-            ("threads", facts["threads"]),
-            ("TTT_DOCS_KERNELS", kernels["TTT_DOCS_KERNELS"] or "not set (auto)"),
-            ("kernels", ", ".join(f"{device}: {name}" for device, name in kernels["chosen"].items())),
-            ("native kernels", kernels["native"]),
-            ("cache", f"{cache['folder']}, with {cache['memories']} memories of {size(cache['bytes'])}"),
-        ]
-    )
-
-
-def _environment() -> dict[str, Any]:
     import torch
 
     from ttt_docs._version import __version__
@@ -84,8 +48,9 @@ def _environment() -> dict[str, Any]:
     kernel_choice()  # a value that does not exist is an error of its own
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     sizes = [path.stat().st_size for path in memories_folder().glob("*.ttt")]
-    return {
-        "versions": {"ttt-docs": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+    facts = {
+        "versions": {"ttt-docs": __version__, "python": platform.python_version()}
+        | {package: version(package) for package in PACKAGES.split()},
         "platform": platform.platform(),
         "device": "cpu",
         "devices": devices,
@@ -103,3 +68,4 @@ def _environment() -> dict[str, Any]:
         },
         "cache": {"folder": str(cache_folder()), "memories": len(sizes), "bytes": sum(sizes)},
     }
+    return Result(facts, lambda: table(details(facts)))

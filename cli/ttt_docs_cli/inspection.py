@@ -8,31 +8,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttt_docs.io import readable_bytes as size
-from ttt_docs_cli.options import json_option, model_option
-from ttt_docs_cli.output import note, say, say_json, table
+from ttt_docs_cli.options import examples, model_option, output_file
+from ttt_docs_cli.output import Result, note, say, table, with_json
 
 if TYPE_CHECKING:
     from ttt_docs import Memory
 
 
 @click.command(
-    epilog="""\b
-Example:
-  ttt-docs inspect book.ttt
-  ttt-docs inspect book.ttt --html report.html
-  ttt-docs inspect book.ttt --plot curve.png --json"""
+    epilog=examples(
+        "ttt-docs inspect book.ttt",
+        "ttt-docs inspect book.ttt --html report.html",
+        "ttt-docs inspect book.ttt --plot curve.png --json",
+    )
 )
 @click.argument("file", metavar="FILE")
-@click.option(
-    "--html", metavar="FILE", help="Write a page to look at: loss along the document, surprising passages, and more."
-)
-@click.option("--plot", metavar="FILE", help="Write the loss along the document as a picture (png, svg, pdf).")
+@output_file("--html", help="Write a page: the loss along the document, surprising passages, and more.")
+@output_file("--plot", help="Draw the loss along the document as a picture (png, svg, pdf).")
 @model_option
-@json_option
-def inspect(file: str, html: str | None, plot: str | None, model: str | None, as_json: bool) -> None:
+@with_json
+def inspect(file: str, html: Path | None, plot: Path | None, model: str | None) -> Result:
     """Show what a memory file holds, and check that it is intact.
 
-    The page and the picture need the model for the passages and for where chapters begin: it is used if it is
+    The page and the picture need the model for the passages and for where chapters begin. It is used if it is
     installed, or if --model names it. Nothing is downloaded.
     """
     from ttt_docs.memory import Memory, inspect_memory, summary
@@ -45,34 +43,29 @@ def inspect(file: str, html: str | None, plot: str | None, model: str | None, as
     page |= {
         "loss": facts["mean_nll"],
         "loss_by_quarter": facts["nll_by_quarter"],
-        "fast_norms": {str(block): norms for block, norms in facts["fast_norms"].items()},
+        "fast_norms": facts["fast_norms"],
     }
-    if as_json:
-        say_json(page)
-    else:
-        _print_page(page)
+    return Result(page, lambda: _print_page(page))
 
 
 def _draw(
-    file: str, memory: Memory, page: dict[str, Any], html: str | None, plot: str | None, model: str | None
+    file: str, memory: Memory, page: dict[str, Any], html: Path | None, plot: Path | None, model: str | None
 ) -> None:
-    from ttt_docs.io import check_writable, replacing
+    from ttt_docs.io import replacing
     from ttt_docs.report import examine, html_page, save_plot
     from ttt_docs.weights.registry import entry_of, info
     from ttt_docs_cli.opening import reader_of
 
-    for target in filter(None, (html, plot)):
-        check_writable(Path(target))
     reader = None
     if model is not None or (entry_of(memory.model) and info(memory.model)["installed"]):
-        reader = reader_of(file, memory, model, "cpu", None)
+        reader = reader_of(file, memory, model)
     else:
         note(f"The model {memory.model} is not here: surprising passages and the fast weights' change are left out.")
     findings = examine(memory, page, reader)
     if plot:
         note(f"The curve is in {save_plot(findings, plot)}")
     if html:
-        with replacing(Path(html)) as output:
+        with replacing(html) as output:
             output.write(html_page(findings).encode())
         note(f"The report is in {html}")
 
@@ -80,9 +73,8 @@ def _draw(
 def _print_page(page: dict[str, Any]) -> None:
     say(f"{page['path']}  ({size(page['bytes']['file'])}, an intact memory)\n")
     for document in page["documents"]:
-        spans = ", ".join(f"{count:,} {kind}s" for kind, count in document["spans"].items())
         what = [f"{document['end'] - document['start']:,} characters"] if document["end"] > document["start"] else []
-        what += [spans] if spans else []
+        what += [f"{count:,} {kind}s" for kind, count in document["spans"].items()]
         what += [] if document["complete"] else ["read in part: ingest it again to go on"]
         what += [f"sha256 {document['sha256'][:12]}"] if document["sha256"] else []
         say(f"Document  {document['name']}: {', '.join(what)}")
@@ -101,15 +93,13 @@ def _print_page(page: dict[str, Any]) -> None:
             ("Written", f"{page['created']} by ttt-docs {page['package_version']}"),
         ]
     )
-    quarters = "  ".join("-" if loss is None else f"{loss:.3f}" for loss in page["loss_by_quarter"])
-    mean = "-" if page["loss"] is None else f"{page['loss']:.3f}"
-    say(f"\nLoss in nats per token: {mean}; by quarter: {quarters}")
+    mean, *quarters = ("-" if loss is None else f"{loss:.3f}" for loss in (page["loss"], *page["loss_by_quarter"]))
+    say(f"\nLoss in nats per token: {mean}; by quarter: {'  '.join(quarters)}")
     if page["fast_norms"]:
-        say(f"\nFast weights ({page['precision']}), Frobenius norms\n  block        w1        w2        w3")
-        for block, norms in page["fast_norms"].items():
-            say(f"  {block:>5}" + "".join(f"  {norms[name]:8.3f}" for name in ("w1", "w2", "w3")))
+        say(f"\nFast weights ({page['precision']}), Frobenius norms")
+        rows = [(block, *(f"{norm:.3f}" for norm in norms.values())) for block, norms in page["fast_norms"].items()]
+        table([("block", *next(iter(page["fast_norms"].values()))), *rows], indent="  ", numbers=True)
     say("\nBytes by part")
-    parts = [(part, count) for part, count in page["bytes"].items() if part != "file"]
-    table([(part, f"{size(count):>12}") for part, count in parts], indent="  ")
+    table([(part, size(count)) for part, count in page["bytes"].items() if part != "file"], indent="  ", numbers=True)
     for key, value in page["extra"].items():
         say(f"\nNote {key}: {value}")

@@ -20,7 +20,8 @@ from ttt_docs_cli.eval_commands import evaluate
 from ttt_docs_cli.ingest import ingest
 from ttt_docs_cli.inspection import inspect
 from ttt_docs_cli.models import models
-from ttt_docs_cli.output import LogNotes, note
+from ttt_docs_cli.options import examples
+from ttt_docs_cli.output import LogNotes, warn
 from ttt_docs_cli.store import store
 from ttt_docs_cli.train import train
 
@@ -36,10 +37,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except TTTDocsError as error:
             _traceback_if_asked()
-            note(f"Error: {error}")
+            warn(f"Error: {error}")
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as error:
-            note(f"\nInterrupted{': ' if str(error) else '.'}{error}")
+            warn(f"\nInterrupted{': ' if str(error) else '.'}{error}")
             ctx.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -47,7 +48,7 @@ class Commands(click.Group):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of our output left (`| head`): click ends quietly
             _traceback_if_asked()
-            note(f"Error: {type(error).__name__}: {error}\nSet TTT_DOCS_DEBUG=1 to see where this came from.")
+            warn(f"Error: {type(error).__name__}: {error}\nSet TTT_DOCS_DEBUG=1 to see where this came from.")
             ctx.exit(1)
 
 
@@ -58,14 +59,13 @@ def _traceback_if_asked() -> None:
 
 @click.group(
     cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="""\b
-Example:
-  ttt-docs ingest book.pdf -o book.ttt
-  ttt-docs summarize book.ttt
-  ttt-docs ask book.ttt "What was the captain's name?"
-
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.""",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
+    epilog=examples(
+        "ttt-docs ingest book.pdf -o book.ttt",
+        "ttt-docs summarize book.ttt",
+        'ttt-docs ask book.ttt "What was the captain\'s name?"',
+        more="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+    ),
 )
 @click.version_option(__version__, "-V", "--version", prog_name="ttt-docs")
 def cli() -> None:

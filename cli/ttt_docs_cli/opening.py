@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,48 +20,45 @@ from ttt_docs import (
     UsageError,
 )
 from ttt_docs_cli.options import DEFAULT_MODEL
-from ttt_docs_cli.output import note
+from ttt_docs_cli.output import note, progress, warn
 
 if TYPE_CHECKING:
     from ttt_docs import Memory, MemoryStore, TTTReader
 
-_MAX_HEADER_BYTES = 16 * 1024 * 1024
 #: What the memories of documents may take in the cache folder, unless TTT_DOCS_MEMORIES_SIZE says otherwise.
 _KEPT_BYTES = "10GB"
+SIZES = {unit + end: 1000**power for power, unit in enumerate(("", "k", "m", "g", "t")) for end in ("", "b")}
 
 
 def is_memory_file(source: str) -> bool:
-    """By its name, or by its first bytes: a length, then JSON. No text begins like that."""
+    """By its name, or by its first bytes: the length of a header, then JSON. No text begins like that."""
     if source.lower().endswith(".ttt"):
         return True
-    try:
-        if not os.path.isfile(source):
-            return False
-        with open(source, "rb") as file:
-            start = file.read(9)
-    except (OSError, ValueError):
-        return False
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_HEADER_BYTES
+    with suppress(OSError, ValueError):
+        if os.path.isfile(source):
+            with open(source, "rb") as file:
+                return file.read(9)[4:] == b"\0\0\0\0{"
+    return False
 
 
-def open_reader(model: str | None, device: str, dtype: str | None, **reading: Any) -> TTTReader:
+def open_reader(model: str = DEFAULT_MODEL, **settings: Any) -> TTTReader:
     from ttt_docs import TTTReader
 
-    return TTTReader.from_pretrained(model or DEFAULT_MODEL, device=device, dtype=dtype, **reading)
+    return TTTReader.from_pretrained(model, **settings)
 
 
-def open_memory(path: str, model: str | None, device: str, dtype: str | None) -> tuple[TTTReader, Memory]:
-    """A memory and the reader that belongs to it."""
+def open_memory(path: str, **opening: Any) -> tuple[TTTReader, Memory]:
+    """The reader that belongs to the memory in a file, and the memory."""
     from ttt_docs import Memory
 
     memory = Memory.load(path)
-    return reader_of(path, memory, model, device, dtype), memory
+    return reader_of(path, memory, **opening), memory
 
 
-def reader_of(path: str, memory: Memory, model: str | None, device: str, dtype: str | None) -> TTTReader:
+def reader_of(path: str, memory: Memory, model: str | None = None, **opening: Any) -> TTTReader:
     """The reader that belongs to the memory in the file `path`.
 
-    A file may come from a stranger: of the model it names only a registry name is used, never a path or address.
+    A file may come from a stranger. Of the model it names only a registry name is used, never a path or address.
     Where that name may mean several weights, those in the cache are tried until one fits.
     """
     from ttt_docs.reader import reader_for
@@ -75,8 +72,8 @@ def reader_of(path: str, memory: Memory, model: str | None, device: str, dtype: 
     *others, last = [model] if model else candidates(memory.model)
     for name in others:
         with suppress(MemoryMismatchError):
-            return reader_for(memory, partial(open_reader, name, device, dtype))
-    return reader_for(memory, partial(open_reader, last, device, dtype))
+            return reader_for(memory, partial(open_reader, name, **opening))
+    return reader_for(memory, partial(open_reader, last, **opening))
 
 
 def how_far(memory: Memory, documents: Sequence[Document]) -> str:
@@ -88,66 +85,45 @@ def how_far(memory: Memory, documents: Sequence[Document]) -> str:
 
 
 def remembered(
-    source: str,
-    *,
-    model: str | None,
-    device: str,
-    dtype: str | None,
-    password: str | None,
-    no_cache: bool,
-    quiet: bool,
-    learn: bool = True,
+    source: str, *, learn: bool = True, password: str | None = None, no_cache: bool = False, **opening: Any
 ) -> tuple[TTTReader, Memory]:
     """The memory in a memory file; or that of a document, read now unless the cache folder's store holds it.
 
     With `learn=False` the document's text is enough: without a memory in the store nothing is read.
     """
     if is_memory_file(source):
-        return open_memory(source, model, device, dtype)
+        return open_memory(source, **opening)
     from ttt_docs.documents import load_document
+    from ttt_docs.store.store import memory_key
 
     document = load_document(source, password=password)
-    reader = open_reader(model, device, dtype)
+    reader = open_reader(**opening)
+    key = memory_key([document.sha256], reader.fingerprint, reader.reading)
     store = None if no_cache else kept_memories()
     memory, begun = None, False
     try:
         if store is not None:
-            memory, begun = _kept(store, reader, document)
+            with suppress(MemoryFormatError):  # a damaged one is read anew, and `ingest` says so
+                memory = store.get(key)
+            if memory is not None and any(keys.dtype != reader.model.dtype for keys, _ in memory.window.values()):
+                store.delete(key)  # its products were of another number format
+                memory = None
+            begun = key in store.parts()
     except StoreError as error:
-        note(f"Warning: the memory will not be kept, {error}")
+        warn(f"Warning: the memory will not be kept, {error}")
         store = None
     if memory is not None:
-        note(f"{document.name} was read before: its memory is in {memories_folder()}", quiet)
+        note(f"{document.name} was read before: its memory is in {memories_folder()}")
         return reader, memory
     if not learn:
         return reader, reader.ingest(document, learn=False)
     where = f"; its memory is kept in {memories_folder()}" if store is not None else ""
-    note(f"{'Going on with' if begun else 'Reading'} {document.name}{where}", quiet)
+    note(f"{'Going on with' if begun else 'Reading'} {document.name}{where}")
     try:
-        return reader, reader.ingest(document, store=store, progress=False if quiet else None)
+        return reader, reader.ingest(document, store=store, progress=progress())
     except ReadingInterrupted as interruption:
         kept = ", nothing was kept" if store is None else ", the same command goes on from there"
         raise KeyboardInterrupt(f"{how_far(interruption.memory, [document])}{kept}") from None
-
-
-def _kept(store: MemoryStore, reader: TTTReader, document: Document) -> tuple[Memory | None, bool]:
-    """The memory of a document in the store, and whether a part of it is there.
-
-    One that is damaged, or was read with products of another number format, makes room for a new one.
-    """
-    from ttt_docs.store.store import memory_key
-
-    key = memory_key([document.sha256], reader.fingerprint, reader.reading)
-    try:
-        memory = store.get(key)
-    except MemoryFormatError as error:
-        note(f"Warning: {error} It is read anew.")
-        store.delete(key)
-        return None, False
-    if memory is not None and any(k.dtype != reader.model.dtype for k, _ in memory.window.values()):
-        store.delete(key)
-        memory = None
-    return memory, memory is None and key in store.parts()
 
 
 def memories_folder() -> Path:
@@ -165,14 +141,16 @@ def kept_memories() -> MemoryStore:
             try:
                 super()._put(key, suffix, memory)
             except TTTDocsError as error:
-                note(f"Warning: the memory is not kept, {error}")
+                warn(f"Warning: the memory is not kept, {error}")
 
-    return KeptMemories(memories_folder(), max_bytes=bytes_of(os.environ.get("TTT_DOCS_MEMORIES_SIZE") or _KEPT_BYTES))
+    text = os.environ.get("TTT_DOCS_MEMORIES_SIZE") or _KEPT_BYTES
+    limit = amount_of(text, SIZES, "size: write 5GB, 500MB, or a number of bytes")
+    return KeptMemories(memories_folder(), max_bytes=int(limit))
 
 
-def bytes_of(text: str) -> int:
-    """5GB, 500 MB, 1.5GB or a number of bytes, as bytes. Raises UsageError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise UsageError(f"{text!r} is no size: write 5GB, 500MB, or a number of bytes")
-    return int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}[match[2].upper()])
+def amount_of(text: str, units: Mapping[str, float], what: str) -> float:
+    """5GB, 500 mb or 30d as a number, by a table of units. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in units:
+        raise UsageError(f"{text!r} is no {what}")
+    return float(match[1]) * units[match[2]]

@@ -1,67 +1,107 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how commands are put together from them."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from ttt_docs.io import check_writable
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
 
 DEFAULT_MODEL = "smollm2-135m"
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes, only errors.")
-password_option = click.option("--password", metavar="TEXT", help="Opens an encrypted PDF.")
 
+def examples(*calls: str, more: str = "") -> str:
+    """The end of a command's help: calls to copy, and what is to be said after them."""
+    return "\n".join(["\b\nExample:", *(f"  {call}" for call in calls)]) + (f"\n\n{more}" if more else "")
+
+
+def number(name: str, help: str, least: int = 1, metavar: str = "N", **settings: Any) -> Decorator:
+    """An option that is a whole number of at least `least`."""
+    return click.option(name, type=click.IntRange(min=least), metavar=metavar, help=help, **settings)
+
+
+def output_file(*names: str, help: str, metavar: str = "FILE", **settings: Any) -> Decorator:
+    """An option that is a file to write. One that cannot be written is refused before any work is done."""
+
+    def checked(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+        if path is not None:
+            check_writable(path)
+        return path
+
+    kind = click.Path(path_type=Path)
+    return click.option(*names, type=kind, metavar=metavar, help=help, callback=checked, **settings)
+
+
+def gathered(name: str, *options: Decorator) -> Decorator:
+    """Several options as one. A command gets those that were given as a dict, the argument `name`."""
+
+    def decorate(command: Command) -> Command:
+        def bare() -> None: ...
+
+        for option in reversed(options):
+            option(bare)
+        parameters: list[click.Parameter] = bare.__click_params__  # type: ignore[attr-defined]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> Any:
+            found = {parameter.name: values.pop(parameter.name) for parameter in parameters if parameter.expose_value}
+            given = {key: value for key, value in found.items() if value not in (None, ())}
+            return command(**values, **{name: given})
+
+        run.__click_params__ = [*getattr(command, "__click_params__", ()), *parameters]  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda context, parameter, value: context.meta.update(quiet=value),
+    help="No progress and no notes, only errors.",
+)
+password_option = click.option("--password", metavar="TEXT", help="Opens an encrypted PDF.")
 model_option = click.option(
     "-m",
     "--model",
     metavar="MODEL",
     help=f"Registry name, folder, .gguf file or Hugging Face id.  [default: the memory's, else {DEFAULT_MODEL}]",
 )
-device_option = click.option("--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
     help="Numbers of the products.  [default: what the hardware is best at]",
 )
-cache_option = click.option(
-    "--no-cache", is_flag=True, help="Read the document anew, and keep no memory of it in the cache folder."
+#: For `opening.open_reader` and `opening.open_memory`.
+opening_options = gathered(
+    "opening",
+    model_option,
+    click.option("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, cuda:1."),
+    dtype_option,
 )
-
-
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several decorators as one; help lists them in this order."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-model_options = options(model_option, device_option, dtype_option)
-#: Those that are not given are None.
-reading_options = options(
-    click.option("--window", type=click.IntRange(min=1), metavar="TOKENS", help="How far attention sees back."),
-    click.option(
-        "--chunk", type=click.IntRange(min=1), metavar="TOKENS", help="Tokens per update of the fast weights."
-    ),
+#: For `TTTReader.from_pretrained`.
+reading_options = gathered(
+    "reading",
+    number("--window", "How far attention sees back.", metavar="TOKENS"),
+    number("--chunk", "Tokens per update of the fast weights.", metavar="TOKENS"),
     click.option("--inner-rule", type=click.Choice(["sgd", "normalized", "balanced"]), help="How an update is made."),
     click.option("--inner-lr", type=click.FloatRange(0, 1000), metavar="NUMBER", help="Learning rate of the updates."),
     click.option(
         "--no-learn",
         "learn",
         is_flag=True,
-        callback=lambda ctx, parameter, value: False if value else None,
+        callback=lambda context, parameter, value: False if value else None,
         help="Read with the window alone, never update.",
     ),
 )
 
-
-def route_option(help: str) -> Callable[[Command], Command]:
-    routes = click.Choice(["auto", "memory", "lookup"])
-    return click.option("--route", type=routes, default="auto", show_default=True, help=help)
+ROUTES = click.Choice(["auto", "memory", "lookup"])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ttt_docs.errors import UsageError
 from ttt_docs.io import readable_bytes as size
-from ttt_docs_cli.options import json_option, quiet_option
-from ttt_docs_cli.output import duration, note, say, say_json, table
+from ttt_docs_cli.options import examples, quiet_option
+from ttt_docs_cli.output import Result, duration, note, quiet, table, with_json
 
 if TYPE_CHECKING:
     from ttt_docs.training.recipe import Recipe
@@ -19,14 +18,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="""\b
-Example:
-  ttt-docs train smollm2-135m-adapt data.train=books/ steps=200
-  ttt-docs train pretrain-125m --dry-run
-  torchrun --nproc-per-node 8 -m ttt_docs_cli train my.yaml compute.parallel=sharded
-
-RECIPE is a .yaml file or a name that --list shows. key=value changes what the recipe says, such as optimizer.lr=1e-3 or
-'data.train=[books/*.jsonl.zst]'. The same command goes on where a run was stopped. See docs/training.md."""
+    epilog=examples(
+        "ttt-docs train smollm2-135m-adapt data.train=books/ steps=200",
+        "ttt-docs train pretrain-125m --dry-run",
+        "torchrun --nproc-per-node 8 -m ttt_docs_cli train my.yaml compute.parallel=sharded",
+        more="""RECIPE is a .yaml file or a name that --list shows. key=value changes what the recipe says, such as
+optimizer.lr=1e-3 or 'data.train=[books/*.jsonl.zst]'. The same command goes on where a run was stopped. See
+docs/training.md.""",
+    )
 )
 @click.argument("recipe", required=False)
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
@@ -34,10 +33,8 @@ RECIPE is a .yaml file or a name that --list shows. key=value changes what the r
 @click.option("--show", is_flag=True, help="Print the recipe with its changes as YAML; train nothing.")
 @click.option("--dry-run", is_flag=True, help="Print parameters, tokens, FLOPs and memory per process; train nothing.")
 @quiet_option
-@json_option
-def train(
-    recipe: str | None, changes: tuple[str, ...], list_: bool, show: bool, dry_run: bool, quiet: bool, as_json: bool
-) -> None:
+@with_json
+def train(recipe: str | None, changes: tuple[str, ...], list_: bool, show: bool, dry_run: bool) -> Result:
     """Train the initialization that reading starts from, by a recipe.
 
     A run leaves in its folder (output=, else runs/NAME) the trained model or adapter, checkpoints, log.jsonl,
@@ -47,8 +44,7 @@ def train(
 
     if list_:
         names = recipe_names()
-        say_json({"recipes": names}) if as_json else say("\n".join(names))
-        return
+        return Result({"recipes": names}, "\n".join(names))
     if recipe is None:
         raise UsageError("give a recipe: a .yaml file, or a name that `ttt-docs train --list` shows")
     chosen = load_recipe(recipe, changes)
@@ -56,23 +52,16 @@ def train(
         import yaml
 
         values = chosen.model_dump(mode="json")
-        say_json(values) if as_json else say(yaml.safe_dump(values, sort_keys=False), newline=False)
-    elif dry_run:
-        _dry_run(chosen, as_json)
-    else:
-        _train(chosen, quiet, as_json)
+        return Result(values, yaml.safe_dump(values, sort_keys=False).rstrip())
+    return _estimate(chosen) if dry_run else _train(chosen)
 
 
-def _dry_run(recipe: Recipe, as_json: bool) -> None:
+def _estimate(recipe: Recipe) -> Result:
     from ttt_docs.training.budget import budget_of
     from ttt_docs.training.model_io import config_of
 
     count = int(os.environ.get("WORLD_SIZE", "1"))
     budget = budget_of(recipe, config_of(recipe), count, 4 if recipe.compute.dtype == "float32" else 2)
-    facts = asdict(budget) | {"name": recipe.name, "steps": recipe.steps, "processes": count}
-    if as_json:
-        say_json(facts)
-        return
     counted = "one epoch of the data, which training counts first"
     steps = counted if recipe.steps is None else f"{recipe.steps:,} of {recipe.batch} x {recipe.sequence:,} tokens"
     rows: list[tuple[str, object]] = [
@@ -84,27 +73,27 @@ def _dry_run(recipe: Recipe, as_json: bool) -> None:
         rows += [("tokens", f"{budget.tokens:,}"), ("FLOPs", f"{budget.flops:.3g}")]
     rows += [("FLOPs per token", f"{budget.flops_per_token:.3g}")]
     rows += [("memory per GPU", f"{size(budget.memory['total'])} (estimated, {count} process{'es' * (count > 1)})")]
-    table(rows)
-    table([(key.replace("_", " "), size(value)) for key, value in budget.memory.items() if key != "total"], indent="  ")
+    parts = [(key.replace("_", " "), size(value)) for key, value in budget.memory.items() if key != "total"]
+
+    def words() -> None:
+        table(rows)
+        table(parts, indent="  ")
+
+    return Result(vars(budget) | {"name": recipe.name, "steps": recipe.steps, "processes": count}, words)
 
 
-def _train(recipe: Recipe, quiet: bool, as_json: bool) -> None:
+def _train(recipe: Recipe) -> Result:
     from ttt_docs.training.trainer import train as run
 
     def announce(plan: Plan) -> None:
         note(
             f"{recipe.name}: {plan.steps:,} steps, {plan.tokens:,} tokens ({plan.epochs:.2f} epochs) from "
             f"{plan.sequences:,} sequences of {plan.documents:,} documents; {plan.left_out:,} documents are shorter "
-            f"than a sequence and left out" + (f"; going on after step {plan.resumes_at:,}" if plan.resumes_at else ""),
-            quiet,
+            f"than a sequence and left out" + (f"; going on after step {plan.resumes_at:,}" if plan.resumes_at else "")
         )
 
-    done = run(recipe, progress=not quiet, announce=announce)
+    done = run(recipe, progress=not quiet(), announce=announce)
     if int(os.environ.get("RANK", "0")):
-        return
-    facts: dict[str, Any] = asdict(done) | {"folder": str(done.folder), "exported": str(done.exported)}
-    if as_json:
-        say_json(facts)
-        return
+        click.get_current_context().exit()  # process 0 speaks for all
     valid = "" if done.valid_loss is None else f", validation loss {done.valid_loss:.4f}"
-    say(f"{done.exported}: {done.steps:,} steps, loss {done.loss:.4f}{valid}, {duration(done.seconds)}")
+    return Result(done, f"{done.exported}: {done.steps:,} steps, loss {done.loss:.4f}{valid}, {duration(done.seconds)}")

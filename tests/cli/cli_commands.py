@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from click.testing import CliRunner, Result
 from tiny_checkpoint import TEXT, write_model, write_tokenizer
 from ttt_docs_cli.main import cli
 
-__all__ = ["SMALL", "TEXT", "command", "snapshot", "write_model", "write_tokenizer"]
+#: What `--json` of each command prints, as docs/cli.md shows it.
+FIELDS: dict[str, dict[str, str]] = json.loads(
+    Path(__file__).parents[2].joinpath("docs", "cli_fields.json").read_text("utf-8")
+)
+
+__all__ = ["FIELDS", "SMALL", "TEXT", "command", "snapshot", "write_model", "write_tokenizer"]
 
 #: Small chunks, so that a short document has many.
 SMALL = ("--window", "64", "--chunk", "32", "--dtype", "float32")

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cli_commands import SMALL, TEXT
-from ttt_docs_cli.shapes import SHAPES
+from cli_commands import FIELDS, SMALL, TEXT
 
 from ttt_docs import Answer, Evidence, Memory, TTTReader
 from ttt_docs.memory import memories_equal
@@ -53,7 +52,7 @@ def test_summarize(memory, run, run_json, load):
     assert CALLS[-1][2:] == ("paragraph", 0) and memories_equal(asked_memory(), load(memory))
     result = run_json("summarize", memory, "--length", "page", "--seed", "7")
     assert CALLS[-1][2:] == ("page", 7)
-    assert result.keys() == SHAPES["summarize"].keys() and result["documents"] == ["book.txt"]
+    assert result.keys() == FIELDS["summarize"].keys() and result["documents"] == ["book.txt"]
 
 
 def test_ask(memory, run, run_json):
@@ -63,7 +62,7 @@ def test_ask(memory, run, run_json):
     assert CALLS[-1][2:] == ("Who slept?", "auto", None, None) and CALLS[-1][0].model.dtype == torch.float32
     answer = run_json("ask", memory, "Who slept?", "--route", "lookup", "--top-k", "3", "--max-context", "99")
     assert CALLS[-1][2:] == ("Who slept?", "lookup", 3, 99)
-    assert answer.keys() == SHAPES["ask"].keys() and (answer["question"], answer["verified"]) == ("Who slept?", True)
+    assert answer.keys() == FIELDS["ask"].keys() and (answer["question"], answer["verified"]) == ("Who slept?", True)
     assert answer["evidence"] == [vars(QUOTE), vars(QUOTE) | {"page": None}]
 
 
@@ -86,10 +85,10 @@ def test_continue_streams(memory, run, run_json):
     assert CALLS[-1][2:] == (200, True, {})
     sampling = ("--temperature", "0", "--top-p", "0.9", "--top-k", "5", "--repetition-penalty", "1.2", "--seed", "3")
     run("continue", memory, "--tokens", "9", "--no-learn", *sampling, "--stop", "End", "--stop", "\n\n")
-    expected = dict(temperature=0, top_p=0.9, top_k=5, repetition_penalty=1.2, seed=3, stop=["End", "\n\n"])
+    expected = dict(temperature=0, top_p=0.9, top_k=5, repetition_penalty=1.2, seed=3, stop=("End", "\n\n"))
     assert CALLS[-1][2:] == (9, False, expected)
     result = run_json("continue", memory)
-    assert result.keys() == SHAPES["continue"].keys() and result["text"] == "And then the wind came."
+    assert result.keys() == FIELDS["continue"].keys() and result["text"] == "And then the wind came."
 
 
 def test_ctrl_c_while_it_writes(memory, run, monkeypatch):
@@ -167,7 +166,7 @@ def test_the_cache_is_a_store_with_room_for_the_newest(home, cache, run, run_jso
     )
     assert run_json("store", "prune", "--older-than", "30d", "--dry-run")["removed"] == [old.name] and old.exists()
     pruned = run_json("store", "prune", "--older-than", "30d")
-    assert pruned.keys() == SHAPES["store prune"].keys() and not old.exists()
+    assert pruned.keys() == FIELDS["store prune"].keys() and not old.exists()
     assert len(run_json("store", "list")["entries"]) == 2
 
     first = listed["entries"][0]
@@ -179,7 +178,7 @@ def test_the_cache_is_a_store_with_room_for_the_newest(home, cache, run, run_jso
     assert names == ["b.txt", "c.txt"]
 
     gone = run_json("store", "rm", run_json("store", "list", "--name", "c.txt")["entries"][0]["key"][:20])
-    assert gone.keys() == SHAPES["store rm"].keys() and len(gone["removed"]) == 1
+    assert gone.keys() == FIELDS["store rm"].keys() and len(gone["removed"]) == 1
     assert run("store", "prune", "--max-size", "1KB").stdout.endswith("1 were removed\n")
     run("summarize", "a.txt")
     assert "1 were removed" in run("store", "rm", "--all").stdout and os.listdir(cache / "memories") == []

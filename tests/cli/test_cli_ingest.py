@@ -3,8 +3,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from cli_commands import SMALL, TEXT
-from ttt_docs_cli.shapes import SHAPES
+from cli_commands import FIELDS, SMALL, TEXT
 
 from ttt_docs.memory import inspect_memory, memories_equal
 
@@ -21,12 +20,12 @@ def test_reads_a_document_beside_it(book, run, load):
 
 def test_json(book, run_json):
     result = run_json("ingest", book, "-o", "x.ttt", *SMALL)
-    assert result.keys() == SHAPES["ingest"].keys()
+    assert result.keys() == FIELDS["ingest"].keys()
     assert result["status"] == "read" and result["output"] == "x.ttt" and result["documents"][0]["name"] == "book.txt"
     assert result["new_tokens"] == result["tokens"] and result["tokens_per_second"] > 0 and result["loss"] > 0
     assert result["bytes"] == os.path.getsize("x.ttt")
     again = run_json("ingest", book, "-o", "x.ttt", *SMALL)
-    assert again.keys() == SHAPES["ingest"].keys()
+    assert again.keys() == FIELDS["ingest"].keys()
     assert (again["status"], again["new_tokens"], again["seconds"]) == ("already read", 0, None)
 
 

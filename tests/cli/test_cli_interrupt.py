@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_commands import SMALL, TEXT
-from ttt_docs_cli.shapes import SHAPES
+from cli_commands import FIELDS, SMALL, TEXT
 
 from ttt_docs.memory import inspect_memory, memories_equal
 
@@ -34,7 +33,7 @@ def test_the_same_command_goes_on(book, read_book, interrupt, run, load):
 def test_json_says_how_far(book, interrupt, run_json):
     interrupt(after=30)
     result = run_json("ingest", book, *SMALL, code=130)
-    assert result.keys() == SHAPES["ingest"].keys()
+    assert result.keys() == FIELDS["ingest"].keys()
     assert result["status"] == "interrupted" and result["documents"][0]["complete"] is False
     resumed = run_json("ingest", book, *SMALL)
     assert resumed["status"] == "resumed" and resumed["new_tokens"] == resumed["tokens"] - result["tokens"]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import click
 import pytest
+from cli_commands import FIELDS
 from click.testing import CliRunner
 from ttt_docs_cli.main import cli
 from ttt_docs_cli.output import duration, plain
-from ttt_docs_cli.shapes import SHAPES
 
 from ttt_docs import __version__
 from ttt_docs.io import readable_bytes
@@ -44,7 +44,7 @@ def test_help(path, command, run):
 def test_every_command_is_documented(run):
     with_json = {" ".join(path) for path, command in commands() if any("--json" in p.opts for p in command.params)}
     leaves = {" ".join(path) for path, command in commands() if not isinstance(command, click.Group)}
-    assert with_json == leaves == SHAPES.keys()
+    assert with_json == leaves == FIELDS.keys()
 
 
 def test_the_page_of_the_command_line_is_current():

