@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -69,12 +69,10 @@ def rows_of(entry: torch.Tensor, part: Part) -> torch.Tensor:
 SIZES = {"125m": "125m", "1b": "1.3b", "3b": "3b"}
 _ITEM = "model_weights"
 _READ = 1 << 18  # compressed bytes at a time
-_PIECE = 1 << 24  # bytes of an array that is not stacked, at a time
 _DTYPES = {"<f4": torch.float32, "<f2": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class _Array:
+class _Array(NamedTuple):
     """One zarr array (version 2, C order)."""
 
     path: str
@@ -188,12 +186,14 @@ def open_orbax(folder: Path, config: ModelConfig) -> WeightSource:
 
     def pieces() -> Iterator[Piece]:
         for path, (_, parts) in layout.items():
-            stacked = parts[0].block is not None
-            for first, entries in _entries(store, arrays[path], stacked):
-                if stacked:
-                    yield parts[first].name, parts[first].row, rows_of(entries[0], parts[first]).to(dtype)
-                else:
-                    yield parts[0].name, first, entries.to(dtype)
+            first = 0
+            if parts[0].block is None:
+                for rows in _entries(store, arrays[path], 4096):
+                    yield parts[0].name, first, rows.to(dtype)
+                    first += len(rows)
+            else:
+                for (entry,), part in zip(_entries(store, arrays[path], 1), parts, strict=True):
+                    yield part.name, part.row, rows_of(entry, part).to(dtype)
 
     return WeightSource(config, dtypes, pieces, "orbax")
 
@@ -229,8 +229,15 @@ def _arrays(store: Any, item: Path) -> dict[str, _Array]:
     try:
         for key in store.list().result():
             path, _, last = key.decode().rpartition("/")
-            if last == ".zarray":
-                arrays[path] = _array(path, json.loads(store[key]))
+            if last != ".zarray":
+                continue
+            meta = json.loads(store[key])
+            dtype, compressor = _DTYPES.get(meta["dtype"]), (meta["compressor"] or {}).get("id")
+            if dtype is None or meta.get("filters") or meta.get("order", "C") != "C":
+                raise CheckpointError(f"{path} is stored as {meta['dtype']}, order {meta.get('order')}: not known")
+            if compressor not in (None, "zstd", "zlib", "gzip"):
+                raise CheckpointError(f"{path} is compressed with {compressor}, which is not known")
+            arrays[path] = _Array(path, tuple(meta["shape"]), tuple(meta["chunks"]), dtype, compressor)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{item} is damaged or not a store of zarr arrays: {error}") from error
     if not arrays:
@@ -238,85 +245,56 @@ def _arrays(store: Any, item: Path) -> dict[str, _Array]:
     return arrays
 
 
-def _array(path: str, meta: dict[str, Any]) -> _Array:
-    dtype, compressor = _DTYPES.get(meta["dtype"]), (meta["compressor"] or {}).get("id")
-    if dtype is None or meta.get("filters") or meta.get("order", "C") != "C":
-        raise CheckpointError(f"{path} is stored as {meta['dtype']}, order {meta.get('order')}: not known")
-    if compressor not in (None, "zstd", "zlib", "gzip"):
-        raise CheckpointError(f"{path} is compressed with {compressor}, which is not known")
-    return _Array(path, tuple(meta["shape"]), tuple(meta["chunks"]), dtype, compressor)
-
-
-def _entries(store: Any, array: _Array, one: bool) -> Iterator[tuple[int, torch.Tensor]]:
-    """The array from the start of axis 0 to its end, one or some entries at a time: (first, entries [count, ...])."""
-    step = 1 if one else max(1, _PIECE // (prod(array.shape[1:]) * array.dtype.itemsize))
-    depth = array.chunks[0]
+def _entries(store: Any, array: _Array, most: int) -> Iterator[torch.Tensor]:
+    """The array from the start of axis 0 to its end, as tensors [up to `most`, ...]."""
     grid = [range(-(-size // chunk)) for size, chunk in zip(array.shape, array.chunks, strict=True)]
+    depth = array.chunks[0]
     for slab in grid[0]:
-        start, count = slab * depth, min(depth, array.shape[0] - slab * depth)
+        count = min(depth, array.shape[0] - slab * depth)
         if array.chunks[1:] == array.shape[1:]:
-            chunk = _Chunk(store, array, (slab, *[0] * (len(grid) - 1)))
-            for first in range(0, count, step):
-                yield start + first, chunk.take(min(step, count - first), array.shape[1:])
+            counts = [min(most, count - first) for first in range(0, count, most)]
+            yield from _chunk(store, array, (slab, *[0] * (len(grid) - 1)), counts)
             continue
         # Several chunks side by side: the slab is put together whole.
         whole = torch.empty((count, *array.shape[1:]), dtype=array.dtype)
-        for place in product(*grid[1:]):
-            part = _Chunk(store, array, (slab, *place)).take(depth, array.chunks[1:])
-            inside = tuple(slice(i * size, (i + 1) * size) for i, size in zip(place, array.chunks[1:], strict=True))
+        for index in product(*grid[1:]):
+            (chunk,) = _chunk(store, array, (slab, *index), [depth])
+            inside = (slice(i * size, (i + 1) * size) for i, size in zip(index, array.chunks[1:], strict=True))
             region = whole[(slice(None), *inside)]
-            region.copy_(part[tuple(slice(0, size) for size in region.shape)])
-        for first in range(0, count, step):
-            yield start + first, whole[first : first + step]
+            region.copy_(chunk[tuple(map(slice, region.shape))])
+        yield from whole.split(most)
 
 
-def _stream(store: Any, array: _Array, place: tuple[int, ...]) -> Iterator[bytes]:
-    """The decompressed bytes of one chunk, in pieces."""
-    key = f"{array.path}/{'.'.join(map(str, place))}"
+def _chunk(store: Any, array: _Array, index: tuple[int, ...], counts: list[int]) -> Iterator[torch.Tensor]:
+    """One chunk from its start, as tensors of so many entries each. A chunk may be too large for memory."""
+    data, pieces = bytearray(), _decompressed(store, f"{array.path}/{'.'.join(map(str, index))}", array.compressor)
+    for count in counts:
+        size = count * prod(array.chunks[1:]) * array.dtype.itemsize
+        while len(data) < size:
+            data += next(pieces)
+        yield torch.frombuffer(data[:size], dtype=array.dtype).view(count, *array.chunks[1:])
+        del data[:size]
+
+
+def _decompressed(store: Any, key: str, compressor: str | None) -> Iterator[bytes]:
+    """The bytes of the chunk `key`, a few at a time. It is an error to ask for more than there are."""
     import zstandard
 
-    zstd, packed = array.compressor == "zstd", array.compressor is not None
+    zstd = compressor == "zstd"
     decoder: Any = zstandard.ZstdDecompressor().decompressobj() if zstd else zlib.decompressobj(wbits=47)  # any header
-    at, whole = 0, False
-    while not whole:
-        try:
+    at, last = 0, False
+    try:
+        while not last:
             try:
                 found = store.read(key, byte_range=slice(at, at + _READ)).result()
             except ValueError as error:
                 if "OUT_OF_RANGE" not in str(error):
                     raise
-                found, whole = store.read(key, byte_range=slice(at, None)).result(), True  # less than that is left
-        except ValueError as error:
-            raise CheckpointError(f"{key} cannot be read: {error}") from error
-        if found.state != "value":
-            raise CheckpointError(f"{array.path} is damaged: its chunk {key.rpartition('/')[2]} is missing")
-        try:
-            if data := decoder.decompress(found.value) if packed else found.value:
-                yield data
-        except Exception as error:  # zstd's and zlib's own
-            raise CheckpointError(f"{key} is damaged: {error}") from error
-        at += len(found.value)
-
-
-class _Chunk:
-    """The bytes of a chunk, a known number at a time, in one buffer: what `take` gave is gone at the next call."""
-
-    def __init__(self, store: Any, array: _Array, place: tuple[int, ...]) -> None:
-        self._array, self._pieces, self._left = array, _stream(store, array, place), memoryview(b"")
-        self._buffer = bytearray()
-
-    def take(self, entries: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """The next [entries, *shape]."""
-        size, filled = entries * prod(shape) * self._array.dtype.itemsize, 0
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        data = memoryview(self._buffer)[:size]
-        while filled < size:
-            if not self._left:
-                self._left = memoryview(next(self._pieces, b""))
-                if not self._left:
-                    raise CheckpointError(f"{self._array.path} is damaged: a chunk ends too soon")
-            part = self._left[: size - filled]
-            data[filled : filled + len(part)] = part
-            self._left, filled = self._left[len(part) :], filled + len(part)
-        return torch.frombuffer(data, dtype=self._array.dtype).view(entries, *shape)
+                found, last = store.read(key, byte_range=slice(at, None)).result(), True  # less than that is left
+            if found.state != "value":
+                raise ValueError("it is missing")
+            yield decoder.decompress(found.value) if compressor else found.value
+            at += len(found.value)
+        raise ValueError("it ends too soon")
+    except Exception as error:  # ValueError, or the decompressors' own
+        raise CheckpointError(f"the chunk {key} is damaged: {error}") from error
