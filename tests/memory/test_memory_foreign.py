@@ -75,12 +75,13 @@ def test_foreign_safetensors_files(tmp_path):
     "header",
     [
         b'{"a":' * 100_000,
-        b'{"a":' + b"[" * 400_000,
+        b'{"a":' + b"[" * 200_000,
         b'{"a":1,"a":2}',
         b'{"a":NaN}',
         b'{"a":' + b"9" * 5000 + b"}",
         b'{"__metadata__":{"ttt_docs":"{}","ttt_docs":"{}"}}',
-        b'{"__metadata__":{"ttt_docs":"' + b"[" * 400_000 + b'"}}',
+        b'{"__metadata__":{"ttt_docs":"{}","crc32":"\\ud800"}}',
+        b'{"__metadata__":{"ttt_docs":"' + b"[" * 200_000 + b'"}}',
     ],
 )
 def test_deep_doubled_and_odd_json(tmp_path, header):
@@ -92,7 +93,7 @@ def test_half_a_surrogate_pair_in_the_description(path):
     outer, document, data = unpack(path.read_bytes())
     text = json.dumps(document).replace('"tiny"', '"\ud800"')
     path.write_bytes(pack(outer, text, data))
-    assert "description in its header is not valid JSON" in refused(path)
+    assert "not valid JSON" in refused(path)
 
 
 @pytest.mark.parametrize("document", ["[]", "null", "3", '"x"', '"\\ud800"'])

@@ -11,14 +11,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ttt_docs.errors import MemoryFormatError
-from ttt_docs.memory.checks import check_finite
-from ttt_docs.memory.header import DTYPE_NAMES, DTYPES, NO_CRC, RawHeader, Refusal, TensorEntry, crc_field
+from ttt_docs.memory import checks
+from ttt_docs.memory.header import (
+    DTYPE_NAMES,
+    DTYPES,
+    FOREIGN,
+    MAX_HEADER_BYTES,
+    NO_CRC,
+    Header,
+    Refusal,
+    TensorEntry,
+    crc_field,
+    parse_header,
+)
 
 _STEP = 1 << 24  # bytes read or written in one go
+_SHRANK = "the file became shorter while it was read", "Wait until it is written, then try again."
 
 
 class Part(NamedTuple):
@@ -29,11 +42,27 @@ class Part(NamedTuple):
     dtype: torch.dtype
 
 
+class RawHeader(NamedTuple):
+    """A header as read and checked."""
+
+    header: Header
+    table: dict[str, TensorEntry]
+    sizes: checks.Sizes
+    header_bytes: int
+    data_bytes: int
+    crc32: str  # as the file says
+    header_crc: int  # of the header alone
+
+    @property
+    def tokens(self) -> int:
+        return self.table["tokens"].shape[0] if self.header.packed is None else self.header.packed.tokens
+
+
 def table_of(parts: list[Part]) -> dict[str, TensorEntry]:
     table, begin = {}, 0
     for name, tensor, dtype in parts:
         end = begin + tensor.numel() * dtype.itemsize
-        table[name] = TensorEntry(DTYPE_NAMES[dtype], tuple(tensor.shape), begin, end)
+        table[name] = TensorEntry(DTYPE_NAMES[dtype], tuple(tensor.shape), (begin, end))  # type: ignore[arg-type]
         begin = end
     return table
 
@@ -43,6 +72,11 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
+def tensor_of(data: bytes | bytearray) -> Tensor:
+    """uint8 [n]: a tensor of its own with these bytes."""
+    return torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8))
+
+
 def write_tensors(file: BinaryIO, raw: bytes, parts: list[Part]) -> None:
     """Header and tensors in one pass; the checksum is put in at the end."""
     file.write(len(raw).to_bytes(8, "little"))
@@ -50,8 +84,7 @@ def write_tensors(file: BinaryIO, raw: bytes, parts: list[Part]) -> None:
     crc = zlib.crc32(raw)
     for name, tensor, dtype in parts:
         stored = tensor.detach().to("cpu", dtype).contiguous()
-        if stored.is_floating_point():
-            check_finite(name, stored)
+        checks.check_values(name, stored)
         data = bytes_of(stored)
         for start in range(0, len(data), _STEP):
             file.write(data[start : start + _STEP])
@@ -60,11 +93,41 @@ def write_tensors(file: BinaryIO, raw: bytes, parts: list[Part]) -> None:
     file.write(crc_field(f"{crc:08x}"))
 
 
+def read_header(file: BinaryIO, size: int | None = None) -> RawHeader:
+    """Read and check the header of an open file; the file then stands at the first tensor byte.
+
+    `size` is the whole file's where only its beginning is at hand.
+
+    Raises:
+        Refusal: it is no memory file, of another version, damaged, or cut short.
+    """
+    if size is None:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+    if size == 0:
+        raise Refusal("the file is empty (0 bytes)")
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > MAX_HEADER_BYTES:
+        raise Refusal("this is not a memory file", FOREIGN)
+    if length > size - 8:
+        raise Refusal(f"the file ends within its header ({size:,} bytes), or it is not a memory file")
+    raw = file.read(length)
+    if len(raw) < length:
+        raise Refusal(*_SHRANK)
+    if raw[:1] != b"{":
+        raise Refusal("this is not a memory file", FOREIGN)
+    header, table, crc32 = parse_header(raw)
+    data_bytes = size - 8 - length
+    sizes = checks.check_layout(header, table, data_bytes)
+    header_crc = zlib.crc32(raw.replace(crc_field(crc32), crc_field(NO_CRC)))
+    return RawHeader(header, table, sizes, 8 + length, data_bytes, crc32, header_crc)
+
+
 def read_tensors(file: BinaryIO, raw: RawHeader) -> dict[str, Tensor]:
     """All tensors, checksum verified; the layout has been checked, so no more is allocated than the file holds."""
-    crc = zlib.crc32(raw.json.replace(crc_field(raw.crc32), crc_field(NO_CRC)))
-    tensors = {}
-    for name, entry in sorted(raw.table.items(), key=lambda item: (item[1].begin, item[1].end)):
+    crc, tensors = raw.header_crc, {}
+    for name, entry in sorted(raw.table.items(), key=lambda item: item[1].data_offsets):
         try:
             tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
         except (RuntimeError, MemoryError):
@@ -73,11 +136,13 @@ def read_tensors(file: BinaryIO, raw: RawHeader) -> dict[str, Tensor]:
         for start in range(0, len(data), _STEP):
             part = data[start : start + _STEP]
             if file.readinto(part) != len(part):  # type: ignore[attr-defined]  # files opened "rb" have it
-                raise Refusal("the file became shorter while it was read", "Wait until it is written, then try again.")
+                raise Refusal(*_SHRANK)
             crc = zlib.crc32(part, crc)
         tensors[name] = tensor
     if f"{crc:08x}" != raw.crc32:
         raise Refusal("its checksum is wrong")
+    for name, tensor in tensors.items():
+        checks.check_values(name, tensor)
     return tensors
 
 

@@ -14,12 +14,28 @@ stranger: every number is compared with the file's size before anything of that 
 from __future__ import annotations
 
 import json
-import os
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.text.spans import Span
@@ -27,8 +43,10 @@ from ttt_docs.text.spans import Span
 FORMAT_VERSION = 1
 #: A header holds about 100 bytes per tensor and per page: this is room for 100,000 pages.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
-#: Lists and objects in a header. Pages and tables of 16 MB have fewer; each takes 60 bytes or more once it is parsed.
-MAX_BRACKETS = 500_000
+#: Lists and objects in a header, and commas. Pages that fill 16 MB have fewer. A parsed value takes up to 100 bytes.
+MAX_BRACKETS, MAX_COMMAS = 250_000, 1_000_000
+#: Blocks of a model. No model has as many.
+_MAX_BLOCKS = 4096
 #: Dimensions of a tensor: no memory's has more than 3.
 _MAX_RANK = 8
 DTYPES = {
@@ -41,10 +59,9 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NO_CRC = "00000000"
 
-Precision = Literal["float32", "bfloat16"]
-
 DAMAGED = "The file is damaged or incomplete: copy it again from where it came, or read the document again."
-_FOREIGN = "Give a .ttt file written by `ttt-docs ingest` or Memory.save."
+FOREIGN = "Give a .ttt file written by `ttt-docs ingest` or Memory.save."
+_UPGRADE = "upgrade: pip install -U ttt-docs."
 
 
 class Refusal(Exception):
@@ -56,24 +73,52 @@ class Refusal(Exception):
         self.advice = advice
 
 
+def shown(value: object, length: int = 60) -> str:
+    """A value from a file, short and without control characters, for a message."""
+    text = ascii(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _known(version: Any) -> Any:
+    if type(version) is int and version > FORMAT_VERSION:
+        raise Refusal(
+            f"it has format version {shown(version)}, and this ttt-docs reads version {FORMAT_VERSION}",
+            f"A newer ttt-docs wrote it: {_UPGRADE}",
+        )
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise Refusal(f"its format version {shown(version)} does not exist")
+    return version
+
+
+def _distinct(blocks: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(blocks)) != len(blocks):
+        raise ValueError("a block is repeated")
+    return blocks
+
+
+Precision = Literal["float32", "bfloat16"]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
+Blocks = Annotated[tuple[Count, ...], Field(max_length=_MAX_BLOCKS), AfterValidator(_distinct)]
+
+
 @dataclass(frozen=True)
 class ReadDocument:
     """One document that went into a memory; `start`..`end` are its characters in the memory's text."""
 
     name: str
-    start: int
-    end: int
+    start: Count
+    end: Count
     sha256: str | None = None  # of the whole text in UTF-8; None while its end is unknown
-    complete: bool = True  # False: reading stopped before the document's end
-    spans: tuple[Span, ...] = ()
-    first_token: int = 0  # index of its first token in the memory's tokens
+    complete: StrictBool = True  # False: reading stopped before the document's end
+    spans: tuple[InstanceOf[Span], ...] = ()
+    first_token: Count = 0  # index of its first token in the memory's tokens
     metadata: dict[str, str] = field(default_factory=dict, hash=False)  # title, author, ... where known
 
 
 class Packed(BaseModel):
     """What the packed tensors of a compact memory unpack to."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     tokens: int = Field(ge=0, lt=2**31)
     text_bytes: int | None = Field(None, ge=0, lt=2**40, description="of the text in UTF-8; None: it was left out")
@@ -88,49 +133,63 @@ class Header(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    format_version: int
+    format_version: Annotated[int, BeforeValidator(_known)]
     package_version: str
     created: AwareDatetime
     model: str
     fingerprint: str
     reading: Annotated[ReadingConfig, PlainSerializer(ReadingConfig.identity)]
     precision: Precision = Field(description="how the fast weights are stored")
-    fast_blocks: tuple[int, ...]
-    window_blocks: tuple[int, ...]
-    position: int
-    skipped: int
+    fast_blocks: Blocks
+    window_blocks: Blocks
+    position: Count
+    skipped: Count
     documents: tuple[ReadDocument, ...]
     extra: dict[str, str]
     packed: Packed | None = Field(None, description="a compact memory's; it has no window")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Header:
+        reading, blocks = self.reading, len(self.fast_blocks)
+        factors = reading.inner_lr_factors
+        if not all(map(math.isfinite, (reading.inner_lr, reading.inner_clip, reading.guard or 0, *factors))):
+            raise Refusal("one of its reading parameters is not a finite number")
+        if factors and blocks and len(factors) not in (blocks, 3 * blocks):
+            raise Refusal("its reading parameter inner_lr_factors is not one or three numbers for each block")
+        if self.position % reading.chunk:
+            raise Refusal(f"its position {self.position:,} is not a multiple of the chunk ({reading.chunk:,})")
+        if self.packed is not None and self.window_blocks:
+            raise Refusal("it is compact, and holds a window")
+        return self
+
 
 class TensorEntry(NamedTuple):
-    """Where a tensor lies: bytes `begin` (included) to `end` (excluded) after the header."""
+    """Where a tensor lies: bytes `data_offsets[0]` (included) to `data_offsets[1]` (excluded) after the header."""
 
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
+    dtype: Literal["F32", "BF16", "I32", "I8", "U8"]
+    shape: Annotated[tuple[Count, ...], Field(max_length=_MAX_RANK)]
+    data_offsets: tuple[Count, Count]
 
     @property
     def nbytes(self) -> int:
-        return self.end - self.begin
+        return self.data_offsets[1] - self.data_offsets[0]
 
 
-class RawHeader(NamedTuple):
-    """A header as read: the JSON bytes, the two parts, and how many bytes follow in the file."""
-
-    json: bytes
-    header: Header
-    table: dict[str, TensorEntry]
-    crc32: str
-    data_bytes: int
+_TABLE = TypeAdapter(dict[str, TensorEntry])
 
 
-def shown(value: object, length: int = 60) -> str:
-    """A value from a file, short and without control characters, for a message."""
-    text = ascii(value)
-    return text if len(text) <= length else text[: length - 3] + "..."
+@contextmanager
+def naming_the_field() -> Iterator[None]:
+    """What pydantic finds wrong becomes a Refusal that names the first wrong field."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Refusal(
+            f"its header has a wrong value at {shown(where)}: {shown(first['msg'], 200)}",
+            f"{DAMAGED} If a newer ttt-docs wrote it, {_UPGRADE}",
+        ) from None
 
 
 def encode_header(header: Header, table: dict[str, TensorEntry]) -> bytes:
@@ -138,8 +197,7 @@ def encode_header(header: Header, table: dict[str, TensorEntry]) -> bytes:
     absent = {"packed"} if header.packed is None else None
     document = json.dumps(header.model_dump(mode="json", exclude=absent), allow_nan=False)
     outer: dict[str, Any] = {"__metadata__": {"ttt_docs": document, "crc32": NO_CRC}}
-    for name, entry in table.items():
-        outer[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (entry.begin, entry.end)}
+    outer |= {name: entry._asdict() for name, entry in table.items()}
     raw = json.dumps(outer, separators=(",", ":")).encode("ascii")
     return raw + b" " * (-len(raw) % 8)
 
@@ -149,36 +207,8 @@ def crc_field(crc32: str) -> bytes:
     return b'"crc32":"%s"' % crc32.encode()
 
 
-def read_header(file: BinaryIO, size: int | None = None) -> RawHeader:
-    """Read and check the header of an open file; the file then stands at the first tensor byte.
-
-    `size` is the whole file's where only its beginning is at hand.
-
-    Raises:
-        Refusal: it is no memory file, of another version, damaged, or cut short within its header.
-    """
-    if size is None:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-    if size == 0:
-        raise Refusal("the file is empty (0 bytes)")
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > MAX_HEADER_BYTES:
-        raise Refusal("this is not a memory file", _FOREIGN)
-    if length > size - 8:
-        raise Refusal(f"the file ends within its header ({size:,} bytes), or it is not a memory file")
-    raw = file.read(length)
-    if len(raw) < length:
-        raise Refusal("the file became shorter while it was read", "Wait until it is written, then try again.")
-    if raw[:1] != b"{":
-        raise Refusal("this is not a memory file", _FOREIGN)
-    header, table, crc32 = parse_header(raw)
-    return RawHeader(raw, header, table, crc32, size - 8 - length)
-
-
 def parse_header(raw: bytes) -> tuple[Header, dict[str, TensorEntry], str]:
-    """The header's parts, each of the right type; how they fit together is for `checks`.
+    """Description, table and checksum, each of the right type; how they fit together is for `checks`.
 
     Raises:
         Refusal: not our JSON, or of another version.
@@ -188,71 +218,44 @@ def parse_header(raw: bytes) -> tuple[Header, dict[str, TensorEntry], str]:
     outer = _parse_json(raw, "its header")
     metadata = outer.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("ttt_docs"), str):
-        raise Refusal("this is a safetensors file, but it holds no ttt-docs memory", _FOREIGN)
-    document = _parse_json(metadata["ttt_docs"], "the description in its header")
-    _check_version(document)
-    try:
-        header = Header.model_validate_json(metadata["ttt_docs"], strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "its start"
-        advice = DAMAGED + " If a newer ttt-docs wrote it, upgrade: pip install -U ttt-docs."
-        raise Refusal(f"its header has a wrong value at {shown(field)}: {shown(first['msg'], 200)}", advice) from None
+        raise Refusal("this is a safetensors file, but it holds no ttt-docs memory", FOREIGN)
+    with naming_the_field():
+        header = Header.model_validate(_parse_json(metadata["ttt_docs"], "the description in its header"))
+        table = _TABLE.validate_python(outer)
     crc32 = metadata.get("crc32")
     if len(metadata) != 2 or not isinstance(crc32, str) or raw.count(crc_field(crc32)) != 1:
         raise Refusal("its header holds no checksum in the expected place")
-    return header, {name: _entry(name, value) for name, value in outer.items()}, crc32
-
-
-def _check_version(document: dict[str, Any]) -> None:
-    version = document.get("format_version")
-    if type(version) is int and version > FORMAT_VERSION:
-        raise Refusal(
-            f"it has format version {shown(version)}, and this ttt-docs reads version {FORMAT_VERSION}",
-            "A newer ttt-docs wrote it: upgrade with pip install -U ttt-docs.",
-        )
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise Refusal(f"its format version {shown(version)} does not exist")
-
-
-def _entry(name: str, value: Any) -> TensorEntry:
-    def sizes(numbers: Any) -> bool:
-        return (
-            isinstance(numbers, list)
-            and len(numbers) <= _MAX_RANK
-            and all(type(n) is int and 0 <= n < 2**62 for n in numbers)
-        )
-
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise Refusal(f"its header describes the tensor {shown(name)} wrongly")
-    shape, offsets = value["shape"], value["data_offsets"]
-    if not sizes(shape) or not sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise Refusal(f"its header gives the tensor {shown(name)} an impossible shape or place")
-    if not isinstance(value["dtype"], str) or value["dtype"] not in DTYPES:
-        raise Refusal(f"the tensor {shown(name)} has the type {shown(value['dtype'])}, which no memory uses")
-    return TensorEntry(value["dtype"], tuple(shape), offsets[0], offsets[1])
+    return header, table, crc32
 
 
 def _parse_json(raw: bytes | str, what: str) -> dict[str, Any]:
     """A JSON object. Names given twice and numbers such as NaN, which parsers read differently, are refused."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name is given twice")
-        return found
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
-        if text.count("[") + text.count("{") > MAX_BRACKETS:
-            raise Refusal(f"{what} has more than {MAX_BRACKETS:,} lists and objects, which no memory needs")
-        text.encode("utf-8")  # half a surrogate pair can be written as an escape, but is not text
-        parsed = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        if text.count("[") + text.count("{") > MAX_BRACKETS or text.count(",") > MAX_COMMAS:
+            raise Refusal(f"{what} has more than {MAX_BRACKETS:,} lists and objects or {MAX_COMMAS:,} commas")
+        parsed = json.loads(text, object_pairs_hook=_parsed_object, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise Refusal(f"{what} is not valid JSON") from None
     if not isinstance(parsed, dict):
         raise Refusal(f"{what} is not a JSON object")
     return parsed
+
+
+def _parsed_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Span:
+    """A span becomes one at once, since the dicts of 200,000 pages would take 100 MB."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is given twice")
+    match found:
+        case {"kind": str(kind), "label": str(label), "start": start, "end": end} if len(found) == 4:
+            if type(start) is type(end) is int:
+                f"{kind}{label}".encode()
+                return Span(sys.intern(kind), label, start, end)
+    # An escape can stand for half a surrogate pair, which is not text: this raises UnicodeEncodeError.
+    "".join(part for pair in pairs for part in pair if isinstance(part, str)).encode()
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

@@ -8,12 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ttt_docs.memory.checks import FAST_NAMES, check_layout
-from ttt_docs.memory.format import opened
-from ttt_docs.memory.header import RawHeader, TensorEntry, read_header
+from ttt_docs.memory.checks import FAST_NAMES
+from ttt_docs.memory.format import RawHeader, opened, read_header
 from ttt_docs.memory.memory import Memory
-
-_SIDES = ("left8", "right8")
 
 
 def inspect_memory(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -28,9 +25,10 @@ def inspect_memory(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     with opened(path) as file:
         raw = read_header(file)
-        check_layout(raw.header, raw.table, raw.data_bytes)
-    header, table = raw.header, raw.table
-    tokens = header_tokens(raw)
+    header = raw.header
+    nbytes: Counter[str] = Counter()
+    for name, entry in raw.table.items():
+        nbytes[name.split("/")[0]] += entry.nbytes
     return {
         "path": os.fspath(path),
         "format_version": header.format_version,
@@ -40,10 +38,10 @@ def inspect_memory(path: str | os.PathLike[str]) -> dict[str, Any]:
         "fingerprint": header.fingerprint,
         "reading": header.reading.model_dump(mode="json"),
         "precision": header.precision if header.packed is None else "compact",
-        "tokens": tokens,
+        "tokens": raw.tokens,
         "position": header.position,
         "chunks": header.position // header.reading.chunk,
-        "pending": tokens - header.position,
+        "pending": raw.tokens - header.position,
         "skipped": header.skipped,
         "documents": [
             {
@@ -56,52 +54,39 @@ def inspect_memory(path: str | os.PathLike[str]) -> dict[str, Any]:
             }
             for document in header.documents
         ],
-        "text": "text" in table,
-        "fast": _describe(table, "fast", header.fast_blocks, FAST_NAMES)
-        if header.packed is None
-        else _describe_change(table, header.fast_blocks),
-        "window": _describe(table, "window", header.window_blocks, ("k",)),
+        "text": "text" in raw.table,
+        "fast": _fast(raw),
+        "window": _window(raw),
         "bytes": {
-            "file": 8 + len(raw.json) + raw.data_bytes,
-            "header": 8 + len(raw.json),
-            "fast": _nbytes(table, "fast") + _nbytes(table, "change"),
-            **{part: _nbytes(table, part) for part in ("window", "tokens", "nll", "text")},
+            "file": raw.header_bytes + raw.data_bytes,
+            "header": raw.header_bytes,
+            "fast": nbytes["fast"] + nbytes["change"],
+            **{part: nbytes[part] for part in ("window", "tokens", "nll", "text")},
         },
         "extra": dict(header.extra),
     }
 
 
-def header_tokens(raw: RawHeader) -> int:
-    """Tokens in a memory of which only the header is at hand."""
-    return raw.table["tokens"].shape[0] if raw.header.packed is None else raw.header.packed.tokens
+def _fast(raw: RawHeader) -> dict[str, Any]:
+    """Blocks, dtype and shapes of the fast weights; how many terms stand for all of them in a compact memory."""
+    header, sizes = raw.header, raw.sizes
+    if not header.fast_blocks:
+        return {"blocks": []}
+    wide, high = [sizes["mlp"], sizes["dim"]], [sizes["dim"], sizes["mlp"]]
+    found = {"blocks": list(header.fast_blocks), "dtype": sizes["fast"], "w1": wide, "w2": high, "w3": wide}
+    if header.packed is None:
+        return found
+    terms = {n: sum(e.shape[0] for name, e in raw.table.items() if name.endswith(n)) for n in ("scale8", "scale4")}
+    return found | {"dtype": "I8", "terms": terms}
 
 
-def _nbytes(table: dict[str, TensorEntry], part: str) -> int:
-    return sum(entry.nbytes for name, entry in table.items() if name.split("/")[0] == part)
-
-
-def _describe(
-    table: dict[str, TensorEntry], part: str, blocks: tuple[int, ...], names: tuple[str, ...]
-) -> dict[str, Any]:
-    """Blocks, dtype and shapes of the fast weights or the window; all blocks have the same."""
+def _window(raw: RawHeader) -> dict[str, Any]:
+    """Blocks, dtype and shape of the window; all blocks have the same."""
+    sizes, blocks = raw.sizes, list(raw.header.window_blocks)
     if not blocks:
         return {"blocks": []}
-    first = {name: table[f"{part}/{blocks[0]}/{name}"] for name in names}
-    shapes = {name: list(entry.shape) for name, entry in first.items()}
-    return {
-        "blocks": list(blocks),
-        "dtype": first[names[0]].dtype,
-        **(shapes if part == "fast" else {"shape": shapes["k"]}),
-    }
-
-
-def _describe_change(table: dict[str, TensorEntry], blocks: tuple[int, ...]) -> dict[str, Any]:
-    """Blocks and shapes of a compact memory's fast weights, and how many terms stand for them in all."""
-    if not blocks:
-        return {"blocks": []}
-    whole = {name: [table[f"change/{blocks[0]}/{name}/{side}"].shape[1] for side in _SIDES] for name in FAST_NAMES}
-    terms = {n: sum(e.shape[0] for name, e in table.items() if name.endswith(n)) for n in ("scale8", "scale4")}
-    return {"blocks": list(blocks), "dtype": "I8", **whole, "terms": terms}
+    shape = [sizes["kv_heads"], sizes["keys"], sizes["head_dim"]]
+    return {"blocks": blocks, "dtype": sizes["window"], "shape": shape}
 
 
 def summary(memory: Memory) -> dict[str, Any]:

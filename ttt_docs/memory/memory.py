@@ -11,7 +11,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import BinaryIO, Protocol, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,18 @@ from ttt_docs.errors import MemoryFormatError, MemoryMismatchError, UsageError
 from ttt_docs.io import replacing
 from ttt_docs.kernels.inner_step.layout import NAMES as FAST_NAMES
 from ttt_docs.memory import checks
-from ttt_docs.memory.format import Part, bytes_of, explained, opened, read_tensors, table_of, write_tensors
+from ttt_docs.memory.format import (
+    Part,
+    RawHeader,
+    bytes_of,
+    explained,
+    opened,
+    read_header,
+    read_tensors,
+    table_of,
+    tensor_of,
+    write_tensors,
+)
 from ttt_docs.memory.header import (
     DAMAGED,
     DTYPE_NAMES,
@@ -28,12 +38,11 @@ from ttt_docs.memory.header import (
     Header,
     Packed,
     Precision,
-    RawHeader,
     ReadDocument,
     Refusal,
     encode_header,
+    naming_the_field,
     parse_header,
-    read_header,
     shown,
 )
 from ttt_docs.memory.packing import pack, pack_numbers, unpack, unpack_numbers
@@ -108,15 +117,19 @@ class Memory:
     def with_text(self, text: str | None) -> Memory:
         return replace(self, text=text, index=None)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, by the names that they have in the file."""
+        found = {f"fast/{block}/{name}": weights[name] for block, weights in self.fast.items() for name in FAST_NAMES}
+        for block, lows in (self.change or {}).items():
+            found |= {f"change/{block}/{n}/{part}": t for n in FAST_NAMES for part, t in lows[n].tensors().items()}
+        found |= {"tokens": self.tokens, "nll": self.nll}
+        for block, pair in self.window.items():
+            found |= {f"window/{block}/{n}": t for n, t in zip(checks.WINDOW_NAMES, pair, strict=True)}
+        return found
+
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        tensors: list[Tensor] = [self.tokens, self.nll]
-        tensors += [t for block in self.fast.values() for t in block.values()]
-        tensors += [t for pair in self.window.values() for t in pair]
-        tensors += [
-            t for block in (self.change or {}).values() for low in block.values() for t in low.tensors().values()
-        ]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def compact(self, reader: Compacts, max_bytes: int = COMPACT_BYTES) -> Memory:
         """This memory for a file of at most `max_bytes`, close to exact: docs/compaction.md says how close.
@@ -188,15 +201,9 @@ def memories_equal(a: Memory, b: Memory) -> bool:
         same_kind = x.dtype == y.dtype and x.shape == y.shape
         return same_kind and torch.equal(x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8))
 
-    return (
-        a.position == b.position
-        and same(a.tokens, b.tokens)
-        and same(a.nll, b.nll)
-        and a.fast.keys() == b.fast.keys()
-        and all(same(a.fast[i][n], b.fast[i][n]) for i in a.fast for n in FAST_NAMES)
-        and a.window.keys() == b.window.keys()
-        and all(same(a.window[i][j], b.window[i][j]) for i in a.window for j in (0, 1))
-    )
+    mine, theirs = a.tensors(), b.tensors()
+    same_names = a.position == b.position and mine.keys() == theirs.keys()
+    return same_names and all(same(tensor, theirs[name]) for name, tensor in mine.items())
 
 
 def write_memory(
@@ -218,16 +225,17 @@ def write_memory(
             raise UsageError("a compact memory has a precision of its own: leave precision out")
         parts = _parts(memory, precision, text)
         table = table_of(parts)
-        raw = encode_header(_header(memory, precision, text), table)
+        with naming_the_field():
+            raw = encode_header(_header(memory, precision, text), table)
         # The file must pass the checks of loading, so they are made on the very bytes to be written.
         header, _, _ = parse_header(raw)
         checks.check_layout(header, table, sum(entry.nbytes for entry in table.values()))
-        checks.check_tokens(memory.tokens)
-        checks.check_documents(header, None if memory.text is None else len(memory.text))
+        checks.check_values("tokens", memory.tokens)
+        checks.check_documents(header.documents, None if memory.text is None else len(memory.text))
         with open_target() as file:
             write_tensors(file, raw, parts)
     except Refusal as refusal:
-        advice = "" if refusal.advice == DAMAGED else f" {refusal.advice}"
+        advice = "" if refusal.advice.startswith(DAMAGED) else f" {refusal.advice}"
         raise MemoryFormatError(
             f"this memory cannot be saved to {target}: {refusal.what}. Nothing was written.{advice}"
         ) from None
@@ -248,24 +256,27 @@ def read_memory(file: BinaryIO, name: str) -> Memory:
 
 def _load(file: BinaryIO, raw: RawHeader) -> Memory:
     header = raw.header
-    checks.check_layout(header, raw.table, raw.data_bytes)
     tensors = read_tensors(file, raw)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point():
-            checks.check_finite(name, tensor)
-        if name.endswith(("/scale8", "/scale4")):
-            checks.check_scale(name, tensor)
     if header.packed is not None:
         _unpack(header.packed, tensors)
-    checks.check_tokens(tensors["tokens"])
     text = _decode(tensors["text"]) if "text" in tensors else None
-    checks.check_documents(header, None if text is None else len(text))
-    exact = header.fast_blocks if header.packed is None else ()
+    checks.check_documents(header.documents, None if text is None else len(text))
+    fast, change = {}, None
+    if header.packed is None:
+        fast = {block: {n: tensors[f"fast/{block}/{n}"].float() for n in FAST_NAMES} for block in header.fast_blocks}
+    else:
+        change = {
+            block: {
+                name: LowRank(**{part: tensors[f"change/{block}/{name}/{part}"] for part in checks.CHANGE_PARTS})
+                for name in FAST_NAMES
+            }
+            for block in header.fast_blocks
+        }
     return Memory(
         model=header.model,
         fingerprint=header.fingerprint,
         reading=header.reading,
-        fast={block: {n: tensors[f"fast/{block}/{n}"].float() for n in FAST_NAMES} for block in exact},
+        fast=fast,
         window={block: (tensors[f"window/{block}/k"], tensors[f"window/{block}/v"]) for block in header.window_blocks},
         position=header.position,
         tokens=tensors["tokens"],
@@ -274,7 +285,7 @@ def _load(file: BinaryIO, raw: RawHeader) -> Memory:
         documents=header.documents,
         skipped=header.skipped,
         extra=header.extra,
-        change=None if header.packed is None else _change(header, tensors),
+        change=change,
         index=bytes(bytes_of(tensors["index"])) if "index" in tensors else None,
     )
 
@@ -283,26 +294,27 @@ def _unpack(packed: Packed, tensors: dict[str, Tensor]) -> None:
     """Tokens, losses and text of a compact memory, in place of what they are packed in."""
     tensors["tokens"] = unpack_numbers("tokens", tensors["tokens"], packed.tokens, torch.int32)
     tensors["nll"] = unpack_numbers("nll", tensors["nll"], packed.tokens, torch.float16).float()
-    checks.check_finite("nll", tensors["nll"])
-    if "text" in tensors:
-        assert packed.text_bytes is not None  # `check_layout` has seen to it
-        tensors["text"] = torch.frombuffer(unpack("text", tensors["text"], packed.text_bytes), dtype=torch.uint8)
+    for name in ("tokens", "nll"):
+        checks.check_values(name, tensors[name])
+    if packed.text_bytes is not None:
+        tensors["text"] = unpack("text", tensors["text"], packed.text_bytes)
 
 
-def _change(header: Header, tensors: dict[str, Tensor]) -> Changes:
-    return {
-        block: {
-            name: LowRank(**{part: tensors[f"change/{block}/{name}/{part}"] for part in checks.CHANGE_PARTS})
-            for name in FAST_NAMES
-        }
-        for block in header.fast_blocks
-    }
+def _decode(data: Tensor) -> str:
+    try:
+        return str(bytes_of(data), "utf-8")
+    except UnicodeDecodeError as error:
+        raise Refusal(f"its text is not valid UTF-8 at byte {error.start:,}") from None
 
 
 def _header(memory: Memory, precision: Precision, text: bool) -> Header:
     def clean(name: str) -> str:  # file names may hold bytes that are not Unicode
         return name.encode("utf-8", "replace").decode("utf-8")
 
+    packed = None
+    if memory.change is not None:
+        text_bytes = len(memory.text.encode()) if memory.text is not None and text else None
+        packed = Packed(tokens=memory.tokens.numel(), text_bytes=text_bytes)
     return Header(
         format_version=FORMAT_VERSION,
         package_version=__version__,
@@ -325,56 +337,31 @@ def _header(memory: Memory, precision: Precision, text: bool) -> Header:
             for document in memory.documents
         ),
         extra={clean(key): clean(value) for key, value in memory.extra.items()},
-        packed=_packed(memory, text),
+        packed=packed,
     )
-
-
-def _packed(memory: Memory, text: bool) -> Packed | None:
-    if memory.change is None:
-        return None
-    kept = memory.text is not None and text
-    return Packed(tokens=memory.tokens.numel(), text_bytes=len(memory.text.encode()) if kept and memory.text else None)
 
 
 def _parts(memory: Memory, precision: Precision, text: bool) -> list[Part]:
     """All tensors, in the order of the file."""
-    parts = []
-    for block, weights in memory.fast.items():
-        for name in FAST_NAMES:
-            if weights[name].dtype != torch.float32:
-                raise Refusal(f"the fast weights {name} of block {block} are {weights[name].dtype}, not float32", "")
-            stored = torch.bfloat16 if precision == "bfloat16" else torch.float32
-            parts.append(Part(f"fast/{block}/{name}", weights[name], stored))
-    for block, lows in (memory.change or {}).items():
-        for name in FAST_NAMES:
-            parts += [Part(f"change/{block}/{name}/{n}", t, t.dtype) for n, t in lows[name].tensors().items()]
-    if memory.change is None:
-        parts += [Part("tokens", memory.tokens, memory.tokens.dtype), Part("nll", memory.nll, memory.nll.dtype)]
-    else:
-        parts += [Part(name, packed, torch.uint8) for name, packed in _packed_numbers(memory).items()]
-    for block, pair in memory.window.items():
-        parts += [Part(f"window/{block}/{n}", t, t.dtype) for n, t in zip(checks.WINDOW_NAMES, pair, strict=True)]
+    tensors = memory.tensors()
+    if memory.change is not None:
+        tensors |= _packed_numbers(memory)
     if text and memory.text is not None:
         try:
-            encoded = np.frombuffer(bytearray(memory.text, "utf-8"), dtype=np.uint8)
+            encoded = memory.text.encode()
         except UnicodeEncodeError as error:
             raise Refusal(f"its text is not Unicode at character {error.start}", "Save it with text=False.") from None
-        whole = torch.from_numpy(encoded)
-        parts.append(Part("text", whole if memory.change is None else pack(whole.numpy().tobytes()), torch.uint8))
-    if any(part.name == "text" for part in parts) and memory.index is not None and memory.change is None:
-        parts.append(Part("index", torch.frombuffer(bytearray(memory.index), dtype=torch.uint8), torch.uint8))
-    for part in parts:
-        if part.dtype not in DTYPE_NAMES:
-            raise Refusal(f"the tensor {part.name} is {part.dtype}, which no memory uses", "")
+        tensors["text"] = tensor_of(encoded) if memory.change is None else pack(encoded)
+        if memory.index is not None and memory.change is None:
+            tensors["index"] = tensor_of(memory.index)
+    parts = []
+    for name, tensor in tensors.items():
+        rounded = name.startswith("fast/") and precision == "bfloat16"
+        parts.append(Part(name, tensor, torch.bfloat16 if rounded else tensor.dtype))
+        if tensor.dtype not in DTYPE_NAMES or (name.startswith("fast/") and tensor.dtype != torch.float32):
+            raise Refusal(f"the tensor {name} is {tensor.dtype}, which no memory uses there", "")
     # Wide numbers first: every tensor then starts at a multiple of its element size.
     return sorted(parts, key=lambda part: -part.dtype.itemsize)
-
-
-def _decode(data: Tensor) -> str:
-    try:
-        return str(bytes_of(data), "utf-8")
-    except UnicodeDecodeError as error:
-        raise Refusal(f"its text is not valid UTF-8 at byte {error.start:,}") from None
 
 
 def _packed_numbers(memory: Memory) -> dict[str, Tensor]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import zlib
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ttt_docs.memory.format import tensor_of
 from ttt_docs.memory.header import Refusal
 
 #: What is packed may unpack to this many times its bytes, and `_SMALL` more: a file cannot ask for more memory than
@@ -19,17 +19,17 @@ _SMALL = 1 << 16
 def pack(data: bytes) -> Tensor:
     """uint8 [n]: a zlib stream."""
     packed = zlib.compress(data, 9)
-    if not allowed(len(data), len(packed)):
+    if not _allowed(len(data), len(packed)):
         packed = zlib.compress(data, 0)
-    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    return tensor_of(packed)
 
 
-def unpack(name: str, packed: Tensor, size: int) -> bytearray:
-    """What `pack` was given, exactly `size` bytes.
+def unpack(name: str, packed: Tensor, size: int) -> Tensor:
+    """uint8 [size]: what `pack` was given.
 
     Raises Refusal when it is anything else, before more than `size` bytes are made.
     """
-    if not allowed(size, packed.numel()):
+    if not _allowed(size, packed.numel()):
         raise Refusal(f"its {name} would unpack from {packed.numel():,} to {size:,} bytes")
     stream = zlib.decompressobj()
     try:
@@ -38,10 +38,10 @@ def unpack(name: str, packed: Tensor, size: int) -> bytearray:
         raise Refusal(f"its {name} cannot be unpacked") from None
     if len(data) != size or not stream.eof or stream.unused_data:
         raise Refusal(f"its {name} does not unpack to {size:,} bytes")
-    return bytearray(data)
+    return tensor_of(data)
 
 
-def allowed(size: int, packed: int) -> bool:
+def _allowed(size: int, packed: int) -> bool:
     return size <= _RATIO * packed + _SMALL
 
 
@@ -53,6 +53,5 @@ def pack_numbers(numbers: Tensor) -> Tensor:
 
 def unpack_numbers(name: str, packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """The reverse of `pack_numbers`. Raises Refusal as `unpack` does."""
-    planes = np.frombuffer(unpack(name, packed, count * dtype.itemsize), dtype=np.uint8)
-    together = np.ascontiguousarray(planes.reshape(dtype.itemsize, count).T)
-    return torch.from_numpy(together.reshape(-1)).view(dtype)
+    planes = unpack(name, packed, count * dtype.itemsize)
+    return planes.view(dtype.itemsize, count).T.contiguous().view(-1).view(dtype)

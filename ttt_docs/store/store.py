@@ -21,14 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, BinaryIO
+from typing import Any
 
 from ttt_docs.errors import MemoryFormatError, UsageError
 from ttt_docs.io import readable_bytes
-from ttt_docs.memory.checks import check_layout
-from ttt_docs.memory.format import explained
-from ttt_docs.memory.header import RawHeader, ReadDocument, Refusal, read_header
-from ttt_docs.memory.inspection import header_tokens
+from ttt_docs.memory.format import RawHeader, explained, read_header
+from ttt_docs.memory.header import ReadDocument, Refusal
 from ttt_docs.memory.memory import Memory, read_memory, write_memory
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.store.objects import TEMPORARY, Stamp, objects_at
@@ -308,16 +306,10 @@ class MemoryStore:
 
     def _header(self, name: str, nbytes: int) -> RawHeader:
         with self._objects.open_start(name, _HEADER_BYTES) as file, suppress(Refusal):
-            return _sound_header(file, nbytes)
+            return read_header(file, nbytes)
         # Damaged, of a longer header, or replaced since it was listed: one look at the whole object tells.
         with self._objects.open(name) as file, explained(self._shown(name)):
-            return _sound_header(file, None)
-
-
-def _sound_header(file: BinaryIO, nbytes: int | None) -> RawHeader:
-    raw = read_header(file, nbytes)
-    check_layout(raw.header, raw.table, raw.data_bytes)
-    return raw
+            return read_header(file)
 
 
 def _stored(key: str, raw: RawHeader) -> StoredMemory:
@@ -328,8 +320,8 @@ def _stored(key: str, raw: RawHeader) -> StoredMemory:
         model=header.model,
         fingerprint=header.fingerprint,
         reading=header.reading,
-        tokens=header_tokens(raw),
-        nbytes=8 + len(raw.json) + raw.data_bytes,
+        tokens=raw.tokens,
+        nbytes=raw.header_bytes + raw.data_bytes,
         created=header.created,
         extra=header.extra,
         compact=header.packed is not None,
