@@ -6,6 +6,7 @@ Every mutant must load as a sound memory or be refused with a MemoryFormatError,
 together may raise this process's peak memory by 100 MB at most. Another process makes the mutants, since lists
 multiplied by a thousand twice can become 100 MB before any of it is read.
 
+First come a few headers of 16 MB, filled with what takes most memory once it is parsed: pages, blocks, tensors, lists.
 The mutations know the file: the header's JSON and its table (types, shapes, offsets, numbers too large or of another
 kind), bytes of header and tensors, cuts and additions; nine of ten get a right checksum, so that the checks behind it
 must hold alone.
@@ -29,13 +30,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory_files import make_memory, seal, unpack
+from memory_files import make_memory, pack, seal, unpack
 
 from ttt_docs import MemoryFormatError
 from ttt_docs.memory import Memory, inspect_memory, memories_equal, summary
 from ttt_docs.weights.lowrank import compress
 
 SECONDS, GROWTH_BYTES = 2.0, 100_000_000
+HEAVY = 7  # mutants of `heavy`
 NUMBERS: list[Any] = [-1, 0, 1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**31, 2**40, 2**62, 2**63, 10**30, 0.5, 1e308, -1e308]
 DEEP = "@deep@"  # stands for brackets in brackets, deeper than any parser's stack
 VALUES: list[Any] = [None, True, "", "x", "../../etc/passwd", "\ud800", "F64", "U8", "I8", [], {}, [[]], "0" * 64]
@@ -54,9 +56,28 @@ def sound_files(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
+def heavy(raw: bytes) -> Iterator[bytes]:
+    """Large headers under a wrong checksum, each of what is small in a file and large in memory."""
+    outer, document, data = unpack(raw)
+    span = {"kind": "page", "start": 0, "end": 1}
+    first = document["documents"][0]
+    for document_changes, table_changes in (
+        ({"documents": [first | {"spans": [span | {"label": str(n)} for n in range(200_000)]}]}, {}),
+        ({"documents": [first | {"spans": [span | {"label": str(n)} for n in range(240_000)]}]}, {}),
+        ({"fast_blocks": list(range(900_000))}, {}),
+        ({"later": [[]] * 249_000}, {}),
+        ({"later": [f"{n:x}" for n in range(700_000)]}, {}),
+        ({}, {f"{n:x}": {"dtype": "F32", "shape": [], "data_offsets": [0, 0]} for n in range(80_000)}),
+        ({}, {f"{n:x}": 0 for n in range(1_200_000)}),
+    ):
+        text = json.dumps(document | document_changes, separators=(",", ":"))
+        yield pack(outer | table_changes, text, data)[:-1]
+
+
 def mutants(files: list[bytes], seed: int, count: int) -> Iterator[bytes]:
     chance = random.Random(seed)
-    for _ in range(count):
+    yield from heavy(files[0])
+    for _ in range(count - HEAVY):
         raw = chance.choice(files)
         outer, document, data = unpack(raw)
         body = bytearray(data)

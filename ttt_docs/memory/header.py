@@ -18,7 +18,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ FORMAT_VERSION = 1
 #: A header holds about 100 bytes per tensor and per page: this is room for 100,000 pages.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 #: Lists and objects in a header, and commas. Pages that fill 16 MB have fewer. A parsed value takes up to 100 bytes.
-MAX_BRACKETS, MAX_COMMAS = 250_000, 1_000_000
+MAX_BRACKETS, MAX_COMMAS = 250_000, 900_000
 #: Blocks of a model. No model has as many.
 _MAX_BLOCKS = 4096
 #: Dimensions of a tensor: no memory's has more than 3.
@@ -175,6 +175,7 @@ class TensorEntry(NamedTuple):
         return self.data_offsets[1] - self.data_offsets[0]
 
 
+_SPAN_FIELDS = {field.name for field in fields(Span)}
 _TABLE = TypeAdapter(dict[str, TensorEntry])
 
 
@@ -247,11 +248,11 @@ def _parsed_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Span:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name is given twice")
-    match found:
-        case {"kind": str(kind), "label": str(label), "start": start, "end": end} if len(found) == 4:
-            if type(start) is type(end) is int:
-                f"{kind}{label}".encode()
-                return Span(sys.intern(kind), label, start, end)
+    if found.keys() == _SPAN_FIELDS:
+        kind, label, start, end = (found[name] for name in ("kind", "label", "start", "end"))
+        if type(kind) is type(label) is str and type(start) is type(end) is int:
+            f"{kind}{label}".encode()
+            return Span(sys.intern(kind), label, start, end)
     # An escape can stand for half a surrogate pair, which is not text: this raises UnicodeEncodeError.
     "".join(part for pair in pairs for part in pair if isinstance(part, str)).encode()
     return found
