@@ -70,7 +70,7 @@ class Memory:
     """Fast weights, attention window and position after reading `position` tokens in whole chunks.
 
     A memory is a value: reading on returns a new one, questions never change it. `tokens` may be longer than
-    `position`: the rest is the pending part of a chunk, scored but not yet learned from.
+    `position`: the rest, at most a chunk, is pending: scored but not yet learned from.
     """
 
     model: str  # registry name, folder or Hugging Face id it was read with: a hint for people
