@@ -25,7 +25,7 @@ HEAD = struct.calcsize("<5I")
 def assert_same(a: PassageIndex, b: PassageIndex) -> None:
     assert (a.text, a.language, a.sentences, a.vocabulary) == (b.text, b.language, b.sentences, b.vocabulary)
     assert list(a.vocabulary) == list(b.vocabulary)
-    for name in ("firsts", "lasts", "data", "indices", "indptr", "holders", "holders_from"):
+    for name in ("firsts", "lasts", "counts", "holders", "_ends", "_held_back"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 

@@ -131,7 +131,7 @@ def _missing(looked: Sequence[Looked]) -> Result | None:
     said = {
         name: [(one.index, term) for one in looked for term in terms(name, one.index.language)] for name in query.names
     }
-    names = [name for name, found in said.items() if not any(index.frequency(term) for index, term in found)]
+    names = [name for name, found in said.items() if not any(len(index.held_by(term)) for index, term in found)]
     absent = keys if keys and len(keys) == len(query.keys) else names
     if query.kind == "mention" and not absent and all(one.coverage < COVERED for one in looked):
         return f"{document} {does} what was asked about.", [], "no sentence names it"

@@ -20,7 +20,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 
 import numpy as np
@@ -91,25 +91,31 @@ def terms(text: str, language: str) -> list[str]:
 K1, B = 1.2, 0.75
 
 
-@dataclass(frozen=True, eq=False)
 class PassageIndex:
-    """The passages of a text and, for each term, the passages it stands in with its weight there.
+    """The passages of a text, and the sentences that hold each of its terms. BM25 is computed from these."""
 
-    Columns are terms: passages `indices[indptr[t]:indptr[t + 1]]` have the weights `data[...]`, which hold BM25's
-    inverse document frequency within this text.
-    """
+    def __init__(
+        self,
+        text: str,
+        language: str,
+        sentences: list[Span],
+        vocabulary: dict[str, int],
+        counts: np.ndarray,
+        holders: np.ndarray,
+    ) -> None:
+        """`vocabulary` numbers the terms. Term `i` occurs `counts[i]` times.
 
-    text: str
-    language: str
-    sentences: list[Span]
-    firsts: np.ndarray  # int32 [passages]: its first sentence
-    lasts: np.ndarray  # int32 [passages]: the one after its last
-    vocabulary: dict[str, int]
-    data: np.ndarray  # float32 [entries]
-    indices: np.ndarray  # int32 [entries]
-    indptr: np.ndarray  # int64 [terms + 1]
-    holders: np.ndarray  # int32 [occurrences]: the sentences that hold each term, term by term
-    holders_from: np.ndarray  # int64 [terms + 1]: where each term's begin
+        `holders`, int32 [occurrences], are the sentences that hold the first term, in order with repeats, then those
+        of the second, and so on.
+        """
+        self.text, self.language, self.sentences, self.vocabulary = text, language, sentences, vocabulary
+        self.counts, self.holders = counts, holders
+        self.firsts, self.lasts = passages(sentences)
+        self._ends = np.cumsum(counts)
+        before = np.concatenate(([0], np.cumsum(np.bincount(holders, minlength=len(sentences)))))
+        lengths = before[self.lasts] - before[self.firsts]  # in terms
+        mean = lengths.mean() if len(holders) else 1.0
+        self._held_back = K1 * ((1 - B) + B * lengths / mean)
 
     def __len__(self) -> int:
         return len(self.firsts)
@@ -118,29 +124,30 @@ class PassageIndex:
         """Characters of a passage."""
         return self.sentences[self.firsts[passage]][0], self.sentences[self.lasts[passage] - 1][1]
 
-    def frequency(self, term: str) -> int:
-        """In how many passages a term stands."""
-        column = self.vocabulary.get(term)
-        return 0 if column is None else int(self.indptr[column + 1] - self.indptr[column])
-
     def held_by(self, term: str) -> np.ndarray:
         """The sentences that hold a term, in order, each as often as it does: int32 [occurrences]."""
-        column = self.vocabulary.get(term)
-        return self.holders[:0] if column is None else self.holders[slice(*self.holders_from[column : column + 2])]
+        number = self.vocabulary.get(term)
+        if number is None:
+            return self.holders[:0]
+        return self.holders[self._ends[number] - self.counts[number] : self._ends[number]]
+
+    def occurrences(self, term: str) -> np.ndarray:
+        """How often each passage holds a term: int64 [passages]."""
+        held = self.held_by(term)
+        return np.searchsorted(held, self.lasts) - np.searchsorted(held, self.firsts)
 
     def weight(self, term: str) -> float:
         """Inverse document frequency, the rarer the larger; of a term that is nowhere, as if it were in one passage."""
-        frequency, passages = max(self.frequency(term), 1), max(len(self), 1)
+        frequency, passages = max(int(np.count_nonzero(self.occurrences(term))), 1), max(len(self), 1)
         return math.log(1 + (passages - frequency + 0.5) / (frequency + 0.5))
 
     def scores(self, weights: dict[str, float]) -> np.ndarray:
-        """BM25 of every passage [passages] for terms with these factors."""
+        """BM25 of every passage, float32 [passages], for terms with these factors."""
         total = np.zeros(len(self), dtype=np.float32)
         for term, factor in weights.items():
-            column = self.vocabulary.get(term)
-            if column is not None:
-                part = slice(self.indptr[column], self.indptr[column + 1])
-                total[self.indices[part]] += factor * self.data[part]
+            count = self.occurrences(term)
+            scores = np.float32(self.weight(term)) * (count / (self._held_back + count))
+            total += factor * scores.astype(np.float32)
         return total
 
     def terms(self, start: int, end: int) -> list[str]:
@@ -157,45 +164,16 @@ def build(text: str) -> PassageIndex:
     language = language_of(text)
     spans = short_sentences(text)
     vocabulary: dict[str, int] = {}
-    known: dict[str, list[int]] = {}
 
-    def columns(token: str) -> list[int]:
-        found = known.get(token)
-        if found is None:
-            found = known[token] = [vocabulary.setdefault(t, len(vocabulary)) for t in token_terms(token, language)]
-        return found
+    @cache
+    def numbers(token: str) -> list[int]:
+        return [vocabulary.setdefault(term, len(vocabulary)) for term in token_terms(token, language)]
 
-    rows = [list(chain.from_iterable(map(columns, TOKEN.findall(text, *span)))) for span in spans]
+    rows = [list(chain.from_iterable(map(numbers, TOKEN.findall(text, *span)))) for span in spans]
     held = np.fromiter(chain.from_iterable(rows), np.int32)
     holders = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
-    return assembled(text, spans, vocabulary, held, holders)
-
-
-def assembled(
-    text: str, spans: list[Span], vocabulary: dict[str, int], held: np.ndarray, holders: np.ndarray
-) -> PassageIndex:
-    """The index of a text whose sentences `spans` hold these terms.
-
-    `held` and `holders`, int32 [occurrences] in the order of the text: a term, and the sentence that holds it.
-    """
-    firsts, lasts = passages(spans)
-    begins = np.searchsorted(holders, np.arange(len(spans) + 1))
-    documents = [held[a:b].tolist() for a, b in zip(begins[firsts].tolist(), begins[lasts].tolist(), strict=True)]
-    data, indices, indptr = _matrix(documents, vocabulary)
-    order = np.argsort(held, kind="stable")
-    holders_from = np.concatenate(([0], np.cumsum(np.bincount(held, minlength=len(vocabulary)))))
-    parts = (firsts, lasts, vocabulary, data, indices, indptr, holders[order], holders_from)
-    return PassageIndex(text, language_of(text), spans, *parts)
-
-
-def _matrix(documents: list[list[int]], vocabulary: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if not vocabulary:  # nothing but punctuation
-        return np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int64)
-    import bm25s
-
-    retriever = bm25s.BM25(k1=K1, b=B, method="lucene")
-    retriever.index((documents, dict(vocabulary)), show_progress=False)  # it adds a term of its own
-    return tuple(retriever.scores[name] for name in ("data", "indices", "indptr"))
+    counts = np.bincount(held, minlength=len(vocabulary))
+    return PassageIndex(text, language, spans, vocabulary, counts, holders[np.argsort(held, kind="stable")])
 
 
 #: Characters of a passage, of which at least OVERLAP are the next one's too where sentences allow it.
@@ -254,9 +232,8 @@ def _index_of(key: _Indexed) -> PassageIndex:  # a text's hash is computed once
 
 def packed(index: PassageIndex) -> bytes:
     terms = "\n".join(index.vocabulary).encode("utf-8")
-    counts = np.diff(index.holders_from)
-    head = _HEAD.pack(_crc(index.text), len(index.sentences), len(counts), len(index.holders), len(terms))
-    arrays = (np.array(index.sentences), counts, index.holders)
+    head = _HEAD.pack(_crc(index.text), len(index.sentences), len(index.counts), len(index.holders), len(terms))
+    arrays = (np.array(index.sentences), index.counts, index.holders)
     return b"".join((head, *(array.astype(_NUMBER).tobytes() for array in arrays), terms))
 
 
@@ -266,43 +243,37 @@ def unpacked(data: bytes, text: str) -> PassageIndex | None:
     Raises MemoryFormatError for anything else: every number is looked at before it is used.
     """
 
-    def refuse(what: str) -> MemoryFormatError:
-        return MemoryFormatError(
-            f"the index in this memory is damaged: {what}. Ask a memory without it (replace(memory, index=None)), or "
-            "read the document again"
-        )
+    def check(sound: bool | np.bool_, otherwise: str) -> None:
+        if not sound:
+            raise MemoryFormatError(
+                f"the index in this memory is damaged: {otherwise}. Ask a memory without it "
+                "(replace(memory, index=None)), or read the document again"
+            )
 
-    if len(data) < _HEAD.size:
-        raise refuse("it is cut short")
-    crc, *sizes, letters = _HEAD.unpack_from(data)
+    check(len(data) >= _HEAD.size, "it is cut short")
+    crc, spans, terms, occurrences, letters = _HEAD.unpack_from(data)
     if crc != _crc(text):
         return None
-    spans, terms, occurrences = sizes
-    if len(data) != _HEAD.size + _NUMBER.itemsize * (2 * spans + terms + occurrences) + letters:
-        raise refuse("its parts do not fill it")
-    numbers = np.frombuffer(data, _NUMBER, 2 * spans + terms + occurrences, _HEAD.size).astype(np.int32)
-    borders, counts, holders = np.split(numbers, [2 * spans, 2 * spans + terms])
+    numbers = 2 * spans + terms + occurrences
+    check(len(data) == _HEAD.size + _NUMBER.itemsize * numbers + letters, "its parts do not fill it")
+    parts = np.frombuffer(data, _NUMBER, numbers, _HEAD.size).astype(np.int32)
+    borders, counts, holders = np.split(parts, [2 * spans, 2 * spans + terms])
     starts, ends = borders[::2], borders[1::2]
-    if spans and (starts[0] < 0 or ends[-1] > len(text) or (starts >= ends).any() or (ends[:-1] > starts[1:]).any()):
-        raise refuse("its sentences are not spans of the text, one after another")
-    if (counts < 1).any() or int(counts.sum(dtype=np.int64)) != occurrences:
-        raise refuse("its terms do not add up")
-    term_of = np.repeat(np.arange(terms, dtype=np.int32), counts)
-    if occurrences and (holders.min() < 0 or holders.max() >= spans):
-        raise refuse("it names sentences that are not there")
-    if ((np.diff(holders) < 0) & (np.diff(term_of) == 0)).any():
-        raise refuse("the sentences of a term are not in order")
-    try:
-        words = data[len(data) - letters :].decode().split("\n") if terms else []
-    except UnicodeDecodeError:
-        raise refuse("its terms are no text") from None
-    vocabulary = {word: column for column, word in enumerate(words)}
-    if len(vocabulary) != terms or len(words) != terms:
-        raise refuse("its terms are not what it says")
-    order = np.argsort(holders, kind="stable")
-    return assembled(
-        text, list(zip(starts.tolist(), ends.tolist(), strict=True)), vocabulary, term_of[order], holders[order]
-    )
+    inside = not spans or (starts[0] >= 0 and ends[-1] <= len(text))
+    in_order = (starts < ends).all() and (ends[:-1] <= starts[1:]).all()
+    check(inside and in_order, "its sentences are not spans of the text, one after another")
+    check(counts.min(initial=1) >= 1 and counts.sum(dtype=np.int64) == occurrences, "its terms do not add up")
+    known = holders.min(initial=0) >= 0 and holders.max(initial=-1) < spans
+    check(known, "it names sentences that are not there")
+    same_term = np.diff(np.repeat(np.arange(terms), counts)) == 0
+    check((np.diff(holders)[same_term] >= 0).all(), "the sentences of a term are not in order")
+    written = data[len(data) - letters :].decode(errors="replace")
+    check("\ufffd" not in written, "its terms are no text")
+    words = written.split("\n") if terms else []
+    vocabulary = {word: number for number, word in enumerate(words)}
+    check(len(vocabulary) == terms == len(words), "its terms are not what it says")
+    sentences = list(zip(starts.tolist(), ends.tolist(), strict=True))
+    return PassageIndex(text, language_of(text), sentences, vocabulary, counts, holders)
 
 
 def _crc(text: str) -> int:
