@@ -21,7 +21,7 @@ from langchain_ttt_docs.choices import MemoryChoice, ModelChoice, changed, open_
 from ttt_docs.documents import Document, load_document
 from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 from ttt_docs.errors import UsageError
-from ttt_docs.lookup.answer import quote
+from ttt_docs.generation.results import quote
 from ttt_docs.lookup.index import index_of
 from ttt_docs.lookup.question import understand
 from ttt_docs.lookup.search import search

@@ -8,7 +8,7 @@ import pytest
 
 from ttt_docs import Document, Memory, UsageError
 from ttt_docs.generation.results import Evidence
-from ttt_docs.lookup.answer import AGAIN, _filled
+from ttt_docs.lookup.answer import _filled
 from ttt_docs.memory import memories_equal
 from ttt_docs.text.spans import Span
 
@@ -77,7 +77,7 @@ def test_what_is_read_is_copied(tiny_reader, memory, question):
 def test_paragraphs_show_nothing_twice():
     spans = [(1000, 2000), (1800, 2800), (2050, 3000), (0, 1050), (5000, 6000)]
     paragraphs = [Evidence("", None, start, end, 1.0) for start, end in spans]
-    kept = _filled([], paragraphs, len(paragraphs), AGAIN)
+    kept = _filled([], paragraphs, len(paragraphs))
     assert [found.start for found in kept] == [1000, 2050, 0, 5000]  # of the second, a fifth was shown before
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ttt_docs.lookup.index import index_of
 from ttt_docs.lookup.proximity import _nearness, hits, related, sentence_scores, surroundings
-from ttt_docs.lookup.question import form_of, measured, understand
+from ttt_docs.lookup.question import form_of, understand
 
 FILLER = "\n\n".join(f"On day {i} nothing was seen from the tower but water and a grey sky." for i in range(40))
 TEXT = (
@@ -98,15 +98,6 @@ def test_surroundings_stay_within_size_and_document():
     assert whole == (0, len(index.sentences))
     start, end = index.sentences[4][0], index.sentences[6][1]
     assert surroundings(index, 5, 10**6, (start, end)) == (4, 7)
-
-
-def test_numbers_with_what_they_count():
-    text = "Height, five feet four inches; eighteen\nthousand men, 12 of them Danes."
-    assert [text[a:b] for a, b in measured(text, 0, len(text))] == [
-        "five feet four inches",
-        "eighteen\nthousand men",
-        "12",
-    ]
 
 
 class _Tokenizer:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # it brings torch along
+    from ttt_docs.memory.memory import Memory
 
 #: Where an answer came from: the fast weights, or the document's passages read again with full attention.
 Route = Literal["memory", "lookup"]
@@ -21,6 +24,18 @@ class Evidence:
     chapter: str | None = None  # chapter or section
     document: str | None = None  # its name
     memory: int = 0  # which of the memories that were asked, from 0
+
+
+def quote(memory: Memory, start: int, end: int, score: float, which: int = 0, at: int | None = None) -> Evidence:
+    """The memory's text[start:end] with the page, chapter and document of character `at` (its start).
+
+    Raises ValueError for a span outside the text.
+    """
+    text, at = memory.text, start if at is None else at
+    if text is None or not 0 <= start < end <= len(text):
+        raise ValueError(f"there is no text at characters {start} to {end}")
+    page, chapter, document = memory.label_at(at, "page"), memory.label_at(at, "chapter"), memory.document_at(at)
+    return Evidence(text[start:end], page, start, end, score, chapter, document.name if document else None, which)
 
 
 @dataclass(frozen=True)

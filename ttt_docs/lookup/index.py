@@ -32,7 +32,7 @@ from ttt_docs.text.sentences import Span, short_sentences
 #: A word, or words joined by a single mark without space. Underscores join too.
 TOKEN = re.compile(r"[^\W_]+(?:[-_./:@'’,&+#][^\W_]+)*")
 _PART = re.compile(r"[^\W_]+")
-_POSSESSIVE = re.compile(r"['’]s?$")
+POSSESSIVE = re.compile(r"['’]s?$")
 _DENSE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 #: Languages with a stemmer of that name, and stop words in bm25s.
 _LANGUAGES = (
@@ -69,7 +69,7 @@ def _stem(language: str) -> Callable[[str], str]:
 
 def token_terms(token: str, language: str) -> tuple[str, ...]:
     """The terms of one match of `TOKEN`: none for a stop word; the whole, then its words, for a joined string."""
-    token = _POSSESSIVE.sub("", token.lower())
+    token = POSSESSIVE.sub("", token.lower())
     if not token.isascii():
         token = "".join(c for c in unicodedata.normalize("NFKD", token) if not unicodedata.combining(c))
         if _DENSE.search(token):

@@ -34,9 +34,6 @@ _NAMED_IN = re.compile(r"(?<!^)(?<![.?!:]\s)\b[^\W\d_a-z][\w’']*(?:\s+[^\W\d_a
 _LEADING = re.compile(
     r"\b(?:for|of|to|about|on|with|from|at|called|named|is|are|was|has|does|and|or|,|:)\W*$", re.IGNORECASE
 )
-_ITEM = r"[\w'’-]+(?:\s[\w'’-]+){0,2}"
-_AFTER_LIST = r"(?=\s+(?:mentioned|in|of|from|at|by|on|given|stated|according)\b|\W*$)"
-_LIST = re.compile(rf"((?:{_ITEM},\s+)*{_ITEM}),?\s+(?:and|or)\s+({_ITEM}?){_AFTER_LIST}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,6 @@ class Query:
     words: dict[str, str]  # term -> the word it comes from, in lower case
     keys: tuple[str, ...]
     names: tuple[str, ...]
-    items: tuple[str, ...]  # members of a list in it ("A, B and C")
 
     def says(self, terms: Sequence[str]) -> bool:
         """Whether the question itself has all these terms."""
@@ -73,21 +69,26 @@ def understand(text: str, language: str | None = None) -> Query:
             words.setdefault(term, word)
     stops = stop_words(language) | _ASKING
     names = tuple(n for n in (m.group() for m in _NAMED_IN.finditer(text)) if n.lower() not in stops and n != "I")
-    return Query(text, kind, bool(_MANY.search(text)), weights, words, _keys(text), names, _items(text))
+    return Query(text, kind, bool(_MANY.search(text)), weights, words, _keys(text), names)
 
 
-def only(query: Query, keep: str, others: tuple[str, ...], language: str) -> Query:
-    """The question about one of several keys or items alone."""
+def only(query: Query, key: str, language: str) -> Query:
+    """The question about one of its keys alone."""
     text = query.text
-    for other in others:
-        if other != keep:
+    for other in query.keys:
+        if other != key:
             text = text.replace(other, " ")
-    return replace(understand(text, language), kind=query.kind, many=query.many, keys=_keys(keep) or (keep,), items=())
+    return replace(understand(text, language), kind=query.kind, many=query.many, keys=(key,))
+
+
+def quoted(text: str) -> list[str]:
+    """The strings that stand in quotation marks."""
+    return [double or single for double, single in _QUOTED.findall(text)]
 
 
 def _keys(text: str) -> tuple[str, ...]:
     """Strings that can only be meant as they stand: quoted ones, and tokens with digits or joined words in them."""
-    keys = [a or b for a, b in _QUOTED.findall(text)]
+    keys = quoted(text)
     rest = _QUOTED.sub(" ", text)
     for match in TOKEN.finditer(rest):
         token = match.group()
@@ -100,20 +101,10 @@ def _keys(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(keys))
 
 
-def _items(text: str) -> tuple[str, ...]:
-    match = _LIST.search(text)
-    if match is None:
-        return ()
-    first = re.split(r",\s+", match.group(1))
-    # The first item stands after the words of the question itself: only its last word is certainly its own.
-    return (first[0].rsplit(" ", 1)[-1], *first[1:], match.group(2))
-
-
 _SPAN_PATTERNS: dict[Kind, list[re.Pattern[str]]] = {
     kind: [compiled(pattern) for pattern in written] for kind, written in patterns()["spans"].items()
 }
-_UNIT = re.compile(r"[\s-]+([a-z]\w*)")
-_NO_UNITS, _OPENERS = word_list("no units"), word_list("openers")
+_OPENERS = word_list("openers")
 
 
 def candidates(text: str, start: int, end: int, kind: Kind) -> list[Span]:
@@ -128,19 +119,6 @@ def candidates(text: str, start: int, end: int, kind: Kind) -> list[Span]:
         if spans:
             return spans
     return []
-
-
-def measured(text: str, start: int, end: int) -> list[Span]:
-    """All numbers of text[start:end] with what they count: "five feet four inches", "eighteen thousand men"."""
-    found: list[Span] = []
-    for a, b in sorted(m.span() for pattern in _SPAN_PATTERNS["number"] for m in pattern.finditer(text, start, end)):
-        unit = _UNIT.match(text, b, end)
-        if unit is not None and unit.group(1) not in _NO_UNITS:
-            b = unit.end()
-        if found and not text[found[-1][1] : a].strip():
-            a = found.pop()[0]
-        found.append((a, b))
-    return found
 
 
 def _bare(text: str, start: int, a: int, b: int) -> Span | None:

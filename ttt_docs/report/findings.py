@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttt_docs.generation.results import quote
 from ttt_docs.generation.sections import surprise
-from ttt_docs.lookup.answer import quote
 from ttt_docs.memory.memory import FAST_NAMES, Memory, ReadDocument
 from ttt_docs.text.sentences import sentences
 
