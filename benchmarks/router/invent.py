@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from ttt_docs.lookup.router.question_features import vector_row, vectors, word_rows
+from ttt_docs.lookup.router.question_features import vector_row, word_vectors
 
 NEAR = 30  # words that one may be exchanged for
 ANY = 0.2  # share of exchanges by any word at all
@@ -114,7 +114,7 @@ class Inventor:
         self.random = random.Random(seed)
         self.shares, self.sources = zip(*sources, strict=True)
         self.seen = set(map(plain, forbidden))
-        self.words = list(word_rows())
+        self.words = list(word_vectors()[0])
         self.near: dict[str, list[str]] = {}
 
     def questions(self, count: int) -> list[str]:
@@ -159,7 +159,8 @@ class Inventor:
     def _alike(self, word: str) -> list[str]:
         row = vector_row(word)
         if word not in self.near:
-            order = [] if row is None else np.argsort(-(vectors() @ vectors()[row]), kind="stable")[1 : NEAR + 1]
+            vectors = word_vectors()[1]
+            order = [] if row is None else np.argsort(-(vectors @ vectors[row]), kind="stable")[1 : NEAR + 1]
             self.near[word] = [self.words[i] for i in order]
         return self.near[word]
 

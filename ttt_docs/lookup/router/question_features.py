@@ -11,6 +11,7 @@ import re
 import unicodedata
 from functools import cache
 from pathlib import Path
+from string import ascii_lowercase
 
 import numpy as np
 
@@ -77,56 +78,38 @@ def _word_file() -> dict[str, dict[str, str]]:
     return json.loads(Path(__file__).with_name("question_words.json").read_text("utf-8"))
 
 
-@cache
-def _by_initial() -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for word in word_classes():
-        if len(word) >= 4:
-            groups.setdefault(word[0], []).append(word)
-    return groups
-
-
 def corrected(word: str) -> str:
-    """The known stem that is one slip of the pen away from this one, if any: `them` stays, `sumary` is `summary`."""
+    """The known stem that is one slip of the pen away from this one, if any: `them` stays, `sumary` is `summary`.
+
+    One letter is missing, too much or another, or two neighbours have changed places; the first letter is right.
+    """
     known = word_classes()
     if word in known or len(word) < 5 or not word.isascii():
         return word
-    for other in _by_initial().get(word[0], ()):
-        if "common" not in known[other] and _one_slip(word, other):
-            return other
-    return word
-
-
-def _one_slip(a: str, b: str) -> bool:
-    """Whether one letter is missing, too much or another, or two neighbours have changed places."""
-    if abs(len(a) - len(b)) > 1:
-        return False
-    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    rest_a, rest_b = a[start:], b[start:]
-    if len(a) == len(b):
-        return rest_a[1:] == rest_b[1:] or (rest_a[:2] == rest_b[1::-1] and rest_a[2:] == rest_b[2:])
-    return rest_a[1:] == rest_b or rest_a == rest_b[1:]
+    near = set()
+    for i in range(1, len(word) + 1):
+        before, after = word[:i], word[i:]
+        near |= {before + after[1:], before + after[1::-1] + after[2:]}
+        near |= {before + letter + rest for letter in ascii_lowercase for rest in (after, after[1:])}
+    return next((other for other in known if other in near and len(other) > 3 and "common" not in known[other]), word)
 
 
 def features(question: str) -> dict[str, str]:
     """The question's features, each with the words of the question that it comes from (for the reason).
 
-    Names: `w=` a stem, `c=` a word class, `q=` the question word (`q=inside`: it is not the first word), `has=` place,
-    quote, form, code, year, number or name, `length=`. `lead&c=` and `head&c=` are classes of the first and of the last
-    word of what is asked for; `q=...&head&c=...` joins question word and class.
+    Names: `w=` a stem, `c=` a word class, `q=` the question word, `has=` one of place, quote, form, code, year, number
+    and name. `lead&c=` and `head&c=` are classes of the first and of the last word of what is asked for.
+    `q=...&head&c=...` joins the question word and such a class.
     """
     found: dict[str, str] = {}
     stems, spoken = clause_words(question, found)
     for kind in ("quote", "form", "place"):  # of another clause they say less
         if f"has={kind}" in found and f"<{kind}>" not in spoken:
             del found[f"has={kind}"]
-    asking, at = _question_word([word.lower() for word in spoken])
+    asking = _question_word([word.lower() for word in spoken])
     yes_or_no = bool(spoken) and spoken[0].lower() in _AUXILIARIES
     kind = "how much" if asking.startswith("how ") else asking or ("yes" if yes_or_no else "none")
     found[f"q={kind}"] = asking
-    found[f"length={sum(len(stems) > limit for limit in (2, 5, 10, 18, 30))}"] = ""
-    if at > 0:
-        found["q=inside"] = asking
     lowered = [stem if stem == "<name>" else word.lower() for stem, word in zip(stems, spoken, strict=True)]
     for part, word_at in zip(("lead", "head"), asked_for(lowered), strict=True):
         if word_at is not None:
@@ -192,23 +175,17 @@ def _plain(question: str) -> str:
 
 def vector_row(word: str) -> int | None:
     """The row of a word, in lower case, among the vectors; None for an unknown one."""
-    rows = _vectors()[0]
+    rows, _ = word_vectors()
     word = word.replace("’", "'").removesuffix("'s")
     return rows.get(word, rows.get(word.removesuffix("s")))
 
 
-def word_rows() -> dict[str, int]:
-    """The words that have vectors, each with its row."""
-    return _vectors()[0]
-
-
-def vectors() -> np.ndarray:
-    """Unit vectors of common words, float32 [words, dim] (benchmarks/router/make_vectors.py)."""
-    return _vectors()[1]
-
-
 @cache
-def _vectors() -> tuple[dict[str, int], np.ndarray]:
+def word_vectors() -> tuple[dict[str, int], np.ndarray]:
+    """Common words, each with its row, and their unit vectors, float32 [words, dim].
+
+    benchmarks/router/make_vectors.py makes the file.
+    """
     with np.load(Path(__file__).with_name("word_vectors.npz")) as file:
         words = str(file["words"]).split()
         return {word: row for row, word in enumerate(words)}, file["vectors"].astype(np.float32) / 127
@@ -218,9 +195,9 @@ def _asking_clause(text: str) -> str:
     """The last clause that begins with a question word or nearly so; else the last with a question mark, with a
     question word anywhere; else the first."""
     clauses = [clause for clause in _CLAUSE.split(text) if _WORD.search(clause)]
-    asking = [c for c in clauses if _question_word(_WORD.findall(_POLITE.sub("", c).lower())[:4])[0]]
+    asking = [c for c in clauses if _question_word(_WORD.findall(_POLITE.sub("", c).lower())[:4])]
     marked = [c for c in clauses if c.rstrip(" \"')").endswith("?") and len(_WORD.findall(c)) > 2]
-    anywhere = [c for c in clauses if _question_word(_WORD.findall(c.lower()))[0]]
+    anywhere = [c for c in clauses if _question_word(_WORD.findall(c.lower()))]
     return (asking or marked or anywhere[-1:] or clauses[:1] or [""])[-1]
 
 
@@ -244,16 +221,15 @@ def _stems(clause: str, found: dict[str, str]) -> tuple[list[str], list[str]]:
             written[i] = ""
         else:
             word = word.lower()
-            stems.append(stem(word) if word in _vectors()[0] else corrected(stem(word)))
+            stems.append(stem(word) if word in word_vectors()[0] else corrected(stem(word)))
     return stems, [word for word in written if word]
 
 
-def _question_word(words: list[str]) -> tuple[str, int]:
-    """The first question word, "how many" as one, and where it stands."""
-    for i, word in enumerate(words):
+def _question_word(words: list[str]) -> str:
+    """The first question word, "how many" as one; empty without one."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word == "how" and _PATTERNS["measure"].fullmatch(following):
+            return f"how {following}"
         if word in _ASKING:
-            following = words[i + 1] if i + 1 < len(words) else ""
-            if word == "how" and _PATTERNS["measure"].fullmatch(following):
-                return f"how {following}", i
-            return ("who" if word in ("whom", "whose") else word), i
-    return "", -1
+            return "who" if word in ("whom", "whose") else word
+    return ""

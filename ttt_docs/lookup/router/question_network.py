@@ -13,7 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ttt_docs.lookup.router.question_features import class_meanings, clause_words, vector_row, vectors, word_classes
+from ttt_docs.lookup.router.question_features import (
+    class_meanings,
+    clause_words,
+    vector_row,
+    word_classes,
+    word_vectors,
+)
 
 #: Words seen, with the marks of beginning and end.
 LENGTH = 20
@@ -52,7 +58,7 @@ def words_of(question: str) -> Words:
     stems, spoken = clause_words(question)
     stems, spoken = [BEGIN, *stems[: LENGTH - 2], END], ["", *spoken[: LENGTH - 2], ""]
     known, columns = word_classes(), list(class_meanings())
-    table = vectors()
+    table = word_vectors()[1]
     meant = np.zeros((LENGTH, table.shape[1]), np.float32)
     named = np.zeros((LENGTH, len(columns)), np.float32)
     for i, (stem, word) in enumerate(zip(stems, spoken, strict=True)):
