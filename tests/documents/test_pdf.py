@@ -115,15 +115,6 @@ def test_encrypted(make_pdf):
         load(data, password="guess")
 
 
-def test_aes_says_what_to_install_or_reads(make_pdf, monkeypatch):
-    def need_package(*_):
-        raise pypdf.errors.DependencyError("cryptography>=3.1 is required for AES algorithm")
-
-    monkeypatch.setattr(pypdf.PdfReader, "decrypt", need_package)
-    with pytest.raises(DocumentError, match=r"pip install 'pypdf\[crypto\]'"):
-        load(make_pdf([["Secret."]], encrypt="x"), password="x")
-
-
 def test_a_scan_names_ocr(make_pdf):
     from PIL import Image
 

@@ -68,8 +68,11 @@ def load_document(
 
     if isinstance(content, bytes):
         content = html.decode_html(content, name) if form == "html" else plain.decode(content, name)
-    parse = {"html": html.html_document, "markdown": markdown.markdown_document, "text": plain.text_document}[form]
-    return parse(content.removeprefix("\ufeff"), name)
+    content = content.removeprefix("\ufeff")
+    if form == "html":
+        return html.html_document(content, name)
+    parse = markdown.markdown_document if form == "markdown" else plain.text_document
+    return parse(content.replace("\r\n", "\n").replace("\r", "\n"), name)
 
 
 def _text_format(content: str, by_suffix: str | None, name: str) -> str:

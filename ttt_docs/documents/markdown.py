@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from ttt_docs.documents.document import Document
-from ttt_docs.documents.plain import normalize_newlines
 from ttt_docs.text.spans import spans_from_starts
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
@@ -32,21 +31,13 @@ _INLINE = (
 
 
 def markdown_document(source: str, name: str) -> Document:
-    """A Document of Markdown in a str. Raises DocumentError when it holds no text."""
-    source = normalize_newlines(source)
+    """A Document of Markdown in a str with "\\n" newlines. Raises DocumentError when it holds no text."""
     metadata = {"format": "markdown"}
     if front := _FRONT_MATTER.match(source):
         metadata |= dict(_FRONT_MATTER_FIELD.findall(front.group(1)))
         source = source[front.end() :]
-    text, headings = markdown_text(source)
-    spans = spans_from_starts("chapter", headings, len(text))
-    return Document.from_text(text, name=name, spans=spans, metadata=metadata)
-
-
-def markdown_text(source: str) -> tuple[str, list[tuple[int, str]]]:
-    """The readable text of Markdown, and its headings of levels 1 to 3 as (offset, title)."""
     parts: list[str] = []
-    headings: list[tuple[int, str]] = []
+    headings: list[tuple[int, str]] = []  # (character, title) of levels 1 to 3
     length = 0
     fence = ""
     previous = 0  # length before the line above: where a heading underlined with === starts
@@ -78,7 +69,9 @@ def markdown_text(source: str) -> tuple[str, list[tuple[int, str]]]:
         above = "" if fence else text
         parts.append(text)
         length += len(text) + 1
-    return "\n".join(parts), headings
+    text = "\n".join(parts)
+    spans = spans_from_starts("chapter", headings, len(text))
+    return Document.from_text(text, name=name, spans=spans, metadata=metadata)
 
 
 def _inline(line: str) -> str:

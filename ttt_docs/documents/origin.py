@@ -67,7 +67,6 @@ def read_source(source: Any, name: str, max_bytes: int) -> bytes | str:
     """
     pieces: list[Any] = []
     with open_source(source, name) as file:
-        check_size(known_size(file), name, max_bytes)
         total = 0
         for piece in read_pieces(file, name, PIECE):
             total += len(piece.encode("utf-8", "surrogatepass")) if isinstance(piece, str) else len(piece)
@@ -92,21 +91,13 @@ def read_pieces(file: IO[Any], name: str, size: int) -> Iterator[Any]:
         yield bytes(piece) if isinstance(piece, (bytearray, memoryview)) else piece
 
 
-def check_size(size: int | None, name: str, max_bytes: int) -> None:
-    """Raises DocumentError when `size` is known and above `max_bytes`."""
-    if size is not None and size > max_bytes:
+def check_size(size: int, name: str, max_bytes: int) -> None:
+    """Raises DocumentError when `size` is above `max_bytes`."""
+    if size > max_bytes:
         raise DocumentError(
             f"{name}: larger than the limit of {max_bytes} bytes ({max_bytes / 2**20:.4g} MiB). "
             "Split the file, or raise the limit (max_bytes)."
         )
-
-
-def known_size(file: IO[Any]) -> int | None:
-    """Bytes of a regular file, where the system tells; None for pipes and memory."""
-    try:
-        return os.fstat(file.fileno()).st_size
-    except (OSError, AttributeError, ValueError):
-        return None
 
 
 def _open(source: str | os.PathLike[str]) -> IO[Any]:
@@ -116,11 +107,7 @@ def _open(source: str | os.PathLike[str]) -> IO[Any]:
             import fsspec
 
             return fsspec.open(source, "rb").open()
-        path = Path(source).expanduser()
-        if path.is_dir():
-            os.scandir(path).close()  # no permission is another reason than being a folder
-            raise IsADirectoryError
-        return open(path, "rb")
+        return open(Path(source).expanduser(), "rb")
     except FileNotFoundError:
         problem = (
             "there is nothing at this address. Check the URL." if url else "there is no such file. Check the path."

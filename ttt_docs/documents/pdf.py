@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pypdf
-from pypdf.errors import DependencyError, FileNotDecryptedError
+from pypdf.errors import FileNotDecryptedError
 
 from ttt_docs.documents.document import LONE_SURROGATE, Document
 from ttt_docs.documents.layout import Line, join_pages, remove_running_lines
@@ -63,10 +63,6 @@ def _open(data: bytes, name: str, password: str | None) -> pypdf.PdfReader:
         return reader
     except DocumentError:
         raise
-    except DependencyError:
-        raise DocumentError(
-            f"{name}: the PDF is encrypted with AES, which needs one more package: pip install 'pypdf[crypto]'."
-        ) from None
     except FileNotDecryptedError:
         raise DocumentError(f"{name}: the PDF is encrypted. Give its password with --password (password=).") from None
     except Exception as error:  # damaged files make pypdf fail in many ways: KeyError, RecursionError, ...
@@ -80,8 +76,6 @@ def _all_lines(reader: pypdf.PdfReader, name: str) -> tuple[list[list[Line]], li
     for index in range(len(reader.pages)):
         try:
             pages.append(_page_lines(reader.pages[index]))
-        except DependencyError as error:
-            raise DocumentError(f"{name}: page {index + 1} needs one more package ({error}).") from None
         except Exception:  # one bad page must not cost the book
             pages.append([])
             unreadable.append(index + 1)

@@ -30,14 +30,8 @@ _SAMPLE_BYTES = 1 << 18
 
 
 def text_document(text: str, name: str) -> Document:
-    """A Document of a str: newlines become "\\n", chapter headings become spans. Raises DocumentError when empty."""
-    text = normalize_newlines(text)
+    """A Document of a str with "\\n" newlines; chapter headings become spans. Raises DocumentError when empty."""
     return Document.from_text(text, name=name, spans=chapter_spans(text))
-
-
-def normalize_newlines(text: str) -> str:
-    """`text` with "\\r\\n" and "\\r" as "\\n"."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def byte_order_mark(data: bytes) -> str | None:

@@ -73,15 +73,8 @@ def text_pieces(tokens: Iterable[int], tokenizer: Tokenizer, stop: tuple[str, ..
     A character is given out when all its bytes are there. Text that may be the start of a stop text is held back until
     it is clear that it is none.
     """
-    decoder = tokenizer.stream()
     held = ""
-
-    def pieces() -> Iterator[str]:
-        for token in tokens:
-            yield decoder.push(token)
-        yield decoder.flush()
-
-    for piece in pieces():
+    for piece in tokenizer.decode_stream(tokens):
         held += piece
         found = [at for text in stop if (at := held.find(text)) >= 0]
         if found:

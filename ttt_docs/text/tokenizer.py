@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from ttt_docs.errors import CheckpointError
 
 _SLOT = "\ue000{}\ue000"  # stands for a message in a template; private-use characters: no template has them
+_HELD = 8  # tokens; a character has at most 4 bytes, so more than that is no character in the making
 
 
 class Tokenizer:
@@ -84,9 +85,21 @@ class Tokenizer:
         """Text of `ids`, control tokens left out. Bytes that are no valid UTF-8 come out as U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
-    def stream(self) -> StreamDecoder:
-        """A decoder for tokens that come one at a time."""
-        return StreamDecoder(self)
+    def decode_stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """The text of tokens that come one at a time; the pieces joined are what `decode` gives for all of them.
+
+        The bytes of a character are held back until it is complete.
+        """
+        ids: list[int] = []  # the tokens already shown that give the next ones their context, then the new ones
+        shown, new = 0, ""
+        for token in tokens:
+            ids.append(token)
+            # Some decoders strip a space at the start of a text. The tokens before keep that out of the new text.
+            new = self.decode(ids)[len(self.decode(ids[:shown])) :]
+            if new and not (new.endswith("\ufffd") and len(ids) - shown <= _HELD):
+                yield new
+                ids, shown, new = ids[shown:], len(ids) - shown, ""
+        yield new
 
     @property
     def has_chat_template(self) -> bool:
@@ -179,38 +192,3 @@ class Tokenizer:
         """Id of the special token that the tokenizer's settings name `key` (`unk_token`, ...)."""
         token = self._token(key)
         return None if token is None else self._backend.token_to_id(token)
-
-
-class StreamDecoder:
-    """Turns tokens into text as they come, holding back the bytes of a character until it is complete.
-
-    The pieces joined are what `Tokenizer.decode` gives for all tokens at once.
-    """
-
-    _HOLD = 8  # tokens; a character has at most 4 bytes, so more than that is no character in the making
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []  # the tokens already shown that give the next ones their context, then the new ones
-        self._shown = 0
-
-    def push(self, token: int) -> str:
-        """The text that `token` completes; often one word, sometimes nothing."""
-        self._ids.append(token)
-        text, new = self._new_text()
-        if not new or (text.endswith("\ufffd") and len(self._ids) - self._shown <= self._HOLD):
-            return ""
-        self._ids, self._shown = self._ids[self._shown :], len(self._ids) - self._shown
-        return new
-
-    def flush(self) -> str:
-        """What was held back, once no more tokens come."""
-        _, new = self._new_text()
-        self._ids, self._shown = [], 0
-        return new
-
-    def _new_text(self) -> tuple[str, str]:
-        # Decoding with the tokens before keeps what some decoders do at the start of a text (strip a space) out of it.
-        before = self._tokenizer.decode(self._ids[: self._shown])
-        text = self._tokenizer.decode(self._ids)
-        return text, text[len(before) :]

@@ -143,16 +143,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def reading_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """How a model that `ttt-docs train` made was trained to read: fields of ReadingConfig; empty for other models."""
-    return {k: v for k, v in checkpoint.manifest.get("source", {}).get("reading", {}).items() if k != "learn"}
-
-
 def copy_tokenizer(folder: Path, target: Path) -> None:
-    """Copies the tokenizer's files of one folder to another."""
+    """Copies the tokenizer of one folder to another. transformers converts one of an older format.
+
+    Raises:
+        CheckpointError: a tokenizer that cannot be converted.
+    """
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (folder / name).is_file():
             shutil.copy(folder / name, target / name)
+    if not (folder / "tokenizer.json").is_file():
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(target)
+        if not (target / "tokenizer.json").is_file():
+            raise CheckpointError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
 
 
 def is_finished(folder: Path) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.config import ModelConfig
-from ttt_docs.weights.converted import open_safetensors
+from ttt_docs.weights.converted import copy_tokenizer, open_safetensors
 from ttt_docs.weights.parameters import TABLES, Part, Shapes, WeightSource, fields_of, parts_source, refuse
 
 #: model_type -> its defaults.
@@ -141,7 +140,8 @@ def open_huggingface(folder: Path, name: str | None = None) -> WeightSource:
         with open_safetensors(holder[part.theirs]) as handle:
             return handle.get_tensor(part.theirs)
 
-    tokenizer, licence = tokenizer_writer(folder), _licence(folder)
+    tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    has_tokenizer = any((folder / file).is_file() for file in tokenizers)
     return parts_source(
         config,
         "huggingface",
@@ -150,8 +150,8 @@ def open_huggingface(folder: Path, name: str | None = None) -> WeightSource:
         read,
         folder,
         files=tuple(files),
-        write_tokenizer=tokenizer,
-        licence=licence,
+        write_tokenizer=partial(copy_tokenizer, folder) if has_tokenizer else None,
+        licence=_licence(folder),
     )
 
 
@@ -177,36 +177,6 @@ def weight_files(folder: Path) -> list[Path]:
             "save them as safetensors first: model.save_pretrained(folder, safe_serialization=True)"
         )
     raise CheckpointError(f"{folder} holds no weights: model.safetensors or model.safetensors.index.json is needed")
-
-
-def tokenizer_writer(folder: Path) -> Callable[[Path], None] | None:
-    """A function that writes the tokenizer of `folder` into another folder; None: there is none."""
-    fast = folder / "tokenizer.json"
-    slow = any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt"))
-    if not fast.is_file() and not slow:
-        return None
-
-    def write(target: Path) -> None:
-        if fast.is_file():
-            shutil.copyfile(fast, target / "tokenizer.json")
-            config_file = folder / "tokenizer_config.json"
-            settings = _json(config_file) if config_file.is_file() else {}
-        else:  # SentencePiece and the like: transformers knows how to turn them into a fast tokenizer
-            from transformers import AutoTokenizer
-
-            AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(target)
-            if not (target / "tokenizer.json").is_file():
-                raise CheckpointError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
-            settings = _json(target / "tokenizer_config.json")
-        for place in (folder, target):
-            template = place / "chat_template.jinja"
-            if template.is_file():  # transformers 5 keeps it in a file of its own
-                settings["chat_template"] = template.read_text(encoding="utf-8")
-        (target / "chat_template.jinja").unlink(missing_ok=True)
-        text = json.dumps(settings, indent=2, ensure_ascii=False)
-        (target / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
-
-    return write
 
 
 def _licence(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ from ttt_docs.errors import UsageError
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.weights.adapter import SHIPPED, adapted, base_of, chosen_adapter
-from ttt_docs.weights.converted import derived_fingerprint, load_checkpoint, reading_of
+from ttt_docs.weights.converted import derived_fingerprint, load_checkpoint
 from ttt_docs.weights.loading import build_decoder, device_of, dtype_of, retrofit, retrofit_config
 from ttt_docs.weights.registry import full_name, resolve
 
@@ -78,7 +78,8 @@ def open_pretrained(
     checkpoint = load_checkpoint(resolve(Path(base) if isinstance(base, os.PathLike) else base))
     config, state, fingerprint = checkpoint.config, checkpoint.state, checkpoint.fingerprint
     reading: dict[str, Any] = {"window": config.window or 2048, "chunk": 1024, "sinks": config.sinks}
-    reading |= reading_of(checkpoint)
+    trained_as = checkpoint.manifest.get("source", {}).get("reading", {})  # of a model that `ttt-docs train` made
+    reading |= {field: value for field, value in trained_as.items() if field != "learn"}
     trained = chosen_adapter(adapter, str(base), checkpoint, suffix_blocks, sinks)
     if trained is not None:
         state, fingerprint = adapted(checkpoint, trained)
