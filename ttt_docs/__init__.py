@@ -1,5 +1,6 @@
 """Read a long document once, keep what was learned in fast weights, ask it later."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ttt_docs._version import __version__
@@ -44,21 +45,21 @@ __all__ = [
 ]
 
 _LATER = {
-    "Answer": "ttt_docs.generation.results",
-    "ChunkReport": "ttt_docs.reading.chunks",
-    "Evidence": "ttt_docs.generation.results",
-    "Memory": "ttt_docs.memory.memory",
-    "MemoryStore": "ttt_docs.store.store",
-    "StoredMemory": "ttt_docs.store.store",
-    "Summary": "ttt_docs.generation.results",
-    "TTTReader": "ttt_docs.reader",
+    "ttt_docs.generation.results": ("Answer", "Evidence", "Summary"),
+    "ttt_docs.memory.memory": ("Memory",),
+    "ttt_docs.reader": ("TTTReader",),
+    "ttt_docs.reading.chunks": ("ChunkReport",),
+    "ttt_docs.store.store": ("MemoryStore", "StoredMemory"),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Names that need torch are imported at first use, so that `ttt-docs --help` answers at once."""
-    if name in _LATER:
-        from importlib import import_module
-
-        return getattr(import_module(_LATER[name]), name)
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

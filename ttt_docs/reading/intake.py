@@ -17,7 +17,8 @@ from ttt_docs.documents import Document, iter_text, load_document
 from ttt_docs.documents.load import SUFFIXES
 from ttt_docs.errors import MemoryFormatError, ReadingInterrupted, UsageError
 from ttt_docs.io import Interrupt
-from ttt_docs.memory.memory import Memory, ReadDocument
+from ttt_docs.memory.header import ReadDocument
+from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.reading.chunks import ChunkReport, Track, batch_state, read_batch, read_stream
 from ttt_docs.reading.restoring import state_of

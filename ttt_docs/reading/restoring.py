@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
-from ttt_docs.memory.memory import FAST_NAMES, BlockWeights, Memory, packed_bytes
+from ttt_docs.kernels.inner_step.layout import NAMES as FAST_NAMES
+from ttt_docs.memory.memory import BlockWeights, Memory, packed_bytes
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.state import ReadingState

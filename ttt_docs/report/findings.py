@@ -11,7 +11,9 @@ import numpy as np
 
 from ttt_docs.generation.results import quote
 from ttt_docs.generation.sections import surprise
-from ttt_docs.memory.memory import FAST_NAMES, Memory, ReadDocument
+from ttt_docs.kernels.inner_step.layout import NAMES as FAST_NAMES
+from ttt_docs.memory.header import ReadDocument
+from ttt_docs.memory.memory import Memory
 from ttt_docs.text.sentences import sentences
 
 if TYPE_CHECKING:
