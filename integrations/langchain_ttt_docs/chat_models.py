@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,12 +13,13 @@ from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessageChunk, BaseMessage, ChatMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, Generation, GenerationChunk, LLMResult
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from langchain_ttt_docs.choices import MemoryChoice, changed, open_memory, open_reader
 from ttt_docs.errors import UsageError
 from ttt_docs.lookup.router.routing import AskRoute, chosen_route
 
+SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
 _ROLES = {"system": "system", "human": "user", "user": "user", "ai": "assistant", "assistant": "assistant"}
 
 
@@ -37,8 +39,6 @@ class AnswerChoice(MemoryChoice):
 class Answering(AnswerChoice):
     """What LangChain asks of chat models and LLMs alike."""
 
-    model_config = ConfigDict(extra="ignore")
-
     @property
     def _llm_type(self) -> str:
         return "ttt-docs"
@@ -47,68 +47,48 @@ class Answering(AnswerChoice):
     def _identifying_params(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in AnswerChoice.model_fields}
 
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        return True
-
     def get_token_ids(self, text: str) -> list[int]:
         """Tokens of `text`, by this model's own tokenizer."""
         return open_reader(self, open_memory(self)).tokenizer.encode(text)
 
+    def _reply(
+        self, conversation: Sequence[tuple[str, str]], stop: list[str] | None, given: dict[str, Any]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The reply to a conversation of (role, text): its pieces, each with {}, and in the end "" with what is known.
 
-class Reply:
-    """The reply to a conversation of (role, text). It is written while its pieces are taken.
+        By the memory route it continues the whole conversation, as `TTTReader.chat` does. By the lookup route it
+        answers the last question alone, in one piece that is copied from the text. Known in the end are model_name,
+        documents, route, finish_reason and usage, of a lookup also reason, verified and evidence.
 
-    By the memory route it continues the whole conversation, as `TTTReader.chat` does. By the lookup route it answers
-    the last question alone, in one piece that is copied from the text. Afterwards `usage` is complete, and `about`
-    holds model_name, documents, route and finish_reason, of a lookup also reason, verified and evidence.
-
-    Raises UsageError and the errors of `open_memory`, `open_reader`.
-    """
-
-    def __init__(self, choice: AnswerChoice, conversation: Sequence[tuple[str, str]]) -> None:
-        self.choice, self.conversation = choice, conversation
-        self.memory = open_memory(choice)
-        self.reader = open_reader(choice, self.memory)
-        names = [document.name for document in self.memory.documents] if self.memory is not None else []
-        self.about: dict[str, Any] = {"model_name": choice.model, "documents": names}
-        self.usage = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)
-        role, self.question = conversation[-1] if conversation else ("user", "")
-        if role != "user" or not self.question.strip():
+        Raises UsageError and the errors of `open_memory`, `open_reader`.
+        """
+        choice = changed(self, AnswerChoice, {**given, "stop": stop})
+        memory = open_memory(choice)
+        reader = open_reader(choice, memory)
+        role, question = conversation[-1] if conversation else ("user", "")
+        if role != "user" or not question.strip():
             raise UsageError("a conversation must end with a message of the user that is not empty")
-
-    def pieces(self) -> Iterator[str]:
-        memory, route = self.memory, self.choice.route
-        looked_up = memory is not None and chosen_route([memory], self.question, route)[0] == "lookup"
-        return self._looked_up() if looked_up else self._written()
-
-    def _written(self) -> Iterator[str]:
-        sampling = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
-        reply = self.reader.chat(
-            self.memory,
-            self.conversation,
-            max_new_tokens=self.choice.max_tokens,
-            stop=tuple(self.choice.stop or ()),
-            **{name: getattr(self.choice, name) for name in sampling},
-        )
-        yield from reply
-        self._count(reply.prompt_tokens, reply.tokens)
-        self.about |= {"finish_reason": reply.ending, "route": "memory"}
-
-    def _looked_up(self) -> Iterator[str]:
-        assert self.memory is not None
-        answer = self.reader.ask(self.memory, self.question, route="lookup")
-        text = min((answer.text.partition(end)[0] for end in self.choice.stop or ()), key=len, default=answer.text)
-        if text:
-            yield text
-        # The words are the document's. The question and the answer count, not the passages looked through.
-        encode = self.reader.tokenizer.encode
-        self._count(len(encode(self.question)), len(encode(text)))
-        self.about |= {"finish_reason": "stop", "route": "lookup", "reason": answer.reason, "verified": answer.verified}
-        self.about["evidence"] = [asdict(found) for found in answer.evidence]
-
-    def _count(self, prompt: int, reply: int) -> None:
-        self.usage |= {"input_tokens": prompt, "output_tokens": reply, "total_tokens": prompt + reply}
+        names = [document.name for document in memory.documents] if memory is not None else []
+        about: dict[str, Any] = {"model_name": choice.model, "documents": names}
+        if memory is not None and chosen_route([memory], question, choice.route)[0] == "lookup":
+            answer = reader.ask(memory, question, route="lookup")
+            text = min((answer.text.partition(end)[0] for end in choice.stop or ()), key=len, default=answer.text)
+            if text:
+                yield text, {}
+            # The words are the document's. The question and the answer count, not the passages looked through.
+            prompt, length = (len(reader.tokenizer.encode(words)) for words in (question, text))
+            about |= {"finish_reason": "stop", "route": "lookup", "reason": answer.reason, "verified": answer.verified}
+            about["evidence"] = [asdict(found) for found in answer.evidence]
+        else:
+            sampling = {name: getattr(choice, name) for name in SAMPLING}
+            end = tuple(choice.stop or ())
+            reply = reader.chat(memory, conversation, max_new_tokens=choice.max_tokens, stop=end, **sampling)
+            for piece in reply:
+                yield piece, {}
+            prompt, length = reply.prompt_tokens, reply.tokens
+            about |= {"finish_reason": reply.ending, "route": "memory"}
+        usage = UsageMetadata(input_tokens=prompt, output_tokens=length, total_tokens=prompt + length)
+        yield "", about | {"usage": usage}
 
 
 def conversation_of(messages: Sequence[BaseMessage]) -> list[tuple[str, str]]:
@@ -144,8 +124,6 @@ class ChatTTTDocs(Answering, BaseChatModel):
     text; tools, structured output and images are beyond it.
     """
 
-    model_config = ConfigDict(extra="ignore")
-
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -162,16 +140,17 @@ class ChatTTTDocs(Answering, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        reply = Reply(changed(self, AnswerChoice, {**kwargs, "stop": stop}), conversation_of(messages))
-        for piece in reply.pieces():
-            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
-            if run_manager is not None:
+        for piece, about in self._reply(conversation_of(messages), stop, kwargs):
+            message = AIMessageChunk(content=piece)
+            if about:
+                usage = about.pop("usage")
+                message = AIMessageChunk(
+                    content="", usage_metadata=usage, response_metadata=about, chunk_position="last"
+                )
+            chunk = ChatGenerationChunk(message=message)
+            if run_manager is not None and piece:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
-        last = AIMessageChunk(
-            content="", usage_metadata=reply.usage, response_metadata=reply.about, chunk_position="last"
-        )
-        yield ChatGenerationChunk(message=last)
 
 
 class TTTDocsLLM(Answering, BaseLLM):
@@ -179,8 +158,6 @@ class TTTDocsLLM(Answering, BaseLLM):
 
     TTTDocsLLM(memory="book.ttt").invoke("Who is the captain?")
     """
-
-    model_config = ConfigDict(extra="ignore")
 
     def _generate(
         self,
@@ -190,14 +167,13 @@ class TTTDocsLLM(Answering, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         generations: list[list[Generation]] = []
-        total = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+        total = Counter[str]()
         for prompt in prompts:
-            chunks = list(self._stream(prompt, stop, **kwargs))
-            about = chunks[-1].generation_info or {}
-            generations.append([Generation(text="".join(chunk.text for chunk in chunks), generation_info=about)])
-            total = {name: count + about["usage"][name] for name, count in total.items()}
+            *pieces, (_, about) = self._reply([("user", prompt)], stop, kwargs)
+            generations.append([Generation(text="".join(piece for piece, _ in pieces), generation_info=about)])
+            total.update(about["usage"])
         model = changed(self, AnswerChoice, kwargs).model
-        return LLMResult(generations=generations, llm_output={"model_name": model, "token_usage": total})
+        return LLMResult(generations=generations, llm_output={"model_name": model, "token_usage": dict(total)})
 
     def _stream(
         self,
@@ -206,10 +182,8 @@ class TTTDocsLLM(Answering, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        reply = Reply(changed(self, AnswerChoice, {**kwargs, "stop": stop}), [("user", prompt)])
-        for piece in reply.pieces():
-            chunk = GenerationChunk(text=piece)
-            if run_manager is not None:
+        for piece, about in self._reply([("user", prompt)], stop, kwargs):
+            chunk = GenerationChunk(text=piece, generation_info=about or None)
+            if run_manager is not None and piece:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
-        yield GenerationChunk(text="", generation_info=reply.about | {"usage": reply.usage})

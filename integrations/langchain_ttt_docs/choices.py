@@ -34,6 +34,10 @@ class ModelChoice(BaseModel):
     device: str = "cpu"
     dtype: str | None = Field(None, description="of the products; None: what the hardware is best at")
 
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        return True
+
 
 class MemoryChoice(ModelChoice):
     """Which memory: a file, or one of a store's. Without either there is none."""

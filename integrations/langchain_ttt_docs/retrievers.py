@@ -38,7 +38,7 @@ class PassageChoice(MemoryChoice):
     k: int = Field(4, ge=1, description="passages at most, best first")
 
 
-class TTTDocsRetriever(BaseRetriever, PassageChoice):
+class TTTDocsRetriever(PassageChoice, BaseRetriever):
     """Finds the passages of a memory's text that a question is about, without any model.
 
     Each comes with `metadata`: `source` (the document's name), `page` and `chapter` where known, the characters
@@ -48,10 +48,6 @@ class TTTDocsRetriever(BaseRetriever, PassageChoice):
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        return True
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
@@ -113,7 +109,7 @@ class TTTDocsLoader(BaseLoader):
                 yield Text(document.text[start:end], metadata=metadata)
 
 
-class TTTDocsIngest(RunnableSerializable[Any, dict[str, str]], ModelChoice):
+class TTTDocsIngest(ModelChoice, RunnableSerializable[Any, dict[str, str]]):
     """Reads a document into a store, unless it was read before, and tells where its memory is.
 
     What comes out goes into a call of the chat model, LLM or retriever:
@@ -127,10 +123,6 @@ class TTTDocsIngest(RunnableSerializable[Any, dict[str, str]], ModelChoice):
     store: str = Field(description="folder or fsspec URL of a MemoryStore")
     window: int | None = Field(None, description="tokens that attention sees back; None: the model's usual")
     chunk: int | None = Field(None, description="tokens per update; None: the model's usual")
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        return True
 
     def invoke(self, input: Readable, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, str]:
         """`{"store": ..., "document": key}` of the memory.
