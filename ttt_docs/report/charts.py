@@ -115,18 +115,14 @@ def _labels(names: Sequence[str], widths: Sequence[float]) -> list[str]:
     They are tried in full; without a first word that several have; and as the first word of the rest, their number.
     """
     firsts = [name.partition(" ")[0] for name in names]
-    rests = [
-        name.partition(" ")[2] or name if firsts.count(first) > 1 else name
-        for name, first in zip(names, firsts, strict=True)
-    ]
-    numbers = [
-        rest.partition(" ")[0].rstrip(".:,") if rest != name else name for rest, name in zip(rests, names, strict=True)
-    ]
+    forms = []
+    for name, first in zip(names, firsts, strict=True):
+        rest = name.partition(" ")[2] or name if firsts.count(first) > 1 else name
+        forms.append((name, rest, name if rest == name else rest.partition(" ")[0].rstrip(".:,")))
     fitting: list[str] = []
-    for form in (names, rests, numbers):
-        fitting = [
-            label if len(label) * CHARACTER < width - 4 else "" for label, width in zip(form, widths, strict=True)
-        ]
+    for form in zip(*forms, strict=True):
+        room = zip(form, widths, strict=True)
+        fitting = [label if len(label) * CHARACTER < width - 4 else "" for label, width in room]
         if all(fitting):
             break
     return fitting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ttt_docs.generation.results import quote
 from ttt_docs.generation.sections import surprise
 from ttt_docs.kernels.inner_step.layout import NAMES as FAST_NAMES
 from ttt_docs.memory.header import ReadDocument
+from ttt_docs.memory.inspection import summary
 from ttt_docs.memory.memory import Memory
 from ttt_docs.text.sentences import sentences
 
@@ -103,7 +104,7 @@ def examine(memory: Memory, facts: dict[str, Any], reader: TTTReader | None = No
     """
     if reader is not None:
         reader.check(memory)
-    nll = memory.nll.detach().double().cpu().numpy()
+    nll, tokens = memory.nll.detach().double().cpu().numpy(), len(memory.nll)
     first = int(nll.size > 0 and nll[0] == 0)  # nothing predicted the first token
     sums = np.concatenate([[0.0], nll.cumsum()])
 
@@ -111,24 +112,22 @@ def examine(memory: Memory, facts: dict[str, Any], reader: TTTReader | None = No
         start = max(start, first)
         return float(sums[end] - sums[start]) / (end - start) if end > start else None
 
+    def stretches(named: Iterable[tuple[str, int, int]]) -> tuple[Stretch, ...]:
+        return tuple(Stretch(name, start, end, mean(start, end)) for name, start, end in named if end > start)
+
+    starts = [document.first_token for document in memory.documents]
+    ranges = list(zip(memory.documents, starts, [*starts[1:], tokens], strict=False))
     nats = surprise(memory, reader.tokenizer) if reader is not None else None
-    token_of = _token_of(memory, nats)
-    chapters = [
-        (span.label, token_of(span.start), token_of(span.end))
-        for document in memory.documents
-        for span in document.spans
-        if span.kind == "chapter"
-    ]
-    documents = [(document.name, start, end) for document, start, end in _token_ranges(memory)]
+    token_of = _token_of(ranges, nats)
+    chapters = (span for document in memory.documents for span in document.spans if span.kind == "chapter")
+    kept = summary(memory)
     return Findings(
         facts=facts,
-        mean=mean(first, len(nll)),
-        quarters=tuple(
-            float(nll[part].mean()) if part.size else None for part in np.array_split(np.arange(first, len(nll)), 4)
-        ),
-        curve=tuple(_curve(mean, first, len(nll))),
-        documents=tuple(Stretch(name, start, end, mean(start, end)) for name, start, end in documents if end > start),
-        chapters=tuple(Stretch(name, start, end, mean(start, end)) for name, start, end in chapters if end > start),
+        mean=kept["mean_nll"],
+        quarters=tuple(kept["nll_by_quarter"]),
+        curve=tuple(_curve(mean, first, tokens)),
+        documents=stretches((document.name, start, end) for document, start, end in ranges),
+        chapters=stretches((span.label, token_of(span.start), token_of(span.end)) for span in chapters),
         passages=None if nats is None else _surprising(memory, nats, token_of),
         changes=None if reader is None else _changes(memory, reader),
         keys=next((keys.shape[1] for keys, _ in memory.window.values()), 0),
@@ -145,26 +144,14 @@ def _curve(mean: Callable[[int, int], float | None], first: int, tokens: int) ->
         yield CurvePoint(start, end, loss, around)
 
 
-def _token_ranges(memory: Memory) -> Iterator[tuple[ReadDocument, int, int]]:
-    starts = [document.first_token for document in memory.documents] + [len(memory.tokens)]
-    yield from zip(memory.documents, starts, starts[1:], strict=False)
-
-
-def _token_of(memory: Memory, nats: np.ndarray | None) -> Callable[[int], int]:
+def _token_of(ranges: Sequence[tuple[ReadDocument, int, int]], nats: np.ndarray | None) -> Callable[[int], int]:
     """The token at a character of the memory's text. Without `nats` (`surprise`), as if all tokens were as long."""
-    before = memory.documents[0].first_token if memory.documents else 0
-
     if nats is not None:
+        before = ranges[0][1] if ranges else 0
         return lambda character: before + int(nats[min(character, len(nats) - 1), 1])
-
-    def estimated(character: int) -> int:
-        for document, start, end in reversed(list(_token_ranges(memory))):
-            if character >= document.start and document.end > document.start:
-                share = min((character - document.start) / (document.end - document.start), 1.0)
-                return start + round(share * (end - start))
-        return before
-
-    return estimated
+    characters = [character for document, _, _ in ranges for character in (document.start, document.end)]
+    tokens = [token for _, start, end in ranges for token in (start, end)]
+    return lambda character: round(float(np.interp(character, characters, tokens)))
 
 
 def _surprising(memory: Memory, nats: np.ndarray, token_of: Callable[[int], int]) -> tuple[SurprisingPassage, ...]:
@@ -178,9 +165,7 @@ def _surprising(memory: Memory, nats: np.ndarray, token_of: Callable[[int], int]
     chosen: list[SurprisingPassage] = []
     taken: list[tuple[int, int]] = []
     for loss, start, end, tokens in sorted(found, key=lambda run: (-run[0], run[1])):
-        if len(chosen) == PASSAGES:
-            break
-        if any(start < b and a < end for a, b in taken):
+        if len(chosen) == PASSAGES or any(start < b and a < end for a, b in taken):
             continue
         taken.append((start - 2, end + 2))
         words = tuple(
