@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
 from ttt_docs.kernels.cross_entropy import triton as cross_entropy
-from ttt_docs.kernels.gpu import TritonKernels
+from ttt_docs.kernels.dispatch import TritonKernels
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.inner_loop import learn_chunk

@@ -31,7 +31,7 @@ from ttt_docs.kernels.attention.triton_tiles import Tiles
 from ttt_docs.kernels.backends import REFERENCE
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
 from ttt_docs.kernels.cross_entropy.triton import linear_cross_entropy_triton
-from ttt_docs.kernels.gpu import MAX_HEAD_DIM
+from ttt_docs.kernels.dispatch import MAX_HEAD_DIM
 from ttt_docs.kernels.heads.definition import Heads, HeadSplit, split_heads_reference
 from ttt_docs.kernels.heads.triton import heads_triton
 from ttt_docs.kernels.inner_step.definition import Rule, inner_step_reference

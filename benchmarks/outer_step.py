@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ttt_docs import TTTReader
 from ttt_docs.kernels.attention.definition import Sinks
-from ttt_docs.kernels.backends import CPU, TRAINING, Kernels
+from ttt_docs.kernels.backends import CPU, Kernels
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.ttt.outer_loop import outer_loss
 
@@ -49,7 +49,7 @@ def sdpa(
 #: Ways of the ordinary step: the kernels, and what is kept for the backward pass.
 BASELINES: dict[str, tuple[Kernels, str]] = {
     "sdpa": (CPU.replace(name="sdpa", window_attention=sdpa), "chunks"),
-    "tiles": (TRAINING, "chunks"),
+    "tiles": (CPU, "chunks"),
 }
 
 

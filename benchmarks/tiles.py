@@ -24,7 +24,7 @@ from compile_kernels import BIN, attention, compiled, printed, recorded
 
 from ttt_docs.kernels.attention import triton_tiles as attention_launches
 from ttt_docs.kernels.attention.triton_tiles import TILES, Tiles
-from ttt_docs.kernels.gpu import MAX_HEAD_DIM
+from ttt_docs.kernels.dispatch import MAX_HEAD_DIM
 
 #: Query and key heads of a model with this head dimension.
 HEADS = {64: (12, 12), 80: (32, 32), 96: (16, 16)}

@@ -10,11 +10,10 @@ import torch
 pytest.importorskip("triton")
 
 from ttt_docs.errors import UsageError
-from ttt_docs.kernels import gpu
+from ttt_docs.kernels import dispatch
 from ttt_docs.kernels.attention import triton_tiles as attention
 from ttt_docs.kernels.backends import REFERENCE
-from ttt_docs.kernels.dispatch import kernels_for
-from ttt_docs.kernels.gpu import SdpaKernels, gpu_kernels, with_flash
+from ttt_docs.kernels.dispatch import SdpaKernels, gpu_kernels, kernels_for, with_flash
 
 CPU = torch.device("cpu")
 Warns = Callable[[str | None], AbstractContextManager[None]]
@@ -22,7 +21,7 @@ Warns = Callable[[str | None], AbstractContextManager[None]]
 
 @pytest.fixture(autouse=True)
 def fresh_warnings() -> None:
-    gpu._warn.cache_clear()
+    dispatch._warn.cache_clear()
 
 
 @pytest.fixture
@@ -46,14 +45,14 @@ def test_forcing_what_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TTT_DOCS_KERNELS", "flash")
     with pytest.raises(UsageError, match="flash"):
         kernels_for(CPU)
-    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
     monkeypatch.setenv("TTT_DOCS_KERNELS", "triton")
     with pytest.raises(UsageError, match="not installed"):
         kernels_for(CPU)
 
 
 def test_without_triton_plain_pytorch_runs_after_one_warning(monkeypatch: pytest.MonkeyPatch, warns: Warns) -> None:
-    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
     with warns("Triton kernels are not used: triton is not installed"):
         kernels = gpu_kernels("auto", torch.device("cuda"))
     assert kernels.name == "pytorch" and not kernels.asynchronous
@@ -77,7 +76,7 @@ def test_a_call_that_a_kernel_does_not_take_falls_back_with_one_warning(warns: W
 
 def test_data_types_that_only_the_interpreter_takes(monkeypatch: pytest.MonkeyPatch, warns: Warns) -> None:
     kernels, strict = gpu_kernels("auto", CPU), gpu_kernels("triton", CPU)
-    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    monkeypatch.setattr(dispatch, "interpreted", lambda: False)
     x, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
     with warns("RMSNorm kernel, which does not take float64"):
         found = kernels.rms_norm(x, weight, 1e-6)
@@ -95,9 +94,9 @@ def test_devices_with_little_shared_memory(monkeypatch: pytest.MonkeyPatch, warn
     for index, (capability, expected) in enumerate(cards.items()):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
         card = torch.device("cuda", index)
-        assert (gpu._is_small(card), attention.generation(card)) == expected
+        assert (dispatch._is_small(card), attention.generation(card)) == expected
     attention.generation.cache_clear()
-    monkeypatch.setattr(gpu, "_is_small", lambda device: True)
+    monkeypatch.setattr(dispatch, "_is_small", lambda device: True)
     q, k, v = (torch.randn(1, 1, 3, 160) for _ in range(3))
     with warns("head dimension 160 on a device with so little shared memory"):
         found = gpu_kernels("auto", CPU).window_attention(q, k, v, 2, None, (k, v))
@@ -105,14 +104,14 @@ def test_devices_with_little_shared_memory(monkeypatch: pytest.MonkeyPatch, warn
 
 
 def test_rows_too_long_for_a_program_fall_back(warns: Warns) -> None:
-    x, weight = torch.randn(1, gpu.MAX_NORM_DIM + 1), torch.ones(gpu.MAX_NORM_DIM + 1)
+    x, weight = torch.randn(1, dispatch.MAX_NORM_DIM + 1), torch.ones(dispatch.MAX_NORM_DIM + 1)
     with warns(r"rows of 8193 \(at most 8192\)"):
         found = gpu_kernels("auto", CPU).rms_norm(x, weight, 1e-6)
     assert torch.equal(found, REFERENCE.rms_norm(x, weight, 1e-6))
 
 
 def test_a_device_that_is_too_old(monkeypatch: pytest.MonkeyPatch, warns: Warns) -> None:
-    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    monkeypatch.setattr(dispatch, "interpreted", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old card")
     old = torch.device("cuda")
@@ -138,7 +137,7 @@ def test_flash_attention_takes_only_what_it_can(monkeypatch: pytest.MonkeyPatch)
         calls.append(window)
         return q
 
-    monkeypatch.setattr(gpu, "_flash_attention", flash)
+    monkeypatch.setattr(dispatch, "_flash_attention", flash)
     run = with_flash(SdpaKernels()).window_attention
     q, k, v = (torch.randn(1, 1, 4, 16, dtype=torch.bfloat16) for _ in range(3))
     run(q, k, v, 3, None, (k, v))

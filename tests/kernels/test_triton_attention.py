@@ -9,7 +9,7 @@ from ttt_docs.kernels.attention import triton_tiles as attention
 from ttt_docs.kernels.attention.definition import Sinks, window_attention_reference
 from ttt_docs.kernels.attention.triton import window_attention_triton
 from ttt_docs.kernels.attention.triton_tiles import Tiles, parts
-from ttt_docs.kernels.gpu import MAX_FLOAT32_HEAD_DIM
+from ttt_docs.kernels.dispatch import MAX_FLOAT32_HEAD_DIM
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 

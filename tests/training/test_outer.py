@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ttt_docs.errors import UsageError
 from ttt_docs.kernels.attention import cpu as attention
 from ttt_docs.kernels.attention import jvp as attention_jvp
-from ttt_docs.kernels.backends import REFERENCE, TRAINING
+from ttt_docs.kernels.backends import CPU, REFERENCE
 from ttt_docs.kernels.cross_entropy import cpu as cross_entropy
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
@@ -68,7 +68,7 @@ def several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["chunks", "suffix", "logarithmic"])
-@pytest.mark.parametrize("kernels", [TRAINING, REFERENCE], ids=lambda k: k.name)
+@pytest.mark.parametrize("kernels", [CPU, REFERENCE], ids=lambda k: k.name)
 @pytest.mark.parametrize(
     "reading",
     [
@@ -94,7 +94,7 @@ def test_each_matrix_may_have_a_rate_of_its_own(rule: Any) -> None:
     model, tokens, reading = tiny(), tokens_of(3 * 8), READING.model_copy(update={"inner_rule": rule})
     rate = torch.tensor([[0.7, 0.0, 0.4], [1.1, 0.2, 1.0], [0.9, 0.5, 0.1]], dtype=torch.float64, requires_grad=True)
     expected = outer_loss(model, tokens, reading, inner_lr=rate, recompute="none")
-    assert_same(model, expected, outer_loss(model, tokens, reading, inner_lr=rate, kernels=TRAINING), rate)
+    assert_same(model, expected, outer_loss(model, tokens, reading, inner_lr=rate, kernels=CPU), rate)
     by_block = torch.tensor([0.7, 1.1, 0.9], dtype=torch.float64)
     losses = [outer_loss(model, tokens, reading, inner_lr=r).loss for r in (by_block, by_block[:, None].expand(3, 3))]
     torch.testing.assert_close(*losses, atol=0, rtol=0)
@@ -232,7 +232,7 @@ def test_reading_a_chunk_costs_the_same_whatever_else_is_trained() -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not frozen or ".prime_mlp." in name)
         with FlopCounterMode(display=False) as counter:
-            outer_loss(model, tokens_of(chunks * 8), READING, kernels=TRAINING)
+            outer_loss(model, tokens_of(chunks * 8), READING, kernels=CPU)
         return counter.get_total_flops()
 
     # The last chunk is differentiated for everything at once: what one chunk more costs is reading it.

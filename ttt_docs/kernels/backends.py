@@ -87,29 +87,6 @@ class Kernels:
         return other
 
 
-class CpuKernels(Kernels):
-    """What reading on a CPU uses: differentiable once. Cached keys and values count as constants unless they ask for
-    gradient themselves."""
-
-    name = "cpu"
-    rms_norm = staticmethod(rms_norm_cpu)
-    swiglu = staticmethod(swiglu_cpu)
-    window_attention = staticmethod(window_attention_cpu)
-    linear_cross_entropy = staticmethod(linear_cross_entropy_cpu)
-
-
-class NativeKernels(CpuKernels):
-    """The same with C++ compiled for CPUs with AMX or AVX-512, for what is in bfloat16."""
-
-    name = "native"
-    rms_norm = staticmethod(rms_norm_native)
-    swiglu = staticmethod(swiglu_native)
-    window_attention = staticmethod(window_attention_native)
-    linear_cross_entropy = staticmethod(linear_cross_entropy_native)
-    inner_step = staticmethod(inner_step_native)
-    steps_into_memory = True
-
-
 class JvpKernels(Kernels):
     """Values and their derivatives along one direction, stacked along the batch (`swiglu/jvp.py`): differentiable once.
 
@@ -131,21 +108,36 @@ class JvpKernels(Kernels):
         return torch.cat([value + bias, tangent])
 
 
-class TrainingKernels(CpuKernels):
-    """What training on a CPU uses: differentiable once, with a backend for directional derivatives."""
+class CpuKernels(Kernels):
+    """What a CPU uses: differentiable once, with a backend for directional derivatives. Cached keys and values count as
+    constants unless they ask for gradient themselves."""
 
-    name = "training"
+    name = "cpu"
     jvp = JvpKernels()
+    rms_norm = staticmethod(rms_norm_cpu)
+    swiglu = staticmethod(swiglu_cpu)
+    window_attention = staticmethod(window_attention_cpu)
+    linear_cross_entropy = staticmethod(linear_cross_entropy_cpu)
 
 
-class NativeTrainingKernels(TrainingKernels):
-    """The same with compiled attention, for what is in bfloat16."""
+class NativeKernels(CpuKernels):
+    """The same with C++ compiled for CPUs with AMX or AVX-512, for what is in bfloat16."""
+
+    name = "native"
+    rms_norm = staticmethod(rms_norm_native)
+    swiglu = staticmethod(swiglu_native)
+    window_attention = staticmethod(window_attention_native)
+    linear_cross_entropy = staticmethod(linear_cross_entropy_native)
+    inner_step = staticmethod(inner_step_native)
+    steps_into_memory = True
+
+
+class NativeTrainingKernels(CpuKernels):
+    """What training uses there: compiled attention, for what is in bfloat16."""
 
     name = "native training"
     window_attention = staticmethod(window_attention_native)
     jvp = JvpKernels().replace(window_attention=partial(window_attention_jvp, passes=NATIVE_PASSES))
 
 
-REFERENCE, CPU, NATIVE, TRAINING, NATIVE_TRAINING = (
-    backend() for backend in (Kernels, CpuKernels, NativeKernels, TrainingKernels, NativeTrainingKernels)
-)
+REFERENCE, CPU, NATIVE, NATIVE_TRAINING = Kernels(), CpuKernels(), NativeKernels(), NativeTrainingKernels()

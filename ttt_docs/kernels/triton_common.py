@@ -45,11 +45,6 @@ def empty_token_major(like: Tensor) -> Tensor:
     return like.new_empty(batch, tokens, heads, d).transpose(1, 2)
 
 
-def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd would follow an operation on these."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
 def second_derivative(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
     """For the `backward` of a Function that is itself a gradient: gradients of its first inputs from the cotangents of
     its results. The other inputs get none, nothing is computed where all cotangents are None, and there is no third

@@ -30,6 +30,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd would follow an operation on these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def traced(x: Any) -> Any:
     """x, a tensor or None, as `wanted` can tell whether its gradient is: autograd does not say so of leaves."""
     return x.view_as(x) if x is not None and x.requires_grad and x.is_leaf else x

@@ -23,17 +23,13 @@ struct Matrix {
     bf16* at(int64_t b, int64_t h, int64_t r) const { return data + b * batch + h * head + r * row; }
 };
 
-}  // namespace
-
-// One call's arguments; ctypes has the same structure in native.py.
+// One call's arguments; native.py makes them as numbers of 64 bits, in this order.
 struct Attention {
-    int64_t batch, heads, kv_heads, queries, keys, head_dim, window, sinks, threads;
+    int64_t batch, heads, kv_heads, queries, keys, head_dim, window, sinks;
     Matrix q, k, v, sink_q, sink_k, sink_v, out, grad, grad_q, grad_k, grad_v, grad_sink_q;
     const uint8_t* hidden;  // [queries, sinks], 1 where the sink is still inside the window; may be null
     float* log_total;       // [batch, heads, queries]: log-sum-exp of the scores of everything a query saw
 };
-
-namespace {
 
 constexpr int ROWS = 32;           // queries of a block: two tiles
 constexpr int FORWARD_KEYS = 256;  // keys whose exponentials are kept before they meet the values
@@ -270,13 +266,13 @@ void forward_blocks(ForwardBlock<D>* blocks, int64_t count, const bf16* k, const
 }
 
 template <int D>
-void forward(const Attention& c) {
+void forward(const Attention& c, int64_t threads) {
     const int64_t padded = up(c.keys, 32), pieces = padded / 32, share = 16, group = c.heads / c.kv_heads;
     const int64_t tiles = up(c.queries, ROWS) / ROWS, size = padded * D;
     bf16* packed = (bf16*)kept_memory<0>(c.kv_heads * 2 * size * sizeof(bf16));
     for (int64_t b = 0; b < c.batch; b++) {
         const int64_t parts = up(pieces, share) / share;
-        parallel(c.kv_heads * parts, c.threads, [&](int64_t item) {
+        parallel(c.kv_heads * parts, threads, [&](int64_t item) {
             const int64_t head = item / parts, begin = item % parts * share * 32;
             bf16 *k = packed + head * 2 * size, *v = k + size;
             for (int64_t key = begin; key < std::min(begin + share * 32, padded); key += 32) {
@@ -285,7 +281,7 @@ void forward(const Attention& c) {
                 pack_along<D>(v + key * D, c.v.at(b, head, key), c.v.row, c.keys - key);
             }
         });
-        parallel(c.kv_heads * tiles, c.threads, begin_tiles, [&](int64_t item) {
+        parallel(c.kv_heads * tiles, threads, begin_tiles, [&](int64_t item) {
             const View view{c, b, item / tiles};
             const bf16 *k = packed + view.kv_head * 2 * size, *v = k + size;
             auto* blocks = (ForwardBlock<D>*)kept_memory<1>(group * sizeof(ForwardBlock<D>));
@@ -421,7 +417,7 @@ struct PackedKeys {
 };
 
 template <int D>
-void backward(const Attention& c) {
+void backward(const Attention& c, int64_t threads) {
     const int64_t pieces = up(c.keys, 32) / 32, share = 16, group = c.heads / c.kv_heads;
     const int64_t tiles = up(c.queries, ROWS) / ROWS, cached = c.keys - c.queries, first_own = down(cached, 32);
     // A key head's tiles are dealt to a fixed number of sums, so that results do not depend on threads.
@@ -431,7 +427,7 @@ void backward(const Attention& c) {
     float* sums = (float*)kept_memory<2>(c.kv_heads * deals * 2 * own * sizeof(float));
     for (int64_t b = 0; b < c.batch; b++) {
         const int64_t parts = up(pieces, share) / share;
-        parallel(c.kv_heads * parts, c.threads, [&](int64_t item) {
+        parallel(c.kv_heads * parts, threads, [&](int64_t item) {
             const int64_t head = item / parts, begin = item % parts * share;
             for (int64_t i = begin; i < std::min(begin + share, pieces); i++) {
                 auto& to = packed[head * pieces + i];
@@ -443,7 +439,7 @@ void backward(const Attention& c) {
                 pack_along<D>(to.along, c.k.at(b, head, key), c.k.row, rows);
             }
         });
-        parallel(c.kv_heads * deals, c.threads, begin_tiles, [&](int64_t item) {
+        parallel(c.kv_heads * deals, threads, begin_tiles, [&](int64_t item) {
             const View view{c, b, item / deals};
             const auto* keys = packed + view.kv_head * pieces;
             float *sum_k = sums + item * 2 * own, *sum_v = sum_k + own;
@@ -485,7 +481,7 @@ void backward(const Attention& c) {
         }, end_tiles);
         // Sums of all deals, in order; 16 keys at a time transposed back from [D, keys].
         const int64_t groups = (pieces * 32 - first_own) / 16;
-        parallel(c.kv_heads * 2 * groups, c.threads, [&](int64_t item) {
+        parallel(c.kv_heads * 2 * groups, threads, [&](int64_t item) {
             const int64_t head = item / groups / 2, which = item / groups % 2, key = first_own + item % groups * 16;
             const Matrix& to = which ? c.grad_v : c.grad_k;
             const __m512 scale = _mm512_set1_ps(which ? 1 : 1 / std::sqrt(float(D)));
@@ -509,14 +505,13 @@ void backward(const Attention& c) {
 
 }  // namespace
 
-// 0, or 1 for a head_dim this was not made for.
-#define BY_HEAD_DIM(function)                        \
-    switch (call->head_dim) {                        \
-        case 32: return function<32>(*call), 0;      \
-        case 64: return function<64>(*call), 0;      \
-        case 96: return function<96>(*call), 0;      \
-        case 128: return function<128>(*call), 0;    \
-        default: return 1;                           \
+// native.py has no other head_dim.
+#define BY_HEAD_DIM(function)                                \
+    switch (call->head_dim) {                                \
+        case 32: return function<32>(*call, threads);        \
+        case 64: return function<64>(*call, threads);        \
+        case 96: return function<96>(*call, threads);        \
+        case 128: return function<128>(*call, threads);      \
     }
-extern "C" int window_attention_forward(const Attention* call) { BY_HEAD_DIM(forward) }
-extern "C" int window_attention_backward(const Attention* call) { BY_HEAD_DIM(backward) }
+extern "C" void window_attention_forward(const Attention* call, int64_t threads) { BY_HEAD_DIM(forward) }
+extern "C" void window_attention_backward(const Attention* call, int64_t threads) { BY_HEAD_DIM(backward) }

@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
 from ttt_docs.kernels.attention.cpu import CPU_PASSES, Gradients, Inputs, Outputs, Passes, run
 from ttt_docs.kernels.attention.definition import Newest, Sinks
-from ttt_docs.kernels.native.calls import library
+from ttt_docs.kernels.native.calls import call
 
 HEAD_DIMS = (32, 64, 96, 128)
 #: Fewer queries than this do not pay for packing the window's keys and values.
 LEAST_QUERIES = 8
 
 
-class _Matrix(ctypes.Structure):
-    """A bfloat16 tensor [batch, heads, rows, head_dim]."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in ("data", "batch", "head", "row")]
-
-
-_SIZES = ("batch", "heads", "kv_heads", "queries", "keys", "head_dim", "window", "sinks", "threads")
-_MATRICES = ("q", "k", "v", "sink_q", "sink_k", "sink_v", "out", "grad", "grad_q", "grad_k", "grad_v", "grad_sink_q")
-
-
-class _Call(ctypes.Structure):
-    """`Attention` of native.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, _Matrix) for name in _MATRICES),
-        *((name, ctypes.c_void_p) for name in ("hidden", "log_total")),
-    ]
+#: The matrices of `Attention` in native.cpp, in its order: bfloat16 [batch, heads, rows, head_dim].
+MATRICES = ("q", "k", "v", "sink_q", "sink_k", "sink_v", "out", "grad", "grad_q", "grad_k", "grad_v", "grad_sink_q")
 
 
 def _run(function: str, inputs: Inputs, lse: Tensor, **others: Tensor) -> None:
     q, k, v, window, sinks = inputs
     (batch, heads, queries, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
-    count = 0 if sinks is None else sinks.k.shape[2]
-    sizes = (batch, heads, kv_heads, queries, keys, head_dim, min(window or keys, keys), count, torch.get_num_threads())
-    matrices = {"q": q, "k": k, "v": v} | others
-    call = _Call(*sizes, log_total=lse.data_ptr())
+    matrices, hidden = {"q": q, "k": k, "v": v} | others, None
     if sinks is not None:
         matrices |= {"sink_q": sinks.q, "sink_k": sinks.k, "sink_v": sinks.v}
         hidden = None if sinks.hidden is None else sinks.hidden.contiguous()
-        call.hidden = None if hidden is None else hidden.data_ptr()
     matrices = {name: x if x.stride(-1) == 1 else x.contiguous() for name, x in matrices.items()}
-    for name, x in matrices.items():
-        setattr(call, name, _Matrix(x.data_ptr(), *x.stride()[:3]))
-    if getattr(library(), function)(ctypes.byref(call)) != 0:
-        raise AssertionError(f"{function} has no code for head_dim {head_dim}")
+    count = 0 if sinks is None else sinks.k.shape[2]
+    numbers = [batch, heads, kv_heads, queries, keys, head_dim, min(window or keys, keys), count]
+    for x in map(matrices.get, MATRICES):  # address and strides, as `Matrix` has them
+        numbers += (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
+    call(function, torch.tensor([*numbers, 0 if hidden is None else hidden.data_ptr(), lse.data_ptr()]))
 
 
 def _empty_like_heads(x: Tensor) -> Tensor:

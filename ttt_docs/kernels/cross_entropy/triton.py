@@ -25,8 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ttt_docs.kernels.triton_common import needs_grad, second_derivative
-from ttt_docs.kernels.workspace import traced, wanted, wide
+from ttt_docs.kernels.triton_common import second_derivative
+from ttt_docs.kernels.workspace import needs_grad, traced, wanted, wide
 
 #: Rows done at once, and logits per tile: 32 MB in float32. COLUMNS bounds what one program holds in registers.
 ROWS, TILE, COLUMNS = 2048, 1 << 23, 8192

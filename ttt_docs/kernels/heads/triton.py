@@ -26,8 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ttt_docs.kernels.heads.definition import Heads, HeadSplit
-from ttt_docs.kernels.triton_common import load, needs_grad, second_derivative, token_major, widened
-from ttt_docs.kernels.workspace import traced, wanted, wide
+from ttt_docs.kernels.triton_common import load, second_derivative, token_major, widened
+from ttt_docs.kernels.workspace import needs_grad, traced, wanted, wide
 
 WARPS = 4
 

@@ -13,16 +13,11 @@ from ttt_docs.kernels.native.build import native_library
 LEAST_ROWS = 64
 
 
-def library() -> ctypes.CDLL:
-    """The compiled library, where there is one."""
-    loaded = native_library().loaded
-    assert loaded is not None
-    return loaded
-
-
 def call(function: str, *arguments: Tensor | int | float | None) -> None:
     """Calls `function` with numbers as they are, tensors as pointers, and the number of threads last."""
-    getattr(library(), function)(*map(_convert, (*arguments, torch.get_num_threads())))
+    library = native_library().loaded
+    assert library is not None
+    getattr(library, function)(*map(_convert, (*arguments, torch.get_num_threads())))
 
 
 def _convert(argument: Tensor | int | float | None) -> ctypes.c_int64 | ctypes.c_float | ctypes.c_void_p:

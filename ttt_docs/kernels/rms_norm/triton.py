@@ -1,6 +1,7 @@
 """RMSNorm on the device, twice differentiable, and a residual with the norms around it in one pass.
 
-A program holds whole rows: one read of each input, one write of each output. With r = (mean(x^2) + eps)^(-1/2),
+A program holds whole rows: one read of each input, one write of each output. All matrices are contiguous [rows, DIM].
+With r = (mean(x^2) + eps)^(-1/2),
 v = dy * w, n the length of a row and sums over it:
 
     y  = r x w
@@ -9,9 +10,6 @@ v = dy * w, n the length of a row and sums over it:
     grad_dy = w (r a - r^3 q x / n) + r e x
     grad_w  = sum over rows of dy (r a - r^3 q x / n)
     grad_x  = r e dy - r^3 ((a.v + z) x + t a + q v) / n + 3 r^5 q t x / n^2
-
-Row `i` of x starts at (i // GROUPS) * stride + (i % GROUPS) * group_stride, so that heads inside a wider matrix need no
-copy; all other matrices are contiguous [rows, DIM].
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ttt_docs.kernels.triton_common import load, needs_grad, second_derivative, sums_of
-from ttt_docs.kernels.workspace import traced, wanted, wide
+from ttt_docs.kernels.triton_common import load, second_derivative, sums_of
+from ttt_docs.kernels.workspace import needs_grad, traced, wanted, wide
 
 #: Programs that keep a device busy. Where there would be more, each does several groups of rows one after the other,
 #: and fewer shares of the weight's gradient go through memory.
@@ -32,13 +30,11 @@ PROGRAMS = 1024
 
 
 @triton.jit
-def _rows_of(group, rows, stride, group_stride, GROUPS, DIM, WIDTH, ROWS):
-    """Of a group of rows: where they lie in x and in contiguous matrices [ROWS, WIDTH], and which elements exist."""
-    row = group * ROWS + tl.arange(0, ROWS)
+def _rows_of(group, rows, DIM, WIDTH, ROWS):
+    """Of a group of rows: where they lie in a matrix [ROWS, WIDTH], and which elements exist."""
+    row = group.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
-    inside = (row[:, None] < rows) & (column[None, :] < DIM)
-    start = (row // GROUPS) * stride + (row % GROUPS) * group_stride
-    return start[:, None] + column[None, :], row[:, None] * DIM + column[None, :], inside
+    return row[:, None] * DIM + column[None, :], (row[:, None] < rows) & (column[None, :] < DIM)
 
 
 @triton.jit
@@ -55,49 +51,36 @@ def _scale(x, eps, DIM):
 
 @triton.jit
 def norm_forward(
-    x, weight, y, rows, stride, group_stride,
-    EPS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    x, delta, post_weight, weight, total, y, rows, ADD: tl.constexpr, POST: tl.constexpr,
+    EPS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(0).to(tl.int64)
-    of_x, _, inside = _rows_of(group, rows, stride, group_stride, GROUPS, DIM, WIDTH, ROWS)
-    value = load(x + of_x, inside)
+    """y = the norm of x. With ADD of total = x + delta (with POST, x + the norm of delta): a residual and the next
+    pre-norm."""
+    offsets, inside = _rows_of(tl.program_id(0), rows, DIM, WIDTH, ROWS)
+    value = load(x + offsets, inside)
+    if ADD:
+        added = load(delta + offsets, inside)
+        if POST:
+            added = added * _scale(added, EPS, DIM)[:, None] * _load_row(post_weight, DIM, WIDTH)
+        value += added
+        tl.store(total + offsets, value, mask=inside)
+        value = value.to(total.dtype.element_ty).to(value.dtype)  # as the backward pass will read it
     w = _load_row(weight, DIM, WIDTH)
-    normed = value * _scale(value, EPS, DIM)[:, None] * w
-    row = (group * ROWS + tl.arange(0, ROWS))[:, None]
-    tl.store(y + row * DIM + tl.arange(0, WIDTH)[None, :], normed, mask=inside)
-
-
-@triton.jit
-def add_norm_forward(
-    x, delta, post_weight, weight, total, y, rows,
-    POST: tl.constexpr, EPS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """total = x + delta (or x + its norm, with POST) and y = the norm of total: a residual and the next pre-norm."""
-    _, offsets, inside = _rows_of(tl.program_id(0).to(tl.int64), rows, DIM, 0, 1, DIM, WIDTH, ROWS)
-    added = load(delta + offsets, inside)
-    if POST:
-        w = _load_row(post_weight, DIM, WIDTH)
-        added = added * _scale(added, EPS, DIM)[:, None] * w
-    summed = load(x + offsets, inside) + added
-    tl.store(total + offsets, summed, mask=inside)
-    w = _load_row(weight, DIM, WIDTH)
-    rounded = summed.to(total.dtype.element_ty).to(summed.dtype)
-    tl.store(y + offsets, rounded * _scale(rounded, EPS, DIM)[:, None] * w, mask=inside)
+    tl.store(y + offsets, value * _scale(value, EPS, DIM)[:, None] * w, mask=inside)
 
 
 @triton.jit
 def norm_backward(
-    x, weight, grad_y, addend, grad_x, grad_weight, rows, stride, group_stride,
-    ADD: tl.constexpr, FOR_WEIGHT: tl.constexpr, EPS: tl.constexpr, GROUPS: tl.constexpr,
+    x, weight, grad_y, addend, grad_x, grad_weight, rows,
+    ADD: tl.constexpr, FOR_WEIGHT: tl.constexpr, EPS: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TIMES: tl.constexpr,
 ):  # fmt: skip
     """dx (plus `addend`: the gradient that reaches x past the norm) and each program's share of dw [programs, DIM]."""
     w = _load_row(weight, DIM, WIDTH)
     share = tl.zeros([WIDTH], dtype=sums_of(x.dtype.element_ty))
     for step in range(TIMES):
-        group = tl.program_id(0).to(tl.int64) * TIMES + step
-        of_x, offsets, inside = _rows_of(group, rows, stride, group_stride, GROUPS, DIM, WIDTH, ROWS)
-        value = load(x + of_x, inside)
+        offsets, inside = _rows_of(tl.program_id(0) * TIMES + step, rows, DIM, WIDTH, ROWS)
+        value = load(x + offsets, inside)
         dy = load(grad_y + offsets, inside)
         r = _scale(value, EPS, DIM)
         v = dy * w
@@ -115,15 +98,14 @@ def norm_backward(
 
 @triton.jit
 def norm_second(
-    x, weight, grad_y, a, e, grad_x, grad_grad_y, grad_weight, rows, stride, group_stride,
-    WITH_E: tl.constexpr, FOR_WEIGHT: tl.constexpr, EPS: tl.constexpr, GROUPS: tl.constexpr,
+    x, weight, grad_y, a, e, grad_x, grad_grad_y, grad_weight, rows,
+    WITH_E: tl.constexpr, FOR_WEIGHT: tl.constexpr, EPS: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TIMES: tl.constexpr,
 ):  # fmt: skip
     share = tl.zeros([WIDTH], dtype=sums_of(x.dtype.element_ty))
     for step in range(TIMES):
-        group = tl.program_id(0).to(tl.int64) * TIMES + step
-        of_x, offsets, inside = _rows_of(group, rows, stride, group_stride, GROUPS, DIM, WIDTH, ROWS)
-        value = load(x + of_x, inside)
+        offsets, inside = _rows_of(tl.program_id(0) * TIMES + step, rows, DIM, WIDTH, ROWS)
+        value = load(x + offsets, inside)
         dy = load(grad_y + offsets, inside)
         cotangent = load(a + offsets, inside)
         w = _load_row(weight, DIM, WIDTH)
@@ -165,24 +147,16 @@ def _meta(dim: int, operands: int) -> dict[str, int]:
     return {"DIM": dim, "WIDTH": width, "ROWS": rows, "num_warps": warps}
 
 
-def _layout(x: Tensor) -> tuple[Tensor, int, int, int, int]:
-    """x, copied where its rows lie in no regular way, and its number of rows, stride, group_stride and GROUPS."""
-    rows = x.numel() // x.shape[-1]
-    if x.dim() == 4 and x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1):  # heads of a wider matrix
-        return x, rows, x.stride(1), x.stride(2), x.shape[2]
-    return x.contiguous(), rows, x.shape[-1], 0, 1
-
-
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)  # contiguous, whatever x is
-
-
-def _forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    x, rows, stride, group_stride, groups = _layout(x)
-    y, meta = _empty(x), _meta(x.shape[-1], 2)
-    grid = (triton.cdiv(rows, meta["ROWS"]),)
-    norm_forward[grid](x, weight, y, rows, stride, group_stride, EPS=eps, GROUPS=groups, **meta)
-    return y
+def _forward(
+    x: Tensor, delta: Tensor | None, post_weight: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """What is normed (x + delta, if there is one), and its norm."""
+    x, delta = x.contiguous(), None if delta is None else delta.contiguous()
+    total, y = x if delta is None else torch.empty_like(x), torch.empty_like(x)
+    rows, meta = x.numel() // x.shape[-1], _meta(x.shape[-1], 2 if delta is None else 4)
+    options = {"ADD": delta is not None, "POST": post_weight is not None, "EPS": eps}
+    norm_forward[(triton.cdiv(rows, meta["ROWS"]),)](x, delta, post_weight, weight, total, y, rows, **options, **meta)
+    return total, y
 
 
 def _launch_gradient(
@@ -191,15 +165,12 @@ def _launch_gradient(
 ) -> Tensor | None:  # fmt: skip
     """Runs `norm_backward` or `norm_second`; `others` are what they take between the weight and its gradient. Returns
     that one, if it is asked for."""
-    (x, rows, stride, group_stride, groups), dim = _layout(x), x.shape[-1]
-    meta = _meta(dim, operands)
+    x, dim = x.contiguous(), x.shape[-1]
+    rows, meta = x.numel() // dim, _meta(dim, operands)
     meta["TIMES"] = times(triton.cdiv(rows, meta["ROWS"]), for_weight)
     programs = triton.cdiv(rows, meta["ROWS"] * meta["TIMES"])
     shares = x.new_empty(programs, dim, dtype=wide(x.dtype)) if for_weight else None
-    kernel[(programs,)](
-        x, weight, *others, shares, rows, stride, group_stride,
-        FOR_WEIGHT=for_weight, EPS=eps, GROUPS=groups, **options, **meta,
-    )  # fmt: skip
+    kernel[(programs,)](x, weight, *others, shares, rows, FOR_WEIGHT=for_weight, EPS=eps, **options, **meta)
     return None if shares is None else shares.sum(0).to(weight.dtype)
 
 
@@ -208,7 +179,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return _forward(x, weight, eps)
+        return _forward(x, None, None, weight, eps)[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -225,17 +196,16 @@ class _RMSNormBackward(torch.autograd.Function):
         ctx.save_for_backward(x, weight, grad)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
-        grad_x = _empty(x)
+        grad_x, add = x.new_empty(x.shape), addend is not None
         others = grad.contiguous(), None if addend is None else addend.contiguous(), grad_x
-        add = addend is not None
         return grad_x, _launch_gradient(norm_backward, 3, x, weight, others, eps, for_weight, ADD=add)
 
     @staticmethod
     @second_derivative
     def backward(ctx: Any, a: Tensor | None, e: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, grad = ctx.saved_tensors
-        grad_x, grad_grad = _empty(x), _empty(x)
-        cotangent = torch.zeros(x.shape, dtype=x.dtype, device=x.device) if a is None else a.contiguous()
+        grad_x, grad_grad = (x.new_empty(x.shape) for _ in range(2))
+        cotangent = x.new_zeros(x.shape) if a is None else a.contiguous()
         others = grad.contiguous(), cotangent, e, grad_x, grad_grad
         for_weight, with_e = ctx.needs_input_grad[1], e is not None
         grad_weight = _launch_gradient(norm_second, 6, x, weight, others, ctx.eps, for_weight, WITH_E=with_e)
@@ -246,19 +216,7 @@ def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `rms_norm_reference`, differentiable twice with respect to x [..., dim] and weight [dim]."""
     if needs_grad(x, weight):
         return _RMSNorm.apply(traced(x), traced(weight), eps)
-    return _forward(x, weight, eps)
-
-
-def _add_forward(
-    x: Tensor, delta: Tensor, post_weight: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    x, delta = x.contiguous(), delta.contiguous()
-    total, y = torch.empty_like(x), torch.empty_like(x)
-    meta, rows = _meta(x.shape[-1], 4), x.numel() // x.shape[-1]
-    add_norm_forward[(triton.cdiv(rows, meta["ROWS"]),)](
-        x, delta, post_weight, weight, total, y, rows, POST=post_weight is not None, EPS=eps, **meta
-    )
-    return total, y
+    return _forward(x, None, None, weight, eps)[1]
 
 
 class _AddRMSNorm(torch.autograd.Function):
@@ -268,7 +226,7 @@ class _AddRMSNorm(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, delta: Tensor, post_weight: Tensor | None, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        total, y = _add_forward(x, delta, post_weight, weight, eps)
+        total, y = _forward(x, delta, post_weight, weight, eps)
         ctx.save_for_backward(delta if post_weight is not None else None, post_weight, weight, total)
         ctx.eps = eps
         return total, y
@@ -288,5 +246,5 @@ def add_rms_norm_triton(
     x: Tensor, delta: Tensor, post_weight: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """As `Kernels.residual_norm`: x + delta (normed with `post_weight` first, if given) and the norm of that sum."""
-    run = _AddRMSNorm.apply if needs_grad(x, delta, post_weight, weight) else _add_forward
+    run = _AddRMSNorm.apply if needs_grad(x, delta, post_weight, weight) else _forward
     return run(x, delta, post_weight, weight, eps)

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ttt_docs.kernels.swiglu.definition import batched_linear
-from ttt_docs.kernels.triton_common import load, needs_grad, second_derivative
-from ttt_docs.kernels.workspace import traced, wanted
+from ttt_docs.kernels.triton_common import load, second_derivative
+from ttt_docs.kernels.workspace import needs_grad, traced, wanted
 
 #: Elements per program: 16 bytes per thread and load, twice.
 BLOCK = 2048
