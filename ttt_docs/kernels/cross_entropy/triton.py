@@ -67,16 +67,6 @@ def exponentials(
 
 
 @triton.jit
-def logit_gradients(logits, targets, log_total, grad, out, first, columns, WIDTH: tl.constexpr):
-    """out = (P - one-hot of the target) * gradient of the row's loss."""
-    row, start, column, inside, x = _row_of(logits, columns, WIDTH)
-    p = tl.exp(x - tl.load(log_total + row))
-    hit = column == tl.load(targets + row) - first
-    result = (p - tl.where(hit, 1.0, 0.0)) * tl.load(grad + row)
-    tl.store(out + start + column, result, mask=inside)
-
-
-@triton.jit
 def second_sums(logits, z, targets, log_total, mean_z, target_z, first, columns, WIDTH: tl.constexpr):
     """mean_z = sum over the vocabulary of P * Z, tile by tile, and Z at the target."""
     row, start, column, inside, x = _row_of(logits, columns, WIDTH)
@@ -89,15 +79,17 @@ def second_sums(logits, z, targets, log_total, mean_z, target_z, first, columns,
 
 
 @triton.jit
-def second_gradients(logits, z, targets, log_total, mean_z, grad, out, direct, first, columns, WIDTH: tl.constexpr):
-    """out = grad * P * (Z - mean_z), the gradient of the logits, and `direct` as in `logit_gradients`."""
+def logit_gradients(
+    logits, targets, log_total, grad, direct, z, mean_z, out, first, columns, WITH_Z: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """direct = (P - one-hot of the target) * gradient of the row's loss; WITH_Z, out = gradient * P * (Z - mean_z)."""
     row, start, column, inside, x = _row_of(logits, columns, WIDTH)
-    value = tl.load(z + start + column, mask=inside, other=0.0)
     p = tl.exp(x - tl.load(log_total + row))
     hit = column == tl.load(targets + row) - first
     g = tl.load(grad + row)
-    result = g * p * (value - tl.load(mean_z + row))
-    tl.store(out + start + column, result, mask=inside)
+    if WITH_Z:
+        value = tl.load(z + start + column, mask=inside, other=0.0)
+        tl.store(out + start + column, g * p * (value - tl.load(mean_z + row)), mask=inside)
     tl.store(direct + start + column, (p - tl.where(hit, 1.0, 0.0)) * g, mask=inside)
 
 
@@ -187,7 +179,8 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
             for own_x, grad, target, total in pieces:
                 logits = _product(own_x, part.t())
                 of_logits = torch.empty_like(logits, dtype=x.dtype)
-                _launch(logit_gradients, logits, target, total, grad, of_logits, first)
+                constants = target, total, grad, of_logits, None, None, None
+                _launch(logit_gradients, logits, *constants, first, WITH_Z=False)
                 of_part.add(of_logits, own_x)
         return grad_x, grad_head
 
@@ -223,7 +216,8 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
                 own_x, own_a, grad, target, total = piece
                 logits, z = logits_and_z(own_x, own_a, entries, part)
                 ways = logits.new_empty(2, *logits.shape, dtype=x.dtype)  # through the logits, and direct
-                _launch(second_gradients, logits, z, target, total, mean_z, grad, *ways, first)
+                constants = target, total, grad, ways[1], z, mean_z, ways[0]
+                _launch(logit_gradients, logits, *constants, first, WITH_Z=True)
                 of_x += _product(ways[0], part)
                 if b is not None:
                     of_x += _product(ways[1], b[entries])
