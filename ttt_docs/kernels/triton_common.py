@@ -1,4 +1,4 @@
-"""What the Triton kernels share: types that sums are kept in, memory layouts, and autograd around the launches."""
+"""What the Triton kernels share: types that sums are kept in, and autograd around the launches."""
 
 from __future__ import annotations
 
@@ -32,17 +32,6 @@ def load(pointers, inside):
 def accumulator(dtype: torch.dtype) -> tl.dtype:
     """As `sums_of`, for a dtype of torch."""
     return tl.float64 if dtype == torch.float64 else tl.float32
-
-
-def token_major(x: Tensor) -> Tensor:
-    """x [batch, heads, tokens, d], in memory [batch, tokens, heads, d]: the order of the projections."""
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def empty_token_major(like: Tensor) -> Tensor:
-    """Of that shape [batch, heads, tokens, d], in memory [batch, tokens, heads, d]."""
-    batch, heads, tokens, d = like.shape
-    return like.new_empty(batch, tokens, heads, d).transpose(1, 2)
 
 
 def second_derivative(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:

@@ -1,4 +1,4 @@
-"""What the kernels share: buffers kept between calls, number formats, and what a backward pass is asked for."""
+"""What the kernels share: buffers kept between calls, number formats, memory layouts, and what autograd asks for."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What sums and statistics are kept in: float32, and float64 for float64."""
     return dtype if dtype == torch.float64 else torch.float32
+
+
+def token_major(x: Tensor) -> Tensor:
+    """x [batch, heads, tokens, d], in memory [batch, tokens, heads, d]: the order of the projections."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def empty_token_major(like: Tensor) -> Tensor:
+    """Of that shape [batch, heads, tokens, d], in memory [batch, tokens, heads, d]."""
+    batch, heads, tokens, d = like.shape
+    return like.new_empty(batch, tokens, heads, d).transpose(1, 2)
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ttt_docs.kernels.attention.definition import Newest, Sinks
-from ttt_docs.kernels.workspace import traced, wanted, wide, workspace
+from ttt_docs.kernels.workspace import empty_token_major, needs_grad, traced, wanted, wide, workspace
 
 #: Query rows per tile, forward and backward. Small tiles waste fewer scores at the window's edges, large ones make
 #: better products; these measured best.
@@ -181,8 +181,8 @@ class Passes(NamedTuple):
 def forward(inputs: Inputs) -> Outputs:
     """Attention in tiles, each by PyTorch's own kernel."""
     q, k, v, window, sinks = inputs
-    batch, heads, new, head_dim = q.shape
-    out = q.new_empty(batch, new, heads, head_dim).transpose(1, 2)
+    batch, heads, new, _ = q.shape
+    out = empty_token_major(q)
     lse = q.new_empty(batch, new, heads, dtype=wide(q.dtype)).transpose(1, 2)
     for first, last, start, stop in tiles(new, k.shape[2], window, TILE):
         rows, bias = last - first, None
@@ -273,7 +273,7 @@ class _WindowAttention(torch.autograd.Function):
 def run(passes: Passes, inputs: Inputs, newest: tuple[Tensor, Tensor]) -> Tensor:
     """Attention by these passes, differentiable once for what asks for it."""
     q, k, v, window, sinks = inputs
-    if not (torch.is_grad_enabled() and (q.requires_grad or newest[0].requires_grad)):
+    if not needs_grad(q, *newest, *(sinks or ())):
         return passes.forward(inputs)[0]
     of_sinks = () if sinks is None else (*map(traced, sinks[:3]), sinks.hidden)
     return _WindowAttention.apply(passes, window, k.detach(), v.detach(), q, *newest, *of_sinks)

@@ -124,7 +124,6 @@ struct Block {
 struct View {
     const Attention& c;
     int64_t batch, kv_head;
-    int64_t group() const { return c.heads / c.kv_heads; }
     int64_t cached() const { return c.keys - c.queries; }
     Block block(int64_t head, int64_t position) const {
         const int64_t rows = std::min<int64_t>(ROWS, c.queries - position);

@@ -8,6 +8,7 @@ from torch import Tensor
 from ttt_docs.kernels.attention.cpu import CPU_PASSES, Gradients, Inputs, Outputs, Passes, run
 from ttt_docs.kernels.attention.definition import Newest, Sinks
 from ttt_docs.kernels.native.calls import call
+from ttt_docs.kernels.workspace import empty_token_major
 
 HEAD_DIMS = (32, 64, 96, 128)
 #: Fewer queries than this do not pay for packing the window's keys and values.
@@ -33,12 +34,6 @@ def _run(function: str, inputs: Inputs, lse: Tensor, **others: Tensor) -> None:
     call(function, torch.tensor([*numbers, 0 if hidden is None else hidden.data_ptr(), lse.data_ptr()]))
 
 
-def _empty_like_heads(x: Tensor) -> Tensor:
-    """[batch, heads, rows, d] lying in memory as [batch, rows, heads, d], as the projections around attention do."""
-    batch, heads, rows, head_dim = x.shape
-    return x.new_empty(batch, rows, heads, head_dim).transpose(1, 2)
-
-
 def made_for(q: Tensor) -> bool:
     """Whether the compiled kernel takes queries like these [batch, heads, new, head_dim]."""
     return q.dtype == torch.bfloat16 and q.shape[-1] in HEAD_DIMS and q.shape[2] >= LEAST_QUERIES
@@ -48,7 +43,7 @@ def forward(inputs: Inputs) -> Outputs:
     """The compiled forward pass where it was made for the queries, else the tiles of `cpu.py`."""
     if not made_for(inputs.q):
         return CPU_PASSES.forward(inputs)
-    out, lse = _empty_like_heads(inputs.q), inputs.q.new_empty(inputs.q.shape[:3], dtype=torch.float32)
+    out, lse = empty_token_major(inputs.q), inputs.q.new_empty(inputs.q.shape[:3], dtype=torch.float32)
     _run("window_attention_forward", inputs, lse, out=out)
     return out, lse, None
 
@@ -56,10 +51,10 @@ def forward(inputs: Inputs) -> Outputs:
 def backward(inputs: Inputs, out: Tensor, lse: Tensor, grad: Tensor, newest: int) -> Gradients:
     """The newest keys are those of the queries. Gradients of the sinks' keys and values are left out."""
     q, k, _, _, sinks = inputs
-    grads = {"grad_q": _empty_like_heads(q)}
-    grads |= {name: _empty_like_heads(k[:, :, k.shape[2] - newest :]) for name in ("grad_k", "grad_v")}
+    grads = {"grad_q": empty_token_major(q)}
+    grads |= {name: empty_token_major(k[:, :, k.shape[2] - newest :]) for name in ("grad_k", "grad_v")}
     if sinks is not None:
-        grads["grad_sink_q"] = _empty_like_heads(q)
+        grads["grad_sink_q"] = empty_token_major(q)
     _run("window_attention_backward", inputs, lse, out=out, grad=grad, **grads)
     return grads["grad_q"], grads["grad_k"], grads["grad_v"], grads.get("grad_sink_q")
 

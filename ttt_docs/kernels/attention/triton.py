@@ -37,8 +37,8 @@ from ttt_docs.kernels.attention.triton_tiles import (
     visible,
     zero_tile,
 )
-from ttt_docs.kernels.triton_common import empty_token_major, second_derivative, sums_of, token_major
-from ttt_docs.kernels.workspace import needs_grad, wide
+from ttt_docs.kernels.triton_common import second_derivative, sums_of
+from ttt_docs.kernels.workspace import empty_token_major, needs_grad, token_major, wide
 
 
 @triton.jit

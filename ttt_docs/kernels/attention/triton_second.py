@@ -29,7 +29,8 @@ from ttt_docs.kernels.attention.triton_tiles import (
     visible,
     zero_tile,
 )
-from ttt_docs.kernels.triton_common import empty_token_major, sums_of, token_major
+from ttt_docs.kernels.triton_common import sums_of
+from ttt_docs.kernels.workspace import empty_token_major, token_major
 
 
 @triton.jit

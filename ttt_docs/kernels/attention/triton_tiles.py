@@ -114,16 +114,13 @@ def dot(a, b, acc):
 def _load_part(base, rows, stride, limit, FIRST, WIDTH, HEAD, MASKED):
     columns = FIRST + tl.arange(0, WIDTH)
     pointers = base + rows[:, None] * stride + columns[None, :]
-    if MASKED:
-        if FIRST + WIDTH > HEAD:
-            part = tl.load(pointers, mask=(rows[:, None] < limit) & (columns[None, :] < HEAD), other=0.0)
-        else:
-            part = tl.load(pointers, mask=rows[:, None] < limit, other=0.0)
+    inside = rows[:, None] < limit
+    if FIRST + WIDTH > HEAD:  # constants: only one branch is compiled
+        part = tl.load(pointers, mask=inside & (columns[None, :] < HEAD), other=0.0)
+    elif MASKED:
+        part = tl.load(pointers, mask=inside, other=0.0)
     else:
-        if FIRST + WIDTH > HEAD:  # noqa: SIM108  (constants: only one branch is compiled)
-            part = tl.load(pointers, mask=columns[None, :] < HEAD, other=0.0)
-        else:
-            part = tl.load(pointers)
+        part = tl.load(pointers)
     return part
 
 

@@ -26,8 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ttt_docs.kernels.heads.definition import Heads, HeadSplit
-from ttt_docs.kernels.triton_common import load, second_derivative, token_major, widened
-from ttt_docs.kernels.workspace import needs_grad, traced, wanted, wide
+from ttt_docs.kernels.triton_common import load, second_derivative, widened
+from ttt_docs.kernels.workspace import needs_grad, token_major, traced, wanted, wide
 
 WARPS = 4
 
@@ -324,7 +324,7 @@ class _HeadsBackward(torch.autograd.Function):
         ctx.save_for_backward(qkv, q_norm, k_norm, grad_q, grad_k, grad_sink_q)
         ctx.split = split
         ctx.set_materialize_grads(False)
-        grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+        grad_qkv = qkv.new_empty(qkv.shape)
         shares = _shares(qkv, split, for_norms)
         tensors = grad_q, grad_k, grad_v, grad_sink_q, grad_qkv, shares
         _launch(heads_backward, qkv, (q_norm, k_norm), split, tensors, FOR_WEIGHT=for_norms)
@@ -334,7 +334,7 @@ class _HeadsBackward(torch.autograd.Function):
     @second_derivative
     def backward(ctx: Any, a: Tensor | None, *of_norms: Tensor | None) -> tuple[Tensor | None, ...]:
         qkv, q_norm, k_norm, grad_q, grad_k, grad_sink_q = ctx.saved_tensors
-        a = torch.zeros(qkv.shape, dtype=qkv.dtype, device=qkv.device) if a is None else a.contiguous()
+        a = qkv.new_zeros(qkv.shape) if a is None else a.contiguous()
         e = None
         if of_norms != (None, None):
             e = torch.stack([torch.zeros_like(q_norm) if own is None else own for own in of_norms])
