@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ttt_docs.kernels import cross_entropy, rms_norm, swiglu
 from ttt_docs.kernels.attention import cpu as attention
-from ttt_docs.kernels.attention.cpu import window_attention_cpu
+from ttt_docs.kernels.attention.cpu import window_attention_cpu, window_attention_native
 from ttt_docs.kernels.attention.definition import Sinks, window_attention_reference
-from ttt_docs.kernels.attention.native import window_attention_native
 from ttt_docs.kernels.backends import CPU, NATIVE, Kernels
 from ttt_docs.kernels.cross_entropy.cpu import linear_cross_entropy_cpu
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference

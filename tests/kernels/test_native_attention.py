@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttt_docs.kernels.attention.cpu import window_attention_cpu
+from ttt_docs.kernels.attention.cpu import window_attention_cpu, window_attention_native
 from ttt_docs.kernels.attention.definition import Sinks, window_attention_reference
-from ttt_docs.kernels.attention.native import window_attention_native
 from ttt_docs.kernels.native.build import native_library
 
 needs_native = pytest.mark.skipif(native_library().loaded is None, reason=native_library().reason)

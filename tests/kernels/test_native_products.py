@@ -9,13 +9,13 @@ import torch
 from test_native_attention import largest_error, needs_native
 from torch import Tensor
 
+from ttt_docs.kernels.cross_entropy.cpu import linear_cross_entropy_native
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
-from ttt_docs.kernels.cross_entropy.native import linear_cross_entropy_native
 from ttt_docs.kernels.native.calls import multiply
+from ttt_docs.kernels.rms_norm.cpu import rms_norm_native
 from ttt_docs.kernels.rms_norm.definition import rms_norm_reference
-from ttt_docs.kernels.rms_norm.native import rms_norm_native
+from ttt_docs.kernels.swiglu.cpu import swiglu_native
 from ttt_docs.kernels.swiglu.definition import swiglu_reference
-from ttt_docs.kernels.swiglu.native import swiglu_native
 
 pytestmark = needs_native
 

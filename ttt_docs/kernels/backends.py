@@ -15,14 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttt_docs.kernels.attention.cpu import window_attention_cpu
+from ttt_docs.kernels.attention.cpu import NATIVE_PASSES, window_attention_cpu, window_attention_native
 from ttt_docs.kernels.attention.definition import window_attention_reference
 from ttt_docs.kernels.attention.jvp import window_attention_jvp
-from ttt_docs.kernels.attention.native import NATIVE_PASSES, window_attention_native
-from ttt_docs.kernels.cross_entropy.cpu import linear_cross_entropy_cpu
+from ttt_docs.kernels.cross_entropy.cpu import linear_cross_entropy_cpu, linear_cross_entropy_native
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
 from ttt_docs.kernels.cross_entropy.jvp import linear_cross_entropy_jvp
-from ttt_docs.kernels.cross_entropy.native import linear_cross_entropy_native
 from ttt_docs.kernels.heads.definition import Heads, HeadSplit, split_heads_reference
 from ttt_docs.kernels.inner_step.definition import (
     Step,
@@ -31,14 +29,12 @@ from ttt_docs.kernels.inner_step.definition import (
     undo_step_reference,
 )
 from ttt_docs.kernels.inner_step.native import inner_step_native
-from ttt_docs.kernels.rms_norm.cpu import rms_norm_cpu
+from ttt_docs.kernels.rms_norm.cpu import rms_norm_cpu, rms_norm_native
 from ttt_docs.kernels.rms_norm.definition import rms_norm_reference
 from ttt_docs.kernels.rms_norm.jvp import rms_norm_jvp
-from ttt_docs.kernels.rms_norm.native import rms_norm_native
-from ttt_docs.kernels.swiglu.cpu import swiglu_cpu
+from ttt_docs.kernels.swiglu.cpu import swiglu_cpu, swiglu_native
 from ttt_docs.kernels.swiglu.definition import swiglu_reference
 from ttt_docs.kernels.swiglu.jvp import swiglu_jvp
-from ttt_docs.kernels.swiglu.native import swiglu_native
 
 
 class Kernels:

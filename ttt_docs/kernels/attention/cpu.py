@@ -1,4 +1,6 @@
-"""Window attention on a CPU, tile by tile: scores exist one tile at a time, and keys that no query sees are skipped."""
+"""Window attention on a CPU, tile by tile: scores exist one tile at a time, and keys that no query sees are skipped.
+
+There are two ways: PyTorch's operations, and native.cpp for bfloat16 on CPUs with AMX or AVX-512."""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ttt_docs.kernels.attention.definition import Newest, Sinks
+from ttt_docs.kernels.native.calls import call
 from ttt_docs.kernels.workspace import empty_token_major, needs_grad, traced, wanted, wide, workspace
 
 #: Query rows per tile, forward and backward. Small tiles waste fewer scores at the window's edges, large ones make
@@ -285,3 +288,63 @@ def window_attention_cpu(
     """The CPU path, differentiable once."""
     newest = (k, v) if newest is None or k.requires_grad else newest
     return run(CPU_PASSES, Inputs(q, k, v, window, sinks), newest)
+
+
+#: What native.cpp was made for.
+HEAD_DIMS = (32, 64, 96, 128)
+#: Fewer queries than this do not pay for packing the window's keys and values.
+LEAST_QUERIES = 8
+#: The matrices of `Attention` in native.cpp, in its order: bfloat16 [batch, heads, rows, head_dim].
+MATRICES = ("q", "k", "v", "sink_q", "sink_k", "sink_v", "out", "grad", "grad_q", "grad_k", "grad_v", "grad_sink_q")
+
+
+def _run(function: str, inputs: Inputs, lse: Tensor, **others: Tensor | None) -> None:
+    q, k, v, window, sinks = inputs
+    (batch, heads, queries, head_dim), (_, kv_heads, keys, _) = q.shape, k.shape
+    matrices, hidden = {"q": q, "k": k, "v": v} | others, None
+    if sinks is not None:
+        matrices |= {"sink_q": sinks.q, "sink_k": sinks.k, "sink_v": sinks.v}
+        hidden = None if sinks.hidden is None else sinks.hidden.contiguous()
+    matrices = {name: x if x.stride(-1) == 1 else x.contiguous() for name, x in matrices.items() if x is not None}
+    count = 0 if sinks is None else sinks.k.shape[2]
+    numbers = [batch, heads, kv_heads, queries, keys, head_dim, min(window or keys, keys), count]
+    for x in map(matrices.get, MATRICES):  # address and strides, as `Matrix` has them
+        numbers += (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
+    call(function, torch.tensor([*numbers, 0 if hidden is None else hidden.data_ptr(), lse.data_ptr()]))
+
+
+def made_for(q: Tensor) -> bool:
+    """Whether the compiled kernel takes queries like these [batch, heads, new, head_dim]."""
+    return q.dtype == torch.bfloat16 and q.shape[-1] in HEAD_DIMS and q.shape[2] >= LEAST_QUERIES
+
+
+def native_forward(inputs: Inputs) -> Outputs:
+    """The compiled forward pass where it was made for the queries, else the tiles above."""
+    if not made_for(inputs.q):
+        return CPU_PASSES.forward(inputs)
+    out, lse = empty_token_major(inputs.q), inputs.q.new_empty(inputs.q.shape[:3], dtype=torch.float32)
+    _run("window_attention_forward", inputs, lse, out=out)
+    return out, lse, None
+
+
+def native_backward(inputs: Inputs, out: Tensor, lse: Tensor, grad: Tensor, newest: int) -> Gradients:
+    """The newest keys are those of the queries. Gradients of the sinks' keys and values are left out."""
+    q, k, _, _, sinks = inputs
+    grad_q, sink_q = empty_token_major(q), None if sinks is None else empty_token_major(q)
+    grad_k, grad_v = (empty_token_major(k[:, :, k.shape[2] - newest :]) for _ in range(2))
+    made = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_sink_q": sink_q}
+    _run("window_attention_backward", inputs, lse, out=out, grad=grad, **made)
+    return grad_q, grad_k, grad_v, sink_q
+
+
+NATIVE_PASSES = Passes(native_forward, native_backward)
+
+
+def window_attention_native(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, sinks: Sinks | None = None, newest: Newest = None
+) -> Tensor:
+    """As `window_attention_cpu`, which still does what the compiled kernel was not made for: other data types, and
+    gradient for cached keys and values."""
+    newest = (k, v) if newest is None or k.requires_grad else newest
+    fits = made_for(q) and not (needs_grad(*newest) and newest[0].shape[2] > q.shape[2])
+    return run(NATIVE_PASSES if fits else CPU_PASSES, Inputs(q, k, v, window, sinks), newest)

@@ -23,7 +23,7 @@ struct Matrix {
     bf16* at(int64_t b, int64_t h, int64_t r) const { return data + b * batch + h * head + r * row; }
 };
 
-// One call's arguments; native.py makes them as numbers of 64 bits, in this order.
+// One call's arguments; cpu.py makes them as numbers of 64 bits, in this order.
 struct Attention {
     int64_t batch, heads, kv_heads, queries, keys, head_dim, window, sinks;
     Matrix q, k, v, sink_q, sink_k, sink_v, out, grad, grad_q, grad_k, grad_v, grad_sink_q;
@@ -504,7 +504,7 @@ void backward(const Attention& c, int64_t threads) {
 
 }  // namespace
 
-// native.py has no other head_dim.
+// cpu.py has no other head_dim.
 #define BY_HEAD_DIM(function)                                \
     switch (call->head_dim) {                                \
         case 32: return function<32>(*call, threads);        \

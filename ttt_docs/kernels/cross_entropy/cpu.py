@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttt_docs.kernels.native.calls import call
 from ttt_docs.kernels.workspace import narrow_product, traced, wanted, wide, workspace
 
 #: Logits are made in tiles of this many rows and vocabulary entries: 16 MB in bfloat16, which caches still hold.
 ROWS = 1024
 COLUMNS = 8192
+#: From this many rows on (the guard has 16), compiled products are faster than oneDNN's with exponentials after them.
+LEAST_ROWS = 8
 
 
 def head_tiles(head: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -130,3 +133,26 @@ def run(score: Score, x: Tensor, head: Tensor, targets: Tensor, ignore: int | No
 def linear_cross_entropy_cpu(x: Tensor, head: Tensor, targets: Tensor, ignore: int | None = None) -> Tensor:
     """The CPU path, differentiable once. A head whose gradient is not asked for costs nothing."""
     return run(score, x, head, targets, ignore)
+
+
+def _native_score(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
+    """As `score`, which does again what has a logit out of exp's range. Exponentials are made inside the products."""
+    x, head, targets = x.contiguous(), head.contiguous(), targets.contiguous()
+    losses, grads = [], []
+    for piece, target in zip(x.split(ROWS), targets.split(ROWS), strict=True):
+        rows, dim = piece.shape
+        total, own = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
+        mean = x.new_empty(rows, dim, dtype=torch.float32) if with_grad else None
+        call("cross_entropy", rows, head.shape[0], dim, piece, head, target, total, own, mean)
+        if not in_range(total):
+            return score(x, head, targets, with_grad)
+        losses.append(total.log() - own)
+        if mean is not None:
+            grads.append(mean.div_(total.unsqueeze(1)).sub_(head[target]).to(x.dtype))
+    return torch.cat(losses), torch.cat(grads) if with_grad else None
+
+
+def linear_cross_entropy_native(x: Tensor, head: Tensor, targets: Tensor, ignore: int | None = None) -> Tensor:
+    """The same with compiled products, for bfloat16 and sizes that are multiples of 32."""
+    fits = x.dtype == torch.bfloat16 and x.shape[0] >= LEAST_ROWS and not any(size % 32 for size in head.shape)
+    return run(_native_score if fits else score, x, head, targets, ignore)
