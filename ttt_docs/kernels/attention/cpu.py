@@ -310,7 +310,8 @@ def _run(function: str, inputs: Inputs, lse: Tensor, **others: Tensor | None) ->
     numbers = [batch, heads, kv_heads, queries, keys, head_dim, min(window or keys, keys), count]
     for x in map(matrices.get, MATRICES):  # address and strides, as `Matrix` has them
         numbers += (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
-    call(function, torch.tensor([*numbers, 0 if hidden is None else hidden.data_ptr(), lse.data_ptr()]))
+    threads = 0  # for native.cpp to fill in
+    call(function, torch.tensor([*numbers, 0 if hidden is None else hidden.data_ptr(), lse.data_ptr(), threads]))
 
 
 def made_for(q: Tensor) -> bool:

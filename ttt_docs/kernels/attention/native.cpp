@@ -23,13 +23,18 @@ struct Matrix {
     bf16* at(int64_t b, int64_t h, int64_t r) const { return data + b * batch + h * head + r * row; }
 };
 
+}  // namespace
+
 // One call's arguments; cpu.py makes them as numbers of 64 bits, in this order.
 struct Attention {
     int64_t batch, heads, kv_heads, queries, keys, head_dim, window, sinks;
     Matrix q, k, v, sink_q, sink_k, sink_v, out, grad, grad_q, grad_k, grad_v, grad_sink_q;
     const uint8_t* hidden;  // [queries, sinks], 1 where the sink is still inside the window; may be null
-    float* log_total;       // [batch, heads, queries]: log-sum-exp of the scores of everything a query saw
+    float* lse;             // [batch, heads, queries]: log-sum-exp of the scores of everything a query saw
+    int64_t threads;        // set below
 };
+
+namespace {
 
 constexpr int ROWS = 32;           // queries of a block: two tiles
 constexpr int FORWARD_KEYS = 256;  // keys whose exponentials are kept before they meet the values
@@ -245,8 +250,7 @@ bool finish(ForwardBlock<D>& x, const View& view) {
         const __m512 share = _mm512_set1_ps(1 / total);
         bf16* out = c.out.at(view.batch, x.head, position);
         for (int d = 0; d < D / 16; d++) store16(out + d * 16, _mm512_mul_ps(sum[d], share));
-        c.log_total[(view.batch * c.heads + x.head) * c.queries + position] =
-            x.shift[row] / LOG2_E + std::log(total);
+        c.lse[(view.batch * c.heads + x.head) * c.queries + position] = x.shift[row] / LOG2_E + std::log(total);
     }
     return good;
 }
@@ -265,13 +269,13 @@ void forward_blocks(ForwardBlock<D>* blocks, int64_t count, const bf16* k, const
 }
 
 template <int D>
-void forward(const Attention& c, int64_t threads) {
+void forward(const Attention& c) {
     const int64_t padded = up(c.keys, 32), pieces = padded / 32, share = 16, group = c.heads / c.kv_heads;
     const int64_t tiles = up(c.queries, ROWS) / ROWS, size = padded * D;
     bf16* packed = (bf16*)kept_memory<0>(c.kv_heads * 2 * size * sizeof(bf16));
     for (int64_t b = 0; b < c.batch; b++) {
         const int64_t parts = up(pieces, share) / share;
-        parallel(c.kv_heads * parts, threads, [&](int64_t item) {
+        parallel(c.kv_heads * parts, c.threads, [&](int64_t item) {
             const int64_t head = item / parts, begin = item % parts * share * 32;
             bf16 *k = packed + head * 2 * size, *v = k + size;
             for (int64_t key = begin; key < std::min(begin + share * 32, padded); key += 32) {
@@ -280,7 +284,7 @@ void forward(const Attention& c, int64_t threads) {
                 pack_along<D>(v + key * D, c.v.at(b, head, key), c.v.row, c.keys - key);
             }
         });
-        parallel(c.kv_heads * tiles, threads, begin_tiles, [&](int64_t item) {
+        parallel(c.kv_heads * tiles, c.threads, begin_tiles, [&](int64_t item) {
             const View view{c, b, item / tiles};
             const bf16 *k = packed + view.kv_head * 2 * size, *v = k + size;
             auto* blocks = (ForwardBlock<D>*)kept_memory<1>(group * sizeof(ForwardBlock<D>));
@@ -306,7 +310,7 @@ template <int D>
 struct BackwardBlock : Block {
     alignas(64) bf16 q[ROWS * D], grad[ROWS * D];
     alignas(64) bf16 transposed_q[D * ROWS], transposed_grad[D * ROWS];
-    alignas(64) float log_total[ROWS], along[ROWS];  // log-sum-exp in powers of two; D = rowsum(dO * O)
+    alignas(64) float lse[ROWS], delta[ROWS];  // log-sum-exp in powers of two; D = rowsum(dO * O)
     alignas(64) float grad_q[ROWS * D];
     alignas(64) float scores[ROWS * 32], grad_weights[ROWS * 32];
     alignas(64) bf16 grad_scores[ROWS * BACKWARD_KEYS];
@@ -325,9 +329,8 @@ void load(BackwardBlock<D>& x, const View& view) {
     for (int row = 0; row < ROWS; row++) {
         const int64_t position = x.position + row;
         const bool real = row < x.rows;
-        x.along[row] = real ? dot<D>(x.grad + row * D, c.out.at(view.batch, x.head, position)) : 0;
-        x.log_total[row] =
-            real ? c.log_total[(view.batch * c.heads + x.head) * c.queries + position] * LOG2_E : 0;
+        x.delta[row] = real ? dot<D>(x.grad + row * D, c.out.at(view.batch, x.head, position)) : 0;
+        x.lse[row] = real ? c.lse[(view.batch * c.heads + x.head) * c.queries + position] * LOG2_E : 0;
     }
 }
 
@@ -344,11 +347,11 @@ void grad_step(BackwardBlock<D>& x, int64_t column, int64_t key, bool newest, co
         for (int i = 0; i < 2; i++)
             for (int half = 0; half < 2; half++) {
                 const int at = (row + i) * 32 + half * 16;
-                const __m512 log_total = _mm512_set1_ps(x.log_total[row + i]), along = _mm512_set1_ps(x.along[row + i]);
-                p[i][half] = exp2(_mm512_fmsub_ps(_mm512_load_ps(x.scores + at), scale, log_total));
+                const __m512 lse = _mm512_set1_ps(x.lse[row + i]), delta = _mm512_set1_ps(x.delta[row + i]);
+                p[i][half] = exp2(_mm512_fmsub_ps(_mm512_load_ps(x.scores + at), scale, lse));
                 if (edge)
                     p[i][half] = _mm512_maskz_mov_ps(visible(key + half * 16, query + row + i, c.window), p[i][half]);
-                ds[i][half] = _mm512_mul_ps(p[i][half], _mm512_sub_ps(_mm512_load_ps(x.grad_weights + at), along));
+                ds[i][half] = _mm512_mul_ps(p[i][half], _mm512_sub_ps(_mm512_load_ps(x.grad_weights + at), delta));
             }
         for (int i = 0; i < 2; i++)
             _mm512_store_si512(x.grad_scores + (row + i) * BACKWARD_KEYS + column, narrow(ds[i][0], ds[i][1]));
@@ -399,9 +402,9 @@ void finish(BackwardBlock<D>& x, const View& view) {
             if (!view.sees_sink(position, s)) continue;
             const bf16* key = c.sink_k.at(view.batch, view.kv_head, s);
             const float score = dot<D>(c.sink_q.at(view.batch, x.head, position), key);
-            const float weight = std::exp2(score * scale * LOG2_E - x.log_total[row]);
+            const float weight = std::exp2(score * scale * LOG2_E - x.lse[row]);
             const float grad_weight = dot<D>(x.grad + row * D, c.sink_v.at(view.batch, view.kv_head, s));
-            const __m512 grad_score = _mm512_set1_ps(weight * (grad_weight - x.along[row]) * scale);
+            const __m512 grad_score = _mm512_set1_ps(weight * (grad_weight - x.delta[row]) * scale);
             for (int d = 0; d < D / 16; d++) sum[d] = _mm512_fmadd_ps(grad_score, load16(key + d * 16), sum[d]);
         }
         bf16* sink_to = c.grad_sink_q.at(view.batch, x.head, position);
@@ -416,7 +419,7 @@ struct PackedKeys {
 };
 
 template <int D>
-void backward(const Attention& c, int64_t threads) {
+void backward(const Attention& c) {
     const int64_t pieces = up(c.keys, 32) / 32, share = 16, group = c.heads / c.kv_heads;
     const int64_t tiles = up(c.queries, ROWS) / ROWS, cached = c.keys - c.queries, first_own = down(cached, 32);
     // A key head's tiles are dealt to a fixed number of sums, so that results do not depend on threads.
@@ -426,7 +429,7 @@ void backward(const Attention& c, int64_t threads) {
     float* sums = (float*)kept_memory<2>(c.kv_heads * deals * 2 * own * sizeof(float));
     for (int64_t b = 0; b < c.batch; b++) {
         const int64_t parts = up(pieces, share) / share;
-        parallel(c.kv_heads * parts, threads, [&](int64_t item) {
+        parallel(c.kv_heads * parts, c.threads, [&](int64_t item) {
             const int64_t head = item / parts, begin = item % parts * share;
             for (int64_t i = begin; i < std::min(begin + share, pieces); i++) {
                 auto& to = packed[head * pieces + i];
@@ -438,7 +441,7 @@ void backward(const Attention& c, int64_t threads) {
                 pack_along<D>(to.along, c.k.at(b, head, key), c.k.row, rows);
             }
         });
-        parallel(c.kv_heads * deals, threads, begin_tiles, [&](int64_t item) {
+        parallel(c.kv_heads * deals, c.threads, begin_tiles, [&](int64_t item) {
             const View view{c, b, item / deals};
             const auto* keys = packed + view.kv_head * pieces;
             float *sum_k = sums + item * 2 * own, *sum_v = sum_k + own;
@@ -480,7 +483,7 @@ void backward(const Attention& c, int64_t threads) {
         }, end_tiles);
         // Sums of all deals, in order; 16 keys at a time transposed back from [D, keys].
         const int64_t groups = (pieces * 32 - first_own) / 16;
-        parallel(c.kv_heads * 2 * groups, threads, [&](int64_t item) {
+        parallel(c.kv_heads * 2 * groups, c.threads, [&](int64_t item) {
             const int64_t head = item / groups / 2, which = item / groups % 2, key = first_own + item % groups * 16;
             const Matrix& to = which ? c.grad_v : c.grad_k;
             const __m512 scale = _mm512_set1_ps(which ? 1 : 1 / std::sqrt(float(D)));
@@ -505,12 +508,13 @@ void backward(const Attention& c, int64_t threads) {
 }  // namespace
 
 // cpu.py has no other head_dim.
-#define BY_HEAD_DIM(function)                                \
-    switch (call->head_dim) {                                \
-        case 32: return function<32>(*call, threads);        \
-        case 64: return function<64>(*call, threads);        \
-        case 96: return function<96>(*call, threads);        \
-        case 128: return function<128>(*call, threads);      \
+#define BY_HEAD_DIM(function)                        \
+    call->threads = threads;                         \
+    switch (call->head_dim) {                        \
+        case 32: return function<32>(*call);         \
+        case 64: return function<64>(*call);         \
+        case 96: return function<96>(*call);         \
+        case 128: return function<128>(*call);       \
     }
-extern "C" void window_attention_forward(const Attention* call, int64_t threads) { BY_HEAD_DIM(forward) }
-extern "C" void window_attention_backward(const Attention* call, int64_t threads) { BY_HEAD_DIM(backward) }
+extern "C" void window_attention_forward(Attention* call, int64_t threads) { BY_HEAD_DIM(forward) }
+extern "C" void window_attention_backward(Attention* call, int64_t threads) { BY_HEAD_DIM(backward) }

@@ -1,8 +1,8 @@
 """Window attention on the device, twice differentiable. Results are those of `window_attention_reference`.
 
 Names are those of docs/method.md section 8: P the weights, dP = dO V^T, D = rowsum(P * dP), dS = P * (dP - D), s the
-scale; a, b, c the cotangents of dQ, dK, dV. The log-sum-exp L of each row is a result too, with gradient l. So what is
-subtracted from dP is D - l (`along` below), while the correction m of the second derivative keeps one D of each kind.
+scale; a, b, c the cotangents of dQ, dK, dV. The log-sum-exp L of each row (`lse`) is a result too, with gradient l. The
+kernels therefore subtract D - l from dP, and call it `delta`.
 
 Every kernel rebuilds a tile of P from q, k and L. A program owns a tile of query rows (`*_rows`) or of keys
 (`*_keys`) and walks over the tiles of the other side that the window lets it see, and no others: memory is linear and
@@ -83,11 +83,11 @@ def _forward_tiles(acc, top, total, q, k, v, kr, vr, i, low, high, keys, window,
 
 @triton.jit
 def forward_rows(
-    q, k, v, sink_q, sink_k, sink_v, sink_hidden, out, log_total,
+    q, k, v, sink_q, sink_k, sink_v, sink_hidden, out, lse,
     qb, qh, qr, kb, kh, kr, vb, vh, vr, new, keys, window, sinks, SINKS: tl.constexpr, HIDDEN: tl.constexpr,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """out = P V and log_total; with SINKS (their number, padded) the sinks' keys join the softmax."""
+    """out = P V and lse; with SINKS (their number, padded) the sinks' keys join the softmax."""
     SCALE: tl.constexpr = HEAD**-0.5
     ACC: tl.constexpr = sums_of(q.dtype.element_ty)
     first_row = tl.program_id(0) * ROWS
@@ -122,31 +122,31 @@ def forward_rows(
 
     store_tile(out + flat, rows, HEADS * HEAD, new, [part / total[:, None] for part in acc], HEAD)
     vector = (batch * HEADS + head) * new + rows
-    tl.store(log_total + vector, top / LOG2E + tl.log(total), mask=rows < new)
+    tl.store(lse + vector, top / LOG2E + tl.log(total), mask=rows < new)
 
 
 @triton.jit
-def _backward_tiles(acc, q, do, log2_total, along, k, v, kr, vr, i, low, high, keys, window, HEAD, KEYS, SCALE, MASKED):
+def _backward_tiles(acc, q, do, lse_log2, delta, k, v, kr, vr, i, low, high, keys, window, HEAD, KEYS, SCALE, MASKED):
     for start in range(low, high, KEYS):
         rows = tl.arange(0, KEYS)
         own_k = load_tile(k + tl.cast(start, tl.int64) * kr, rows, kr, keys - start, HEAD, MASKED)
         own_v = load_tile(v + tl.cast(start, tl.int64) * vr, rows, vr, keys - start, HEAD, MASKED)
-        p = tl.exp2(scores(q, own_k) * (SCALE * LOG2E) - log2_total[:, None])
+        p = tl.exp2(scores(q, own_k) * (SCALE * LOG2E) - lse_log2[:, None])
         if MASKED:
             p = tl.where(visible(i[:, None], (start + rows)[None, :], window), p, 0.0)
-        acc = accumulate(acc, p * (scores(do, own_v) - along[:, None]), own_k)
+        acc = accumulate(acc, p * (scores(do, own_v) - delta[:, None]), own_k)
     return acc
 
 
 @triton.jit
 def backward_rows(
-    q, k, v, sink_q, sink_k, sink_v, sink_hidden, out, grad_out, log_total, grad_log_total,
-    grad_q, grad_sink_q, along_out,
+    q, k, v, sink_q, sink_k, sink_v, sink_hidden, out, grad_out, lse, grad_lse,
+    grad_q, grad_sink_q, delta_out,
     qb, qh, qr, kb, kh, kr, vb, vh, vr, new, keys, window, sinks,
-    SINKS: tl.constexpr, HIDDEN: tl.constexpr, LOG_TOTAL_GRAD: tl.constexpr,
+    SINKS: tl.constexpr, HIDDEN: tl.constexpr, LSE_GRAD: tl.constexpr,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """dQ = s dS K, the sinks' queries likewise, and `along` = rowsum(dO * O) - l for `backward_keys`."""
+    """dQ = s dS K, the sinks' queries likewise, and `delta` = rowsum(dO * O) - l for `backward_keys`."""
     SCALE: tl.constexpr = HEAD**-0.5
     ACC: tl.constexpr = sums_of(q.dtype.element_ty)
     first_row = tl.program_id(0) * ROWS
@@ -158,18 +158,18 @@ def backward_rows(
     v += batch * vb + head // GROUP * vh
     flat = (batch * new * HEADS + head) * HEAD
     do = load_tile(grad_out + flat, rows, HEADS * HEAD, new, HEAD)
-    along = row_sums(do, load_tile(out + flat, rows, HEADS * HEAD, new, HEAD))
+    delta = row_sums(do, load_tile(out + flat, rows, HEADS * HEAD, new, HEAD))
     vector = (batch * HEADS + head) * new + rows
-    if LOG_TOTAL_GRAD:
-        along -= tl.load(grad_log_total + vector, mask=rows < new, other=0.0)
-    tl.store(along_out + vector, along, mask=rows < new)
-    log2_total = tl.load(log_total + vector, mask=rows < new, other=float("inf")) * LOG2E
+    if LSE_GRAD:
+        delta -= tl.load(grad_lse + vector, mask=rows < new, other=0.0)
+    tl.store(delta_out + vector, delta, mask=rows < new)
+    lse_log2 = tl.load(lse + vector, mask=rows < new, other=float("inf")) * LOG2E
 
     bounds = range_of_rows(first_row, new, keys, window, ROWS, KEYS)
     acc = zero_tile(ROWS, HEAD, ACC)
     for step in tl.static_range(3):
         acc = _backward_tiles(
-            acc, q, do, log2_total, along, k, v, kr, vr, i, bounds[step], bounds[step + 1], keys, window,
+            acc, q, do, lse_log2, delta, k, v, kr, vr, i, bounds[step], bounds[step + 1], keys, window,
             HEAD, KEYS, SCALE, step != 1,
         )  # fmt: skip
     store_tile(grad_q + flat, rows, HEADS * HEAD, new, [part * SCALE for part in acc], HEAD)
@@ -178,15 +178,15 @@ def backward_rows(
         own_k, own_v, s, shown = _sink_tiles(
             sink_q, sink_k, sink_v, sink_hidden, flat, rows, new, sinks, batch, head, HEADS, GROUP, HEAD, SINKS, HIDDEN
         )
-        p = tl.where(shown, tl.exp2(s * (SCALE * LOG2E) - log2_total[:, None]), 0.0)
-        grad_s = p * (scores(do, own_v) - along[:, None])
+        p = tl.where(shown, tl.exp2(s * (SCALE * LOG2E) - lse_log2[:, None]), 0.0)
+        grad_s = p * (scores(do, own_v) - delta[:, None])
         acc = accumulate(zero_tile(ROWS, HEAD, ACC), grad_s, own_k)
         store_tile(grad_sink_q + flat, rows, HEADS * HEAD, new, [part * SCALE for part in acc], HEAD)
 
 
 @triton.jit
 def backward_keys(
-    q, k, v, grad_out, log_total, along, grad_k, grad_v,
+    q, k, v, grad_out, lse, delta, grad_k, grad_v,
     qb, qh, qr, kb, kh, kr, vb, vh, vr, new, keys, window, constant,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -210,10 +210,10 @@ def backward_keys(
             rows = start + tl.arange(0, ROWS)
             own_q = load_tile(q + batch * qb + head * qh, rows, qr, new, HEAD)
             do = load_tile(flat, rows, HEADS * HEAD, new, HEAD)
-            log2_total = tl.load(log_total + vector + rows, mask=rows < new, other=float("inf")) * LOG2E
-            shift = tl.load(along + vector + rows, mask=rows < new, other=0.0)
+            lse_log2 = tl.load(lse + vector + rows, mask=rows < new, other=float("inf")) * LOG2E
+            shift = tl.load(delta + vector + rows, mask=rows < new, other=0.0)
             seen = visible((keys - new + rows)[None, :], j[:, None], window)
-            p = tl.where(seen, tl.exp2(scores(k, own_q) * (SCALE * LOG2E) - log2_total[None, :]), 0.0)
+            p = tl.where(seen, tl.exp2(scores(k, own_q) * (SCALE * LOG2E) - lse_log2[None, :]), 0.0)
             dv = accumulate(dv, p, do)
             dk = accumulate(dk, p * (scores(v, do) - shift[None, :]), own_q)
     flat_k = (batch * (keys - constant) * KV_HEADS + kv_head) * HEAD
@@ -233,32 +233,32 @@ def _sink_arguments(sinks: Sinks | None) -> tuple[tuple[Tensor | None, ...], int
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: Sinks | None) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp [batch, heads, new] (natural logarithm; float32, float64 for float64)."""
-    out, log_total = empty_token_major(q), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
+    out, lse = empty_token_major(q), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
     of_sinks, count, constants = _sink_arguments(sinks)
-    launch(forward_rows, (q, k, v, *of_sinks, out, log_total), window, count, **constants)
-    return out, log_total
+    launch(forward_rows, (q, k, v, *of_sinks, out, lse), window, count, **constants)
+    return out, lse
 
 
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, window: int, sinks: Sinks | None, out: Tensor, log_total: Tensor,
-    grad_out: Tensor, grad_log_total: Tensor | None, own: int,
+    q: Tensor, k: Tensor, v: Tensor, window: int, sinks: Sinks | None, out: Tensor, lse: Tensor,
+    grad_out: Tensor, grad_lse: Tensor | None, own: int,
 ) -> tuple[tuple[Tensor | None, ...], Tensor]:  # fmt: skip
-    """Gradients for q, the last `own` keys and values, and the sinks' queries; and `along`. grad_out is token-major."""
-    along = torch.empty_like(log_total)
+    """Gradients for q, the last `own` keys and values, and the sinks' queries; and `delta`. grad_out is token-major."""
+    delta = torch.empty_like(lse)
     grad_q, grad_sink_q = empty_token_major(q), None if sinks is None else empty_token_major(q)
     of_sinks, count, constants = _sink_arguments(sinks)
-    given = out, grad_out, log_total, grad_log_total
+    given = out, grad_out, lse, grad_lse
     launch(
-        backward_rows, (q, k, v, *of_sinks, *given, grad_q, grad_sink_q, along), window, count,
-        LOG_TOTAL_GRAD=grad_log_total is not None, **constants,
+        backward_rows, (q, k, v, *of_sinks, *given, grad_q, grad_sink_q, delta), window, count,
+        LSE_GRAD=grad_lse is not None, **constants,
     )  # fmt: skip
     if own == 0:
-        return (grad_q, None, None, grad_sink_q), along
+        return (grad_q, None, None, grad_sink_q), delta
     constant = k.shape[2] - own
     grad_k, grad_v = (empty_token_major(k[:, :, constant:]) for _ in range(2))
-    tensors = q, k, v, grad_out, log_total, along, grad_k, grad_v
+    tensors = q, k, v, grad_out, lse, delta, grad_k, grad_v
     launch(backward_keys, tensors, window, constant, over_keys=True)
-    return (grad_q, grad_k, grad_v, grad_sink_q), along
+    return (grad_q, grad_k, grad_v, grad_sink_q), delta
 
 
 class _Attention(torch.autograd.Function):
@@ -271,20 +271,20 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, sink_q: Tensor | None, k: Tensor, v: Tensor,
         sinks: Sinks | None, window: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        out, log_total = _forward(q, k, v, window, sinks)
+        out, lse = _forward(q, k, v, window, sinks)
         ctx.window = window
-        ctx.save_for_backward(q, own_k, own_v, sink_q, k, v, out, log_total, *(sinks or (None,) * 4)[1:])
+        ctx.save_for_backward(q, own_k, own_v, sink_q, k, v, out, lse, *(sinks or (None,) * 4)[1:])
         ctx.set_materialize_grads(False)
-        return out, log_total
+        return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_log_total: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, own_k, own_v, sink_q, k, v, out, log_total, *rest = ctx.saved_tensors
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, own_k, own_v, sink_q, k, v, out, lse, *rest = ctx.saved_tensors
         inputs, window = (q, own_k, own_v, sink_q), ctx.window
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         if sink_q is None:
-            constants = k, v, out.detach(), log_total.detach(), window
-            grads = _AttentionBackward.apply(q, own_k, own_v, grad_out, grad_log_total, *constants)
+            constants = k, v, out.detach(), lse.detach(), window
+            grads = _AttentionBackward.apply(q, own_k, own_v, grad_out, grad_lse, *constants)
         elif torch.is_grad_enabled():  # a gradient of this gradient is wanted: go through what has one
             merged = _merged(q, own_k, own_v, k, v, Sinks(sink_q, *rest), window)
             asked = [x for x in inputs if x.requires_grad]
@@ -293,22 +293,22 @@ class _Attention(torch.autograd.Function):
         else:
             own = own_k.shape[2] if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else 0
             sinks, grad_out = Sinks(sink_q, *rest), token_major(grad_out)
-            grads, _ = _backward(q, k, v, window, sinks, out, log_total, grad_out, None, own)
+            grads, _ = _backward(q, k, v, window, sinks, out, lse, grad_out, None, own)
         return *grads, *(None,) * (8 - len(grads))
 
 
 class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, grad_out: Tensor, grad_log_total: Tensor | None,
-        k: Tensor, v: Tensor, out: Tensor, log_total: Tensor, window: int,
+        ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, grad_out: Tensor, grad_lse: Tensor | None,
+        k: Tensor, v: Tensor, out: Tensor, lse: Tensor, window: int,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         grad_out = token_major(grad_out)
-        grad_log_total = None if grad_log_total is None else grad_log_total.contiguous()
+        grad_lse = None if grad_lse is None else grad_lse.contiguous()
         own = own_k.shape[2]
-        grads, along = _backward(q, k, v, window, None, out, log_total, grad_out, grad_log_total, own)
+        grads, delta = _backward(q, k, v, window, None, out, lse, grad_out, grad_lse, own)
         ctx.window = window
-        ctx.save_for_backward(q, k, v, grad_out, grad_log_total, log_total, along)
+        ctx.save_for_backward(q, k, v, grad_out, grad_lse, lse, delta)
         return grads[:3]
 
     @staticmethod
@@ -319,14 +319,14 @@ class _AttentionBackward(torch.autograd.Function):
 
 def _merged(q: Tensor, own_k: Tensor, own_v: Tensor, k: Tensor, v: Tensor, sinks: Sinks, window: int) -> Tensor:
     """Window and sinks each by itself, joined by their log-sum-exps in PyTorch: gradient for everything, twice."""
-    out, log_total = _Attention.apply(q, own_k, own_v, None, k, v, None, window)
+    out, lse = _Attention.apply(q, own_k, own_v, None, k, v, None, window)
     batch, heads, new, head_dim = q.shape
     kv_heads = sinks.k.shape[1]
     sink_q = sinks.q.reshape(batch, kv_heads, heads // kv_heads, new, head_dim)
-    sink_scores = (sink_q @ sinks.k.unsqueeze(2).transpose(-1, -2)).to(log_total.dtype) * head_dim**-0.5
+    sink_scores = (sink_q @ sinks.k.unsqueeze(2).transpose(-1, -2)).to(lse.dtype) * head_dim**-0.5
     if sinks.hidden is not None:
         sink_scores = sink_scores.masked_fill(sinks.hidden, float("-inf"))
-    grouped = log_total.reshape(batch, kv_heads, heads // kv_heads, new, 1)
+    grouped = lse.reshape(batch, kv_heads, heads // kv_heads, new, 1)
     total = torch.logsumexp(torch.cat([grouped, sink_scores], -1), -1, keepdim=True)
     of_sinks = (sink_scores - total).exp().to(q.dtype) @ sinks.v.unsqueeze(2)
     share = (grouped - total).exp().to(q.dtype)

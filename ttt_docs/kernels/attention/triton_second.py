@@ -34,18 +34,18 @@ from ttt_docs.kernels.workspace import empty_token_major, token_major
 
 
 @triton.jit
-def _tile(q, do, a, k, v, b, log2_total, seen, SCALE):
+def _tile(q, do, a, k, v, b, lse_log2, seen, SCALE):
     """P, dP and G of a tile; rows and keys may be exchanged: then q with k, dO with v, a with b."""
     s = scores(q, k)
-    p = tl.where(seen, tl.exp2(s * (SCALE * LOG2E) - log2_total), 0.0)
+    p = tl.where(seen, tl.exp2(s * (SCALE * LOG2E) - lse_log2), 0.0)
     grad_p = scores(do, v)
     return p, grad_p, add_scores(scores(a, k), q, b) * SCALE
 
 
 @triton.jit
 def second_rows(
-    q, k, v, grad_out, a, b, c, log_total, along, grad_log_total, grad_q, grad_grad_out, g_out, m_out,
-    qb, qh, qr, kb, kh, kr, vb, vh, vr, new, keys, window, LOG_TOTAL_GRAD: tl.constexpr,
+    q, k, v, grad_out, a, b, c, lse, delta, grad_lse, grad_q, grad_grad_out, g_out, m_out,
+    qb, qh, qr, kb, kh, kr, vb, vh, vr, new, keys, window, LSE_GRAD: tl.constexpr,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """One pass over the keys for g, m and P c, whose row sums with dO are those of P*H; one for the rest."""
@@ -65,8 +65,8 @@ def second_rows(
     b += (batch * keys * KV_HEADS + head // GROUP) * HEAD
     c += (batch * keys * KV_HEADS + head // GROUP) * HEAD
     vector = (batch * HEADS + head) * new + rows
-    log2_total = tl.load(log_total + vector, mask=rows < new, other=float("inf")) * LOG2E
-    shift = tl.load(along + vector, mask=rows < new, other=0.0)
+    lse_log2 = tl.load(lse + vector, mask=rows < new, other=float("inf")) * LOG2E
+    shift = tl.load(delta + vector, mask=rows < new, other=0.0)
     low, _, _, high = range_of_rows(first_row, new, keys, window, ROWS, KEYS)
 
     g = tl.zeros([ROWS], dtype=ACC)
@@ -78,14 +78,14 @@ def second_rows(
         own_v = load_tile(v, j, vr, keys, HEAD)
         own_b = load_tile(b, j, KV_HEADS * HEAD, keys, HEAD)
         seen = visible(i[:, None], j[None, :], window)
-        p, grad_p, big_g = _tile(q, do, a, own_k, own_v, own_b, log2_total[:, None], seen, SCALE)
+        p, grad_p, big_g = _tile(q, do, a, own_k, own_v, own_b, lse_log2[:, None], seen, SCALE)
         g += tl.sum(p * big_g, 1)
         m += tl.sum(p * big_g * grad_p, 1)
         gdo = accumulate(gdo, p, load_tile(c, j, KV_HEADS * HEAD, keys, HEAD))
     m += row_sums(do, gdo)
     twice = 2 * shift
-    if LOG_TOTAL_GRAD:
-        twice += tl.load(grad_log_total + vector, mask=rows < new, other=0.0)
+    if LSE_GRAD:
+        twice += tl.load(grad_lse + vector, mask=rows < new, other=0.0)
     m -= twice * g
     tl.store(g_out + vector, g, mask=rows < new)
     tl.store(m_out + vector, m, mask=rows < new)
@@ -98,7 +98,7 @@ def second_rows(
         own_b = load_tile(b, j, KV_HEADS * HEAD, keys, HEAD)
         own_c = load_tile(c, j, KV_HEADS * HEAD, keys, HEAD)
         seen = visible(i[:, None], j[None, :], window)
-        p, grad_p, big_g = _tile(q, do, a, own_k, own_v, own_b, log2_total[:, None], seen, SCALE)
+        p, grad_p, big_g = _tile(q, do, a, own_k, own_v, own_b, lse_log2[:, None], seen, SCALE)
         big_h = scores(do, own_c)
         gdo = accumulate(gdo, p * (big_g - g[:, None]), own_v)
         gq = accumulate(gq, p * (grad_p - shift[:, None]), own_b)
@@ -110,7 +110,7 @@ def second_rows(
 
 @triton.jit
 def second_keys(
-    q, k, v, grad_out, a, b, c, log_total, along, g_in, m_in, grad_k, grad_v,
+    q, k, v, grad_out, a, b, c, lse, delta, g_in, m_in, grad_k, grad_v,
     qb, qh, qr, kb, kh, kr, vb, vh, vr, new, keys, window, constant,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -139,12 +139,12 @@ def second_keys(
             own_q = load_tile(q + batch * qb + head * qh, rows, qr, new, HEAD)
             do = load_tile(grad_out + flat, rows, HEADS * HEAD, new, HEAD)
             own_a = load_tile(a + flat, rows, HEADS * HEAD, new, HEAD)
-            log2_total = tl.load(log_total + vector + rows, mask=rows < new, other=float("inf")) * LOG2E
-            shift = tl.load(along + vector + rows, mask=rows < new, other=0.0)
+            lse_log2 = tl.load(lse + vector + rows, mask=rows < new, other=float("inf")) * LOG2E
+            shift = tl.load(delta + vector + rows, mask=rows < new, other=0.0)
             g = tl.load(g_in + vector + rows, mask=rows < new, other=0.0)
             m = tl.load(m_in + vector + rows, mask=rows < new, other=0.0)
             seen = visible(i[None, :], j[:, None], window)
-            p, grad_p, big_g = _tile(k, v, b, own_q, do, own_a, log2_total[None, :], seen, SCALE)
+            p, grad_p, big_g = _tile(k, v, b, own_q, do, own_a, lse_log2[None, :], seen, SCALE)
             big_h = scores(c, do)
             gv = accumulate(gv, p * (big_g - g[None, :]), do)
             gk = accumulate(gk, p * (grad_p - shift[None, :]), own_a)
@@ -159,16 +159,16 @@ def second_backward(
     saved: tuple[Tensor, ...], cotangents: tuple[Tensor, ...], window: int
 ) -> tuple[Tensor | None, ...]:
     """From the cotangents of the gradients for q and for the last keys and values: gradients for q, those keys and
-    values, grad_out and grad_log_total. `saved` are q, k, v, grad_out, grad_log_total (or None), log_total, along."""
-    q, k, v, grad_out, grad_log_total, log_total, along = saved
+    values, grad_out and grad_lse. `saved` are q, k, v, grad_out, grad_lse (or None), lse, delta."""
+    q, k, v, grad_out, grad_lse, lse, delta = saved
     a, own_b, own_c = cotangents
     constant = k.shape[2] - own_b.shape[2]
     b, c = (token_major(torch.nn.functional.pad(x, (0, 0, constant, 0))) for x in (own_b, own_c))
-    known = q, k, v, grad_out, token_major(a), b, c, log_total, along
+    known = q, k, v, grad_out, token_major(a), b, c, lse, delta
     grad_q, grad_grad_out = empty_token_major(q), empty_token_major(q)
-    g, m = torch.empty_like(along), torch.empty_like(along)
+    g, m = torch.empty_like(delta), torch.empty_like(delta)
     made = grad_q, grad_grad_out, g, m
-    launch(second_rows, (*known, grad_log_total, *made), window, LOG_TOTAL_GRAD=grad_log_total is not None)
+    launch(second_rows, (*known, grad_lse, *made), window, LSE_GRAD=grad_lse is not None)
     grad_k, grad_v = empty_token_major(own_b), empty_token_major(own_c)
     launch(second_keys, (*known, g, m, grad_k, grad_v), window, constant, over_keys=True)
-    return grad_q, grad_k, grad_v, grad_grad_out, None if grad_log_total is None else g
+    return grad_q, grad_k, grad_v, grad_grad_out, None if grad_lse is None else g

@@ -67,11 +67,11 @@ def exponentials(
 
 
 @triton.jit
-def second_sums(logits, z, targets, log_total, mean_z, target_z, first, columns, WIDTH: tl.constexpr):
+def second_sums(logits, z, targets, lse, mean_z, target_z, first, columns, WIDTH: tl.constexpr):
     """mean_z = sum over the vocabulary of P * Z, tile by tile, and Z at the target."""
     row, start, column, inside, x = _row_of(logits, columns, WIDTH)
     value = tl.load(z + start + column, mask=inside, other=0.0)
-    p = tl.exp(x - tl.load(log_total + row))
+    p = tl.exp(x - tl.load(lse + row))
     tl.store(mean_z + row, tl.load(mean_z + row) + tl.sum(p * value, 0))
     target = tl.load(targets + row) - first
     if (target >= 0) & (target < columns):
@@ -80,11 +80,11 @@ def second_sums(logits, z, targets, log_total, mean_z, target_z, first, columns,
 
 @triton.jit
 def logit_gradients(
-    logits, targets, log_total, grad, direct, z, mean_z, out, first, columns, WITH_Z: tl.constexpr, WIDTH: tl.constexpr
+    logits, targets, lse, grad, direct, z, mean_z, out, first, columns, WITH_Z: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     """direct = (P - one-hot of the target) * gradient of the row's loss; WITH_Z, out = gradient * P * (Z - mean_z)."""
     row, start, column, inside, x = _row_of(logits, columns, WIDTH)
-    p = tl.exp(x - tl.load(log_total + row))
+    p = tl.exp(x - tl.load(lse + row))
     hit = column == tl.load(targets + row) - first
     g = tl.load(grad + row)
     if WITH_Z:
@@ -132,9 +132,9 @@ def _score(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[T
         _launch(exponentials, logits, targets, top, total, score, shrink, e, first, WITH_OUT=with_grad)
         if mean is not None and e is not None:
             torch.addcmul(_product(e, part), mean, shrink.unsqueeze(1), out=mean)
-    log_total = top + total.log()
-    nll = log_total - score
-    return (log_total, nll) if mean is None else (log_total, nll, mean.div_(total.unsqueeze(1)).sub_(head[targets]))
+    lse = top + total.log()
+    nll = lse - score
+    return (lse, nll) if mean is None else (lse, nll, mean.div_(total.unsqueeze(1)).sub_(head[targets]))
 
 
 def _scores(x: Tensor, head: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, ...]:
@@ -146,16 +146,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, ignore: int | None) -> Tensor:  # type: ignore[override]
         counted = None if ignore is None else targets != ignore
-        log_total, nll, *slope = _scores(x, head, targets, with_grad=ctx.needs_input_grad[0])
-        ctx.save_for_backward(x, head, targets, counted, log_total, *slope)
+        lse, nll, *slope = _scores(x, head, targets, with_grad=ctx.needs_input_grad[0])
+        ctx.save_for_backward(x, head, targets, counted, lse, *slope)
         return nll if counted is None else nll * counted
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, head, targets, counted, log_total, *slope = ctx.saved_tensors
+        x, head, targets, counted, lse, *slope = ctx.saved_tensors
         if counted is not None:
             grad_nll = grad_nll * counted
-        constants = targets, log_total, slope[0] if slope else None, wanted(ctx, 0), wanted(ctx, 1)
+        constants = targets, lse, slope[0] if slope else None, wanted(ctx, 0), wanted(ctx, 1)
         return *_LinearCrossEntropyBackward.apply(x, head, grad_nll, *constants), None, None
 
 
@@ -164,16 +164,16 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, head: Tensor, grad_nll: Tensor, targets: Tensor, log_total: Tensor, slope: Tensor | None,
+        ctx: Any, x: Tensor, head: Tensor, grad_nll: Tensor, targets: Tensor, lse: Tensor, slope: Tensor | None,
         for_x: bool, for_head: bool,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-        ctx.save_for_backward(x, head, grad_nll, targets, log_total, slope)
+        ctx.save_for_backward(x, head, grad_nll, targets, lse, slope)
         ctx.set_materialize_grads(False)
         grad_x = (slope * grad_nll.unsqueeze(1)).to(x.dtype) if for_x and slope is not None else None
         if not for_head:
             return grad_x, None
         grad_head = torch.empty_like(head)
-        pieces = _pieces(x, grad_nll, targets, log_total)
+        pieces = _pieces(x, grad_nll, targets, lse)
         for first, entries, part in _tiles(head, len(pieces[0][0])):
             of_part = _TileGradient(grad_head[entries], len(pieces))
             for own_x, grad, target, total in pieces:
@@ -187,10 +187,10 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
     @staticmethod
     @second_derivative
     def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, head, grad_nll, targets, log_total, slope = ctx.saved_tensors
+        x, head, grad_nll, targets, lse, slope = ctx.saved_tensors
         cotangent = torch.zeros_like(x) if a is None else a
         next_head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
-        pieces = _pieces(x, cotangent, grad_nll, targets, log_total)
+        pieces = _pieces(x, cotangent, grad_nll, targets, lse)
         tiles = list(_tiles(head, len(pieces[0][0])))
 
         def logits_and_z(x: Tensor, a: Tensor, entries: slice, part: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,15 +55,19 @@ class _RMSNorm(torch.autograd.Function):
         return weighted.mul_(scale).addcmul_(x, correction, value=-1), grad_weight, None, None
 
 
-def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float, native: bool = False) -> Tensor:
-    """Differentiable once. A weight whose gradient is not asked for costs nothing. `native`: by the compiled pass."""
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, native: bool) -> Tensor:
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, traced(weight), eps, native)
     return _forward(x, weight, eps, native)[0]
+
+
+def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """By PyTorch, differentiable once. A weight whose gradient is not asked for costs nothing."""
+    return _rms_norm(x, weight, eps, native=False)
 
 
 def rms_norm_native(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The same in one compiled pass where that was made for x, on CPUs with AMX or AVX-512."""
     rows, dim = x.shape[:-1].numel(), x.shape[-1]
     fits = x.dtype == weight.dtype == torch.bfloat16 and dim % 16 == 0 and rows >= LEAST_ROWS
-    return rms_norm_cpu(x.contiguous() if fits else x, weight, eps, native=fits)
+    return _rms_norm(x.contiguous() if fits else x, weight, eps, native=fits)
