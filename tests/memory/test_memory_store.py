@@ -148,17 +148,17 @@ def test_a_damaged_entry_is_named_and_hides_no_other(store):
         content = bytearray(file.read())
     content[-1] ^= 1
 
-    def write(open_target):
-        with open_target() as file:
+    def write():
+        with store._objects.create(bad + ".ttt") as file:
             file.write(content)
 
-    store._objects.write(bad + ".ttt", write)
+    write()
     with pytest.raises(MemoryFormatError, match="checksum"):
         store.get(bad)
     found = dict(store.verify())
     assert found[good] is None and "checksum" in found[bad]
     content[8:] = b""
-    store._objects.write(bad + ".ttt", write)
+    write()
     assert [entry.key for entry in store.list()] == [good]
 
 

@@ -12,10 +12,10 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 from ttt_docs.documents.origin import is_url
 from ttt_docs.errors import StoreError, TTTDocsError, UsageError
@@ -32,163 +32,6 @@ class Stamp(NamedTuple):
     nbytes: int
     modified: float  # seconds since the epoch; 0 where unknown
     version: object
-
-
-class Objects(Protocol):
-    """The objects of one store. Every method raises StoreError when the place cannot be reached or used."""
-
-    def stamps(self) -> dict[str, Stamp]:
-        """All objects by name, temporary ones included."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is such an object."""
-
-    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """One version of an object, whole. Raises FileNotFoundError."""
-
-    def open_start(self, name: str, nbytes: int) -> AbstractContextManager[BinaryIO]:
-        """At least the first `nbytes` of an object. Raises FileNotFoundError."""
-
-    def write(self, name: str, fill: Callable[[Callable[[], AbstractContextManager[BinaryIO]]], None]) -> None:
-        """Calls `fill` with what opens a file to write; when that file is closed, it is the object."""
-
-    def remove(self, name: str) -> bool:
-        """False if there was no such object."""
-
-
-def objects_at(location: str | os.PathLike[str], options: dict[str, Any]) -> Objects:
-    """The objects in a folder, which need not exist yet, or at a URL."""
-    where = os.fspath(location)
-    if not where:
-        raise UsageError("a store needs a place: give a folder or a URL such as s3://bucket/memories")
-    if is_url(where) and not where.startswith("file://"):
-        return Bucket(where, options)
-    return Folder(Path(where.removeprefix("file://")).expanduser())
-
-
-class Folder:
-    """Files of one local folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def stamps(self) -> dict[str, Stamp]:
-        found = {}
-        with _saying_why(self.folder):
-            try:
-                entries = list(os.scandir(self.folder))
-            except FileNotFoundError:
-                return {}
-            for entry in entries:
-                with suppress(FileNotFoundError):  # replaced or removed meanwhile
-                    if entry.is_file():
-                        status = entry.stat()
-                        version = (status.st_mtime_ns, status.st_ino)
-                        found[entry.name] = Stamp(status.st_size, status.st_mtime, version)
-        return found
-
-    def has(self, name: str) -> bool:
-        return (self.folder / name).is_file()
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        with _saying_why(self.folder):
-            file = open(self.folder / name, "rb")  # noqa: SIM115 (what happens to its reader is not the store's)
-        with file:
-            yield file
-
-    def open_start(self, name: str, nbytes: int) -> AbstractContextManager[BinaryIO]:
-        return self.open(name)
-
-    def write(self, name: str, fill: Callable[[Callable[[], AbstractContextManager[BinaryIO]]], None]) -> None:
-        with _saying_why(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        fill(lambda: replacing(self.folder / name))
-
-    def remove(self, name: str) -> bool:
-        with _saying_why(self.folder):
-            try:
-                os.unlink(self.folder / name)
-            except FileNotFoundError:
-                return False
-        return True
-
-
-class Bucket:
-    """Objects under one URL of any scheme that fsspec knows."""
-
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
-        import fsspec
-
-        with _saying_why(url):
-            # Listings that fsspec remembers would hide what other processes wrote.
-            self.system, root = fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **options})
-        self.url, self.root = url, root.rstrip("/")
-        protocols = self.system.protocol
-        protocols = {protocols} if isinstance(protocols, str) else set(protocols)
-        self.single_put = bool(protocols & _SINGLE_PUT)
-
-    def stamps(self) -> dict[str, Stamp]:
-        with _saying_why(self.url):
-            self.system.invalidate_cache()
-            try:
-                listing = self.system.ls(self.root, detail=True)
-            except FileNotFoundError:
-                return {}
-        files = (info for info in listing if info["type"] == "file")
-        return {info["name"].rsplit("/", 1)[-1]: _stamp(info) for info in files}
-
-    def has(self, name: str) -> bool:
-        with _saying_why(self.url):
-            self.system.invalidate_cache()
-            return self.system.exists(self._path(name))
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        with _saying_why(self.url):
-            content = self.system.cat_file(self._path(name))
-        yield io.BytesIO(content)
-
-    @contextmanager
-    def open_start(self, name: str, nbytes: int) -> Iterator[BinaryIO]:
-        with _saying_why(self.url):
-            content = self.system.cat_file(self._path(name), start=0, end=nbytes)
-        yield io.BytesIO(content)
-
-    def write(self, name: str, fill: Callable[[Callable[[], AbstractContextManager[BinaryIO]]], None]) -> None:
-        with tempfile.TemporaryDirectory(prefix="ttt-docs-") as folder:
-            local = Path(folder) / "object"
-            fill(lambda: local.open("xb"))
-            with _saying_why(self.url):
-                if self.single_put:
-                    self.system.put_file(str(local), self._path(name))
-                    return
-                temporary = self._path(f".ttt-{secrets.token_hex(8)}{TEMPORARY}")
-                self.system.makedirs(self.root, exist_ok=True)
-                try:
-                    self.system.put_file(str(local), temporary)
-                    self.system.mv(temporary, self._path(name))
-                except BaseException:
-                    with suppress(Exception):
-                        self.system.rm_file(temporary)
-                    raise
-
-    def remove(self, name: str) -> bool:
-        if not self.has(name):
-            return False
-        with _saying_why(self.url), suppress(FileNotFoundError):
-            self.system.rm_file(self._path(name))
-        return True
-
-    def _path(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
-
-def _stamp(info: dict[str, Any]) -> Stamp:
-    changed = next((info[key] for key in ("LastModified", "last_modified", "mtime", "created") if info.get(key)), 0)
-    modified = changed.timestamp() if hasattr(changed, "timestamp") else changed
-    version = next((info[key] for key in ("ETag", "etag", "md5Hash") if info.get(key)), changed or None)
-    return Stamp(info["size"], modified if isinstance(modified, (int, float)) else time.time(), version)
 
 
 @contextmanager
@@ -209,3 +52,137 @@ def _saying_why(place: object) -> Iterator[None]:
             f"the store {place} cannot be used ({type(error).__name__}: {error}). Check the place, the network and "
             "credentials, then retry."
         ) from error
+
+
+class Folder:
+    """Files of one local folder, which need not exist yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.place = folder
+
+    def stamps(self) -> dict[str, Stamp]:
+        """All objects by name, temporary ones included."""
+        with _saying_why(self.place):
+            try:
+                entries = list(os.scandir(self.place))
+            except FileNotFoundError:
+                return {}
+            found = {}
+            for entry in entries:
+                with suppress(FileNotFoundError):  # replaced or removed meanwhile
+                    if entry.is_file():
+                        status = entry.stat()
+                        version = (status.st_mtime_ns, status.st_ino)
+                        found[entry.name] = Stamp(status.st_size, status.st_mtime, version)
+            return found
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an object."""
+        return (self.place / name).is_file()
+
+    def open(self, name: str, nbytes: int | None = None) -> BinaryIO:
+        """One version of an object, whole, or at least its first `nbytes`. Raises FileNotFoundError."""
+        with _saying_why(self.place):
+            return (self.place / name).open("rb")
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write; on leaving the block it is the object."""
+        with _saying_why(self.place):
+            self.place.mkdir(parents=True, exist_ok=True)
+        with replacing(self.place / name) as file:
+            yield file
+
+    def remove(self, name: str) -> bool:
+        """False if there was no such object."""
+        with _saying_why(self.place):
+            try:
+                os.unlink(self.place / name)
+            except FileNotFoundError:
+                return False
+            return True
+
+
+class Bucket:
+    """Objects under one URL of any scheme that fsspec knows. The methods are those of `Folder`."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        import fsspec
+
+        with _saying_why(url):
+            # Listings that fsspec remembers would hide what other processes wrote.
+            self.system, root = fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **options})
+        self.place, self.root = url, root.rstrip("/")
+        protocols = self.system.protocol
+        protocols = {protocols} if isinstance(protocols, str) else set(protocols)
+        self.single_put = bool(protocols & _SINGLE_PUT)
+
+    def stamps(self) -> dict[str, Stamp]:
+        with _saying_why(self.place):
+            self.system.invalidate_cache()
+            try:
+                listing = self.system.ls(self.root, detail=True)
+            except FileNotFoundError:
+                return {}
+            files = (info for info in listing if info["type"] == "file")
+            return {info["name"].rsplit("/", 1)[-1]: _stamp(info) for info in files}
+
+    def has(self, name: str) -> bool:
+        with _saying_why(self.place):
+            self.system.invalidate_cache()
+            return bool(self.system.exists(self._path(name)))
+
+    def open(self, name: str, nbytes: int | None = None) -> BinaryIO:
+        with _saying_why(self.place):
+            return io.BytesIO(self.system.cat_file(self._path(name), start=None, end=nbytes))
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        with tempfile.TemporaryDirectory(prefix="ttt-docs-") as folder:
+            local = Path(folder) / "object"
+            with replacing(local) as file:
+                yield file
+            self._upload(str(local), name)
+
+    def _upload(self, local: str, name: str) -> None:
+        with _saying_why(self.place):
+            if self.single_put:
+                self.system.put_file(local, self._path(name))
+                return
+            temporary = self._path(f".ttt-{secrets.token_hex(8)}{TEMPORARY}")
+            self.system.makedirs(self.root, exist_ok=True)
+            try:
+                self.system.put_file(local, temporary)
+                self.system.mv(temporary, self._path(name))
+            except BaseException:
+                with suppress(Exception):
+                    self.system.rm_file(temporary)
+                raise
+
+    def remove(self, name: str) -> bool:
+        with _saying_why(self.place):
+            if not self.has(name):
+                return False
+            with suppress(FileNotFoundError):
+                self.system.rm_file(self._path(name))
+            return True
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+
+def objects_at(location: str | os.PathLike[str], options: dict[str, Any]) -> Folder | Bucket:
+    """The objects in a folder or at a URL."""
+    where = os.fspath(location)
+    if not where:
+        raise UsageError("a store needs a place: give a folder or a URL such as s3://bucket/memories")
+    if is_url(where) and not where.startswith("file://"):
+        return Bucket(where, options)
+    return Folder(Path(where.removeprefix("file://")).expanduser())
+
+
+def _stamp(info: dict[str, Any]) -> Stamp:
+    changed = next((info[key] for key in ("LastModified", "last_modified", "mtime", "created") if info.get(key)), 0)
+    modified = changed.timestamp() if hasattr(changed, "timestamp") else changed
+    version = next((info[key] for key in ("ETag", "etag", "md5Hash") if info.get(key)), changed or None)
+    return Stamp(info["size"], modified if isinstance(modified, (int, float)) else time.time(), version)

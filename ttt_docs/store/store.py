@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -44,20 +44,11 @@ STALE = 24 * 3600.0
 
 
 @dataclass(frozen=True)
-class StoredDocument:
-    """One document of a stored memory."""
-
-    name: str
-    sha256: str | None
-    metadata: dict[str, str]
-
-
-@dataclass(frozen=True)
 class StoredMemory:
     """What the header of a stored memory says."""
 
     key: str
-    documents: tuple[StoredDocument, ...]
+    documents: tuple[ReadDocument, ...]  # without their spans
     model: str
     fingerprint: str
     reading: ReadingConfig
@@ -276,7 +267,7 @@ class MemoryStore:
 
     def _put(self, key: str, suffix: str, memory: Memory) -> None:
         name = _checked(key) + suffix
-        self._objects.write(name, lambda open_target: write_memory(memory, self._shown(name), open_target))
+        write_memory(memory, self._shown(name), lambda: self._objects.create(name))
 
     def _shown(self, name: str) -> str:
         return f"{self.location.rstrip('/')}/{name}"
@@ -305,7 +296,7 @@ class MemoryStore:
         return entry
 
     def _header(self, name: str, nbytes: int) -> RawHeader:
-        with self._objects.open_start(name, _HEADER_BYTES) as file, suppress(Refusal):
+        with self._objects.open(name, _HEADER_BYTES) as file, suppress(Refusal):
             return read_header(file, nbytes)
         # Damaged, of a longer header, or replaced since it was listed: one look at the whole object tells.
         with self._objects.open(name) as file, explained(self._shown(name)):
@@ -316,7 +307,7 @@ def _stored(key: str, raw: RawHeader) -> StoredMemory:
     header = raw.header
     return StoredMemory(
         key=key,
-        documents=tuple(StoredDocument(one.name, one.sha256, one.metadata) for one in header.documents),
+        documents=tuple(replace(one, spans=()) for one in header.documents),
         model=header.model,
         fingerprint=header.fingerprint,
         reading=header.reading,
