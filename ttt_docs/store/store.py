@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -44,11 +44,20 @@ STALE = 24 * 3600.0
 
 
 @dataclass(frozen=True)
+class StoredDocument:
+    """One document of a stored memory."""
+
+    name: str
+    sha256: str | None
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
 class StoredMemory:
     """What the header of a stored memory says."""
 
     key: str
-    documents: tuple[ReadDocument, ...]  # without their spans
+    documents: tuple[StoredDocument, ...]
     model: str
     fingerprint: str
     reading: ReadingConfig
@@ -307,7 +316,7 @@ def _stored(key: str, raw: RawHeader) -> StoredMemory:
     header = raw.header
     return StoredMemory(
         key=key,
-        documents=tuple(replace(one, spans=()) for one in header.documents),
+        documents=tuple(StoredDocument(one.name, one.sha256, one.metadata) for one in header.documents),
         model=header.model,
         fingerprint=header.fingerprint,
         reading=header.reading,
