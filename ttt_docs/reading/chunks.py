@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -110,24 +110,26 @@ def read_stream(
         ids, skip = ids[skip:], max(0, skip - len(ids))
         track.tokens.extend(ids)
         while track.waiting(state.position) > state.slots_left * chunk:
-            yield from _read_chunks(state, track, state.slots_left)
+            yield from (told for _, told in _read_chunks(state, [track], state.slots_left))
             if stop():
                 return
     rest = (track.waiting(state.position) - 1) // chunk
     if rest > 0:
-        yield from _read_chunks(state, track, rest)
+        yield from (told for _, told in _read_chunks(state, [track], rest))
 
 
-def _read_chunks(state: ReadingState, track: Track, count: int) -> Iterator[ChunkReport]:
+def _read_chunks(state: ReadingState, tracks: Sequence[Track], count: int) -> Iterator[tuple[int, ChunkReport]]:
+    """Reads `count` chunks of every track, each in its row of `state`; yields row and report of every chunk."""
     start, chunk = state.position, state.reading.chunk
-    tokens = track.piece(start, count * chunk + 1).to(_device(state))
+    tokens = torch.cat([track.piece(start, count * chunk + 1) for track in tracks]).to(_device(state))
     for i, result in enumerate(state.read(tokens)):
-        track.note(start + i * chunk, result.nll[0])
-        track.skipped += int(result.skipped[0])
-        yield report(result, state.reading.chunk)
+        for row, track in enumerate(tracks):
+            track.note(start + i * chunk, result.nll[row])
+            track.skipped += int(result.skipped[row])
+            yield row, report(result, chunk, row)
 
 
-def report(result: ChunkResult, chunk: int, row: int = 0) -> ChunkReport:
+def report(result: ChunkResult, chunk: int, row: int) -> ChunkReport:
     return ChunkReport(
         index=result.index,
         tokens=(result.index + 1) * chunk,
@@ -173,12 +175,7 @@ def read_batch(
                 break
             state = state.select(keep)
         count = min([state.slots_left, *(chunks_left[d] for d in rows)])
-        start = state.position
-        tokens = torch.cat([tracks[d].piece(start, count * chunk + 1) for d in rows]).to(_device(state))
-        for i, result in enumerate(state.read(tokens)):
-            for row, d in enumerate(rows):
-                tracks[d].note(start + i * chunk, result.nll[row])
-                tracks[d].skipped += int(result.skipped[row])
-                if on_chunk is not None:
-                    on_chunk(d, report(result, chunk, row))
+        for row, told in _read_chunks(state, [tracks[d] for d in rows], count):
+            if on_chunk is not None:
+                on_chunk(rows[row], told)
     return [memories[d] for d in range(len(tracks))]

@@ -101,9 +101,11 @@ def read_document(
     incoming: Incoming,
     progress: bool | None = None,
     on_chunk: OnChunk | None = None,
-    kept: Keeping | None = None,
+    between: Callable[[int, Callable[[], Memory]], None] = lambda position, so_far: None,
 ) -> Memory:
-    """Reads a document after `history`; `kept` gets what there is so far whenever that is due.
+    """Reads a document after `history`.
+
+    `between` is called between two pieces of chunks, with the position and what makes the memory of what was read.
 
     Raises:
         UsageError: `history` holds text that was not read.
@@ -126,13 +128,12 @@ def read_document(
         *before, last = memory.documents
         return replace(memory, documents=(*before, replace(last, complete=False)))
 
-    def between() -> bool:
-        if kept is not None and kept.due(state.position):
-            kept.keep(so_far())
+    def stop() -> bool:
+        between(state.position, so_far)
         return interrupt.requested
 
     with Interrupt() as interrupt, tqdm(unit="tok", unit_scale=True, disable=disable, desc=label[-40:]) as bar:
-        for report in read_stream(state, track, pieces, tokenizer, skip, between):
+        for report in read_stream(state, track, pieces, tokenizer, skip, stop):
             if characters:  # tokens in all, from the rate so far
                 fed = sum(map(len, track.text))
                 bar.total = (len(track.tokens) - first) * characters // fed
@@ -163,22 +164,53 @@ def read_or_load(
     if document is None:
         document = Document.from_text("".join(pieces), name=label)
         incoming = Incoming(document, [document.text], label)
-    kept = Keeping(store, history, document)
-    whole = kept.whole()
+    before = history.documents[:-1] if _unfinished(history, document) else history.documents
+    key = memory_key([*hashes_of(before), document.sha256], history.fingerprint, history.reading)
+    whole = _whole(store, key, history)
     if whole is not None:  # it may have been read from another file: name and pages are this one's
-        *before, last = whole.documents
+        *others, last = whole.documents
         spans = moved_spans(document.spans, last.start, last.end)
         last = replace(last, name=label, spans=spans, metadata=document.metadata)
-        return replace(whole, documents=(*before, last))
+        return replace(whole, documents=(*others, last))
+    start = _part(store, key, history, model.dtype) or history
+    due = start.position + store.progress_every * history.reading.chunk
+
+    def between(position: int, so_far: Callable[[], Memory]) -> None:
+        nonlocal due
+        if position >= due:
+            store.put_part(key, so_far())
+            due = position + store.progress_every * history.reading.chunk
+
     try:
-        start = kept.part(model.dtype) or history
-        read = finish(read_document(model, tokenizer, start, incoming, progress, on_chunk, kept))
+        read = finish(read_document(model, tokenizer, start, incoming, progress, on_chunk, between))
     except ReadingInterrupted as interruption:
         with Interrupt():  # a second Ctrl-C by an impatient finger shall not cost what was read
-            kept.keep(interruption.memory)
+            store.put_part(key, interruption.memory)
         raise
-    kept.finish(read)
+    store.put(read)
+    store.delete_part(key)
     return read
+
+
+def _whole(store: MemoryStore, key: str, history: Memory) -> Memory | None:
+    """The exact memory, if it was read before. One that is damaged, compact or without its text is read anew."""
+    try:
+        memory = store.get(key)
+    except MemoryFormatError as error:
+        logger.warning("%s It is read anew.", error)
+        return None
+    if memory is None or memory.change is not None or memory.unread:
+        return None
+    return memory if memory.text is not None or history.text is None else None
+
+
+def _part(store: MemoryStore, key: str, history: Memory, dtype: torch.dtype) -> Memory | None:
+    """What an unfinished reading has, if it is further than `history` and its products had the same `dtype`."""
+    part = store.part(key)
+    if part is None or part.position <= history.position or part.documents[-1].complete:
+        return None
+    same_history = torch.equal(part.tokens[: history.position], history.tokens[: history.position])
+    return part if same_history and all(k.dtype == dtype for k, _ in part.window.values()) else None
 
 
 def read_in_step(
@@ -216,66 +248,20 @@ def _with_document(memory: Memory, incoming: Incoming, first: int, history: Memo
     return replace(memory, documents=(*history.documents, read))
 
 
+def _unfinished(memory: Memory, document: Document | None) -> bool:
+    """Whether reading `document` goes on in its middle, where `memory` stopped."""
+    last = memory.documents[-1] if memory.documents else None
+    return last is not None and not last.complete and document is not None and last.sha256 == document.sha256
+
+
 def _after(memory: Memory, incoming: Incoming) -> tuple[Memory, Iterable[str], int]:
     """What was read before this document, the text to read, and how many of its tokens were read already."""
-    document, pieces, _ = incoming
     if not memory.documents:
-        return memory, pieces, 0
-    last = memory.documents[-1]
-    if not last.complete and document is not None and last.sha256 == document.sha256:
-        before = len(SEPARATOR) if len(memory.documents) > 1 else 0
-        text = None if memory.text is None else memory.text[: last.start - before]
-        history = replace(memory, text=text, documents=memory.documents[:-1])
-        return history, chain([SEPARATOR] if before else [], pieces), len(memory.tokens) - last.first_token
-    return memory, chain([SEPARATOR], pieces), 0
-
-
-class Keeping:
-    """The place in `store` of what reading `document` after `history` leaves behind: whole in the end, and so far.
-
-    Raises UsageError where that has none: `history` holds another document that was read in part.
-    """
-
-    def __init__(self, store: MemoryStore, history: Memory, document: Document) -> None:
-        last = history.documents[-1] if history.documents else None
-        before = history.documents
-        if last is not None and not last.complete and last.sha256 == document.sha256:
-            before = before[:-1]  # reading goes on in the middle of this one
-        self.store = store
-        self.key = memory_key([*hashes_of(before), document.sha256], history.fingerprint, history.reading)
-        self.history = history
-        self.step = store.progress_every * history.reading.chunk
-        self.kept = history.position
-
-    def whole(self) -> Memory | None:
-        """The exact memory, if it was read before. One that is damaged, compact or without its text is read anew."""
-        try:
-            memory = self.store.get(self.key)
-        except MemoryFormatError as error:
-            logger.warning("%s It is read anew.", error)
-            return None
-        if memory is None or memory.change is not None or memory.unread:
-            return None
-        return memory if memory.text is not None or self.history.text is None else None
-
-    def part(self, dtype: torch.dtype) -> Memory | None:
-        """What an unfinished reading has, if it is further than `history` and its products had the same `dtype`."""
-        part = self.store.part(self.key)
-        if part is None or part.position <= self.history.position or part.documents[-1].complete:
-            return None
-        same_history = torch.equal(part.tokens[: self.history.position], self.history.tokens[: self.history.position])
-        if not same_history or any(k.dtype != dtype for k, _ in part.window.values()):
-            return None
-        self.kept = part.position
-        return part
-
-    def due(self, position: int) -> bool:
-        return position - self.kept >= self.step
-
-    def keep(self, part: Memory) -> None:
-        self.store.put_part(self.key, part)
-        self.kept = part.position
-
-    def finish(self, memory: Memory) -> None:
-        self.store.put(memory)
-        self.store.delete_part(self.key)
+        return memory, incoming.pieces, 0
+    if not _unfinished(memory, incoming.document):
+        return memory, chain([SEPARATOR], incoming.pieces), 0
+    *before, last = memory.documents
+    separator = SEPARATOR if before else ""
+    text = None if memory.text is None else memory.text[: last.start - len(separator)]
+    history = replace(memory, text=text, documents=tuple(before))
+    return history, chain([separator], incoming.pieces), len(memory.tokens) - last.first_token
