@@ -4,6 +4,9 @@ import pytest
 
 from ttt_docs.errors import UsageError
 from ttt_docs.training.optimizer import inner_lr_scale, learning_rate
+from ttt_docs.training.recipe import load_recipe
+
+FIRST, EXTENSION = (load_recipe(name).optimizer for name in ("pretrain-125m", "extend-125m-32k"))
 
 
 @pytest.mark.parametrize(
@@ -19,23 +22,22 @@ from ttt_docs.training.optimizer import inner_lr_scale, learning_rate
     ],
 )
 def test_learning_rate_of_the_125m_run(step: int, expected: float) -> None:
-    assert learning_rate(step, 4800, 3e-3) == pytest.approx(expected, rel=1e-6)
+    assert learning_rate(FIRST, step, 4800) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.1), (120, 0.325), (240, 0.55), (480, 1.0), (4800, 1.0)])
 def test_inner_learning_rate_of_the_125m_run(step: int, expected: float) -> None:
-    assert inner_lr_scale(step, 4800) == pytest.approx(expected, rel=1e-9)
+    assert inner_lr_scale(FIRST, step, 4800) == pytest.approx(expected, rel=1e-9)
 
 
 def test_extension_has_no_inner_warm_up() -> None:
-    assert inner_lr_scale(0, 120, warm_up=0) == 1.0
-    assert learning_rate(6, 120, 4e-4) == pytest.approx(2e-4)
-    assert learning_rate(12, 120, 4e-4) == pytest.approx(4e-4)
+    assert inner_lr_scale(EXTENSION, 0, 120) == 1.0
+    assert learning_rate(EXTENSION, 6, 120) == pytest.approx(2e-4)
+    assert learning_rate(EXTENSION, 12, 120) == pytest.approx(4e-4)
 
 
-def test_steps_outside_the_run_are_refused() -> None:
-    for step in (-1, 11):
-        with pytest.raises(UsageError, match="not inside a run of 10 steps"):
-            learning_rate(step, 10, 1.0)
-    with pytest.raises(UsageError, match="warm-up"):
-        inner_lr_scale(0, 10, warm_up=1.0)
+@pytest.mark.parametrize("key", ["warmup", "inner_warmup"])
+def test_a_warm_up_that_is_no_part_of_the_run_is_refused(key: str) -> None:
+    for value in (-0.1, 1.0):
+        with pytest.raises(UsageError, match=f"optimizer.{key}: Input should be"):
+            load_recipe("pretrain-125m", [f"optimizer.{key}={value}"])

@@ -106,28 +106,21 @@ def remove_old(run: Path, keep: int) -> None:
 def check_same_run(saved: Saved, facts: Mapping[str, Any], name: str) -> None:
     """Raises CheckpointError, naming what differs, if a checkpoint is of another recipe, data or base model than the
     run called `name`."""
-    for part, here in facts.items():
-        there = saved.facts.get(part)
-        if part != "recipe" and there != here:
-            raise CheckpointError(
-                f"{saved.folder} was made from another {part} ({str(there)[:12]}, here {str(here)[:12]}): "
-                "give another output= folder"
-            )
-    differ = _differences(saved.facts["recipe"], json.loads(json.dumps(facts["recipe"])))
-    if differ:
+    here = json.loads(json.dumps(facts))
+    other = [part for part in here if saved.facts.get(part) != here[part]]
+    if other:
+        differ = [line for part in other for line in _differences(saved.facts.get(part), here[part], part)]
         raise CheckpointError(
-            f"{saved.folder} is of another recipe than {name}: {'; '.join(differ[:6])}. Give another output= "
-            "folder, or remove that one"
+            f"{saved.folder} was made from another {' and '.join(other)} than {name} is: {'; '.join(differ[:6])}. "
+            "Give another output= folder, or remove that one"
         )
 
 
-def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+def _differences(there: Any, here: Any, path: str) -> list[str]:
     if isinstance(there, dict) and isinstance(here, dict):
         keys = sorted(there.keys() | here.keys())
-        return [
-            line for key in keys for line in _differences(there.get(key), here.get(key), f"{path}.{key}".strip("."))
-        ]
-    return [] if there == here else [f"{path} is {there} there and {here} here"]
+        return [line for key in keys for line in _differences(there.get(key), here.get(key), f"{path}.{key}")]
+    return [] if there == here else [f"{path} is {str(there)[:80]} there and {str(here)[:80]} here"]
 
 
 def _state(weights: TrainedWeights, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

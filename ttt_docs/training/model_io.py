@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from ttt_docs.errors import UsageError
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training.parallel import INNER_LR
-from ttt_docs.training.recipe import Recipe
+from ttt_docs.training.recipe import Recipe, changed_config
 from ttt_docs.weights import fetch
 from ttt_docs.weights.adapter import Adapter, adapted, load_adapter, save_adapter
 from ttt_docs.weights.converted import Checkpoint, copy_tokenizer, load_checkpoint, write_checkpoint
@@ -50,8 +49,6 @@ def start_of(recipe: Recipe) -> Start:
         UsageError: weights of another architecture than the recipe's.
     """
     chosen = recipe.model
-    if chosen.adapter is not None:
-        return _trained(recipe)
     if chosen.pretrained is None:
         config = recipe.architecture()
         model = Decoder(config).initialize(torch.Generator().manual_seed(recipe.seed))
@@ -60,37 +57,27 @@ def start_of(recipe: Recipe) -> Start:
             for index in range(config.blocks):
                 state[f"blocks.{index}.attention.wo.weight"].zero_()
         return Start(config, state, None)
-    base = load_checkpoint(resolve(chosen.pretrained))
-    try:
-        longest = max(recipe.sequence, base.config.max_positions)
-        fields = base.config.model_dump() | {"max_positions": longest} | chosen.changes
-        config, state = ModelConfig(**fields), base.state
-    except ValidationError as error:
-        raise UsageError(f"model.changes: {error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}") from None
+    base, wanted = load_checkpoint(resolve(chosen.pretrained)), chosen.suffix_blocks
+    adapter = None if chosen.adapter is None else load_adapter(chosen.adapter)
+    known, state = (base.config, base.state) if adapter is None else (adapter.config, adapted(base, adapter)[0])
+    longest = max(recipe.sequence, known.max_positions)
+    config = changed_config(known.model_dump() | {"max_positions": longest} | chosen.changes)
+    if adapter is not None:
+        if (recipe.mode != "none") != bool(config.suffix_blocks) or wanted not in (None, config.suffix_blocks):
+            raise UsageError(
+                f"{adapter.path} has {config.suffix_blocks} suffix blocks: leave model.suffix_blocks out, and choose a "
+                "mode for that"
+            )
+        return Start(config, state, base, adapter.reading.inner_lr_factors, adapter.provenance)
     if chosen.config is not None:
         check_state(recipe.architecture(), state, f"{chosen.pretrained} (the recipe wants {chosen.config})")
     check_state(config, state, chosen.pretrained)
     if recipe.mode != "none" and not config.suffix_blocks:
-        wanted = chosen.suffix_blocks if isinstance(chosen.suffix_blocks, int) else 8
-        config, state = retrofit(config, state, min(wanted, config.blocks), recipe.reading.sinks)
-    elif isinstance(chosen.suffix_blocks, int) and chosen.suffix_blocks not in (0, config.suffix_blocks):
-        raise UsageError(f"{chosen.pretrained} has {config.suffix_blocks} suffix blocks, not {chosen.suffix_blocks}")
+        blocks = wanted if isinstance(wanted, int) else 8
+        config, state = retrofit(config, state, min(blocks, config.blocks), recipe.reading.sinks)
+    elif isinstance(wanted, int) and wanted not in (0, config.suffix_blocks):
+        raise UsageError(f"{chosen.pretrained} has {config.suffix_blocks} suffix blocks, not {wanted}")
     return Start(config, state, base)
-
-
-def _trained(recipe: Recipe) -> Start:
-    """A pretrained model with an adapter: what the run before left."""
-    assert recipe.model.pretrained is not None and recipe.model.adapter is not None
-    base, adapter = load_checkpoint(resolve(recipe.model.pretrained)), load_adapter(recipe.model.adapter)
-    state, _ = adapted(base, adapter)
-    config, wanted = adapter.config, recipe.model.suffix_blocks
-    if (recipe.mode != "none") != bool(config.suffix_blocks) or wanted not in (None, config.suffix_blocks):
-        raise UsageError(
-            f"{adapter.path} has {config.suffix_blocks} suffix blocks: leave model.suffix_blocks out, and choose a "
-            "mode for that"
-        )
-    config = config.model_copy(update={"max_positions": max(recipe.sequence, config.max_positions)})
-    return Start(config, state, base, adapter.reading.inner_lr_factors, adapter.provenance)
 
 
 def config_of(recipe: Recipe) -> ModelConfig:
@@ -142,11 +129,10 @@ def tokenizer_folder(recipe: Recipe) -> Path:
                 "data.tokenizer: a model of random weights has none; give bytes, a folder or a model's name"
             )
         return resolve(recipe.model.pretrained)
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
-    if "/" in name:
-        return fetch.download_repository(name, patterns=["tokenizer*"])
-    return resolve(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    return fetch.download_repository(name, patterns=["tokenizer*"]) if "/" in name else resolve(name)
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:

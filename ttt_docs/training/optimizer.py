@@ -9,7 +9,6 @@ import math
 
 import torch
 
-from ttt_docs.errors import UsageError
 from ttt_docs.training.parallel import INNER_LR, TrainedWeights
 from ttt_docs.training.recipe import OptimizerRecipe
 
@@ -36,35 +35,16 @@ def optimizer_of(chosen: OptimizerRecipe, weights: TrainedWeights) -> torch.opti
     return optimizer
 
 
-def learning_rate(step: int, steps: int, peak: float, final: float = 1e-5, warm_up: float = 0.1) -> float:
-    """AdamW's learning rate: 0 at step 0, linearly to `peak` over the first `warm_up` of the run, then a cosine to
-    `final` at step `steps`.
-
-    Raises:
-        UsageError: a step outside the run, or a warm-up that is not a part of it.
-    """
-    warm = _warm_up_steps(step, steps, warm_up)
+def learning_rate(chosen: OptimizerRecipe, step: int, steps: int) -> float:
+    """AdamW's learning rate: from 0 linearly to `lr` over the warm-up, then along a cosine to `final_lr` at the end."""
+    warm = round(chosen.warmup * steps)
     if step < warm:
-        return peak * step / warm
+        return chosen.lr * step / warm
     progress = (step - warm) / (steps - warm)
-    return final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2
+    return chosen.final_lr + (chosen.lr - chosen.final_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def inner_lr_scale(step: int, steps: int, start: float = 0.1, warm_up: float = 0.1) -> float:
-    """What the inner learning rate is multiplied by: from `start` linearly to 1 over the first `warm_up` of the run.
-
-    Pre-training uses the defaults; extension to longer contexts runs without (`warm_up=0`).
-
-    Raises:
-        UsageError: a step outside the run, or a warm-up that is not a part of it.
-    """
-    warm = _warm_up_steps(step, steps, warm_up)
+def inner_lr_scale(chosen: OptimizerRecipe, step: int, steps: int) -> float:
+    """What the inner learning rate is multiplied by: it rises linearly to 1 over the inner loop's warm-up."""
+    warm, start = round(chosen.inner_warmup * steps), chosen.inner_warmup_from
     return 1.0 if step >= warm else start + (1 - start) * step / warm
-
-
-def _warm_up_steps(step: int, steps: int, warm_up: float) -> int:
-    if not 0 <= step <= steps or steps < 1:
-        raise UsageError(f"step {step} is not inside a run of {steps} steps")
-    if not 0 <= warm_up < 1:
-        raise UsageError(f"the warm-up must be a part of the run, at least 0 and less than 1, not {warm_up}")
-    return round(warm_up * steps)

@@ -120,7 +120,7 @@ class TrainedWeights:
 
     objective: Objective
     masters: dict[str, Tensor]  # float32, by parameter name; DTensors where sharded
-    copies: dict[str, nn.Parameter]  # the model's own, where they are not the masters themselves
+    copies: dict[str, Tensor]  # the model's own, where they are not the masters themselves
     sharded: bool
 
     @property
@@ -133,6 +133,11 @@ class TrainedWeights:
         None: it is not trained."""
         return self.masters.get(INNER_LR)
 
+    @property
+    def grads(self) -> list[Tensor]:
+        """The masters' gradients, where there are any."""
+        return [master.grad for master in self.masters.values() if master.grad is not None]
+
     def collect_gradients(self) -> None:
         """Adds the gradients of the compute copies to the masters', in float32."""
         for name, copy in self.copies.items():
@@ -144,10 +149,9 @@ class TrainedWeights:
 
     def average_gradients(self, here: Processes, pieces: int) -> None:
         """From sums over this process's `pieces` of a batch to the mean over all processes'."""
-        grads = [master.grad for master in self.masters.values() if master.grad is not None]
-        for grad in grads:
+        for grad in self.grads:
             grad.div_(pieces)
-        whole = [grad for grad in grads if not isinstance(grad, DTensor)]  # FSDP2 has averaged the others
+        whole = [grad for grad in self.grads if not isinstance(grad, DTensor)]  # FSDP2 has averaged the others
         if here.count > 1 and whole:
             flat = here.mean(torch.cat([grad.flatten() for grad in whole]))
             for grad, mean in zip(whole, flat.split([grad.numel() for grad in whole]), strict=True):
@@ -155,9 +159,8 @@ class TrainedWeights:
 
     def gradient_norm(self, here: Processes) -> Tensor:
         """The global norm over all trained parameters, float64."""
-        grads = [master.grad for master in self.masters.values() if master.grad is not None]
-        whole = [grad for grad in grads if not isinstance(grad, DTensor)]
-        parts = [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
+        whole = [grad for grad in self.grads if not isinstance(grad, DTensor)]
+        parts = [grad.to_local() for grad in self.grads if isinstance(grad, DTensor)]
         of_parts = here.sum(_squares(parts, here.device)) if self.sharded else 0
         return (_squares(whole, here.device) + of_parts).sqrt()
 
@@ -195,23 +198,19 @@ def prepare(
     sharded = recipe.compute.parallel == "sharded" and here.count > 1
     model = build_decoder(config, state, here.device, torch.float32 if sharded else dtype)
     model.attends = recipe.model.attention
-    trained = set(trained_names(recipe, config, state))
-    for name, parameter in model.named_parameters():
-        if name in trained:
-            # The state may map a checkpoint's file or share tensors: what is trained gets memory of its own.
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(parameter.detach().clone()))
+    trained = trained_names(recipe, config, state)
+    for name in trained:
+        # The state may map a checkpoint's file or share tensors: what is trained gets memory of its own.
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        setattr(module, leaf, nn.Parameter(getattr(module, leaf).detach().clone()))
     objective = Objective(model, recipe)
     if sharded:
         _shard(objective, dtype, here)
-    masters: dict[str, Tensor] = {}
-    copies: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        if name in trained:
-            masters[name] = parameter
-            if parameter.dtype != torch.float32:
-                masters[name] = state[name].detach().to(here.device, torch.float32, copy=True)
-                copies[name] = parameter
+    masters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if name in trained}
+    copies = {name: p for name, p in masters.items() if p.dtype != torch.float32}
+    for name in copies:
+        masters[name] = state[name].detach().to(here.device, torch.float32, copy=True)
     if recipe.learned_inner_lr:
         shape = (config.suffix_blocks, 3) if recipe.learned_inner_lr == "matrix" else (config.suffix_blocks,)
         rates = torch.ones(shape, device=here.device)

@@ -185,22 +185,17 @@ class Recipe(_Section):
         """
         assert self.model.config is not None
         start = {} if self.model.config == "custom" else CONFIGS[self.model.config].model_dump()
-        start["name"] = self.name
-        fields = start | self.model.changes
+        fields = start | {"name": self.name} | self.model.changes
         fields["max_positions"] = max(self.sequence, int(self.model.changes.get("max_positions", 0)))
-        blocks = fields.get("blocks", 0)
-        if self.model.suffix_blocks == "quarter":
+        suffix = self.model.suffix_blocks
+        if suffix == "quarter":
+            blocks = fields.get("blocks", 0)
             if blocks % 4:
                 raise UsageError(
                     f"{blocks} blocks have no last quarter: use a multiple of 4, or give model.suffix_blocks"
                 )
-            fields["suffix_blocks"] = blocks // 4
-        elif self.model.suffix_blocks is not None:
-            fields["suffix_blocks"] = self.model.suffix_blocks
-        try:
-            return ModelConfig(**fields)
-        except ValidationError as error:
-            raise UsageError(f"model.changes: {_sentences(error, ModelConfig)}") from None
+            suffix = blocks // 4
+        return changed_config(fields if suffix is None else fields | {"suffix_blocks": suffix})
 
     def identity(self) -> dict[str, Any]:
         """What decides the result: a checkpoint belongs to exactly one of these."""
@@ -208,6 +203,14 @@ class Recipe(_Section):
             "dtype": self.compute.dtype,
             "data": self.data.model_dump(mode="json", exclude={"folder"}),
         }
+
+
+def changed_config(fields: dict[str, Any]) -> ModelConfig:
+    """The model of `fields`, which hold a recipe's `model.changes`. Raises UsageError, which names them."""
+    try:
+        return ModelConfig(**fields)
+    except ValidationError as error:
+        raise UsageError(f"model.changes: {_sentences(error, ModelConfig)}") from None
 
 
 def recipe_names() -> list[str]:
@@ -224,24 +227,26 @@ def published_recipes() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for (size, row), full in product(table["sizes"].items(), ("", "full-")):
         name = f"{full}pretrain-{size}"
-        own = {"name": name, "batch": row["batch"], "steps": row["steps"], "optimizer": {"lr": row["lr"]}}
-        found[name] = _merge(table["shared"], own, {"model": {"config": size}})
-        if size in table["sharded"]:
-            found[name]["compute"] = {"parallel": "sharded"}
+        first = _merge(
+            table["shared"],
+            {"name": name, "batch": row["batch"], "steps": row["steps"], "optimizer": {"lr": row["lr"]}},
+            {"model": {"config": size}, "compute": {"parallel": "sharded" if size in table["sharded"] else "data"}},
+        )
         if full:
-            wider = {"model": {"changes": {"mlp_dim": row["full_mlp_dim"]}}}
-            found[name] = _merge(found[name], table["full_attention"], wider)
+            first = _merge(first, table["full_attention"], {"model": {"changes": {"mlp_dim": row["full_mlp_dim"]}}})
+        found[name] = first
         for length, at in table["lengths"].items():
-            own = {
+            longer = {
                 "name": f"{full}extend-{size}-{length}",
                 "sequence": at["sequence"],
                 "batch": row["extension_batch"] * tokens_at_32k // at["sequence"],
                 "steps": row["extension_steps"],
                 "model": {"pretrained": f"runs/{name}/model"},
             }
-            changes = {"model": {"changes": {"rope_theta": at["full_rope_theta"]}}}
-            longer = changes | {"reading": {"window": at["sequence"]}} if full else {}
-            found[own["name"]] = _merge(found[name], table["extension"], own, longer)
+            if full:
+                changes = {"rope_theta": at["full_rope_theta"]}
+                longer = _merge(longer, {"model": {"changes": changes}, "reading": {"window": at["sequence"]}})
+            found[longer["name"]] = _merge(first, table["extension"], longer)
     return found
 
 
@@ -256,7 +261,13 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         key, equals, value = change.partition("=")
         if not equals or not key:
             raise UsageError(f"{change!r} is not key=value, such as optimizer.lr=1e-3")
-        _set(values, key.split("."), _yaml(value, f"the value of {key}"), key)
+        *sections, last = key.split(".")
+        section = values
+        for name in sections:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise UsageError(f"{key}: {name} is a value, not a section")
+        section[last] = _yaml(value, f"the value of {key}")
     try:
         return Recipe(**values)
     except ValidationError as error:
@@ -315,15 +326,6 @@ def _merge(base: dict[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _set(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
-    for part in path[:-1]:
-        below = values.setdefault(part, {})
-        if not isinstance(below, dict):
-            raise UsageError(f"{key}: {part} is a value, not a section")
-        values = below
-    values[path[-1]] = value
 
 
 def _sentences(error: ValidationError, model: type[BaseModel]) -> str:

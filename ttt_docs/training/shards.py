@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,12 +46,10 @@ class Shards:
     def documents(self) -> int:
         return sum(len(lengths) for lengths in self.lengths)
 
-    @property
-    def tokens(self) -> int:
-        return int(sum(lengths.sum() for lengths in self.lengths))
-
     def tokens_of(self, shard: int) -> np.ndarray:
         """The tokens of one shard, memory-mapped."""
+        if not len(self.lengths[shard]):  # an empty file cannot be mapped
+            return np.zeros(0, self.dtype)
         return np.memmap(self.folder / _name(shard, "tokens"), dtype=self.dtype, mode="r")
 
 
@@ -64,10 +61,8 @@ class Sequences:
     """
 
     def __init__(self, shards: Shards, length: int) -> None:
-        self.length = length
-        self._tokens = [
-            shards.tokens_of(shard) if len(lengths) else None for shard, lengths in enumerate(shards.lengths)
-        ]
+        self.shards, self.length = shards, length
+        self._tokens = [shards.tokens_of(shard) for shard in range(len(shards.lengths))]
         rows = [np.zeros((0, 3), dtype=np.int64)]
         for shard, lengths in enumerate(shards.lengths):
             counts = (lengths - 1) // length
@@ -83,9 +78,7 @@ class Sequences:
     def __getitem__(self, index: int) -> np.ndarray:
         """Tokens int64 [length + 1]."""
         shard, start, _ = self._rows[index]
-        tokens = self._tokens[shard]
-        assert tokens is not None
-        return tokens[start : start + self.length + 1].astype(np.int64)
+        return self._tokens[shard][start : start + self.length + 1].astype(np.int64)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """Tokens int64 [indices, length + 1]."""
@@ -136,11 +129,9 @@ def build_shards(
     texts = (text.encode("utf-8", "replace").decode() for source in sources for text in texts_of(source))
     with tqdm(desc="tokenizing", unit="tok", unit_scale=True, disable=None if progress else True) as bar:
         for group in _groups(texts):
-            head = _finished(folder, len(heads), dtype)
-            if head is None:
-                head = _write_shard(folder, len(heads), group, tokenizer, dtype, shortest)
-            heads.append(head)
-            bar.update(sum(head["documents"]))
+            done = _finished(folder, len(heads), dtype)
+            heads.append(done or _write_shard(folder, len(heads), group, tokenizer, dtype, shortest))
+            bar.update(sum(heads[-1]["documents"]))
     if not any(head["documents"] for head in heads):
         longest = max((head["longest_characters"] for head in heads), default=0)
         raise DocumentError(
@@ -153,8 +144,6 @@ def build_shards(
         "dtype": dtype.str,
         "shortest": shortest,
         "shards": len(heads),
-        "documents": sum(len(head["documents"]) for head in heads),
-        "tokens": sum(sum(head["documents"]) for head in heads),
         "left_out": sum(head["left_out"] for head in heads),
         "sha256": hashlib.sha256("".join(head["sha256"] for head in heads).encode()).hexdigest(),
     }
@@ -179,13 +168,6 @@ def open_shards(folder: Path) -> Shards:
         return Shards(folder, dtype, lengths, manifest["left_out"], manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TTTDocsError(f"the tokenized data in {folder} is damaged ({error}): remove the folder") from error
-
-
-def wait_for_shards(folder: Path) -> Shards:
-    """The shards that another process of this machine is building."""
-    while not (folder / "manifest.json").is_file():
-        time.sleep(0.2)
-    return open_shards(folder)
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -26,7 +26,7 @@ from ttt_docs.training.optimizer import inner_lr_scale, learning_rate, optimizer
 from ttt_docs.training.parallel import Processes, TrainedWeights, gather_prime_mlps, prepare, processes
 from ttt_docs.training.recipe import Recipe
 from ttt_docs.training.record import Record, code_identity, plot, read_log
-from ttt_docs.training.shards import Sequences, Shards, build_shards, shards_folder, wait_for_shards
+from ttt_docs.training.shards import Sequences, build_shards, open_shards, shards_folder
 from ttt_docs.training.texts import find_texts
 from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.loading import best_dtype
@@ -37,7 +37,6 @@ class TrainingData:
     """What a run reads."""
 
     train: Sequences
-    shards: Shards
     valid: Sequences | None
     tokenizer: Path
 
@@ -95,16 +94,17 @@ def prepare_data(recipe: Recipe, here: Processes, progress: bool) -> TrainingDat
     tokenizer = Tokenizer(folder)
     root = Path(recipe.data.folder).expanduser() if recipe.data.folder else cache_folder() / "data"
 
-    def shards_of(named: tuple[str, ...]) -> Shards:
+    def sequences(named: tuple[str, ...]) -> Sequences:
         sources = find_texts(named, recipe.data.field, recipe.data.subset, recipe.data.split)
         where = shards_folder(root, sources, folder, recipe.sequence + 1)
-        if here.local_rank:
-            return wait_for_shards(where)
-        return build_shards(where, sources, tokenizer, recipe.sequence + 1, progress)
+        if not here.local_rank:  # one process of each machine tokenizes
+            build_shards(where, sources, tokenizer, recipe.sequence + 1, progress)
+        here.wait()
+        return Sequences(open_shards(where), recipe.sequence)
 
-    shards = shards_of(recipe.data.train)
-    valid = Sequences(shards_of(recipe.data.valid), recipe.sequence) if recipe.data.valid else None
-    return TrainingData(Sequences(shards, recipe.sequence), shards, valid, folder)
+    return TrainingData(
+        sequences(recipe.data.train), sequences(recipe.data.valid) if recipe.data.valid else None, folder
+    )
 
 
 @dataclass
@@ -144,7 +144,7 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
         raise UsageError(f"the data has {len(data.train)} sequences, less than one batch ({recipe.batch})")
     facts = {
         "recipe": recipe.identity(),
-        "data": data.shards.sha256,
+        "data": data.train.shards.sha256,
         "base": None if start.base is None else start.base.fingerprint,
     }
     folder, tokens = recipe.folder, steps * recipe.tokens_per_step
@@ -152,8 +152,9 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
     if found:
         checkpoint.check_same_run(found[-1], facts, recipe.name)
     if announce is not None:
-        done, epochs = found[-1].step if found else 0, steps * recipe.batch / len(data.train)
-        announce(Plan(steps, tokens, len(data.train), data.shards.documents, data.shards.left_out, epochs, done))
+        shards, epochs = data.train.shards, steps * recipe.batch / len(data.train)
+        done = found[-1].step if found else 0
+        announce(Plan(steps, tokens, len(data.train), shards.documents, shards.left_out, epochs, done))
     dtype = best_dtype(here.device) if recipe.compute.dtype == "auto" else getattr(torch, recipe.compute.dtype)
     weights = prepare(recipe, start.config, start.state, dtype, here, start.inner_lr_factors)
     optimizer = optimizer_of(recipe.optimizer, weights)
@@ -220,8 +221,7 @@ def _step(run: _Run, step: int, interrupt: Interrupt) -> tuple[dict[str, Any], b
     began = time.perf_counter()
     recipe, here, weights, train = run.recipe, run.here, run.weights, run.data.train
     chosen, size = recipe.optimizer, recipe.compute.micro_batch
-    lr = learning_rate(step - 1, run.steps, chosen.lr, chosen.final_lr, chosen.warmup)
-    scale = inner_lr_scale(step - 1, run.steps, chosen.inner_warmup_from, chosen.inner_warmup)
+    lr, scale = learning_rate(chosen, step - 1, run.steps), inner_lr_scale(chosen, step - 1, run.steps)
     mine = np.split(train.batch(step - 1, recipe.batch, recipe.seed), here.count)[here.rank]
     pieces = np.split(mine, len(mine) // size)
     measured: list[torch.Tensor] = []
@@ -241,9 +241,9 @@ def _step(run: _Run, step: int, interrupt: Interrupt) -> tuple[dict[str, Any], b
             "Nothing of it was kept; the last checkpoint is whole. Try a smaller optimizer.lr or reading.inner_lr"
         )
     if chosen.clip:
-        for master in weights.masters.values():
-            if master.grad is not None:
-                master.grad.mul_((chosen.clip / norm.clamp_min(chosen.clip)).item())
+        factor = (chosen.clip / norm.clamp_min(chosen.clip)).item()
+        for grad in weights.grads:
+            grad.mul_(factor)
     for group in run.optimizer.param_groups:
         group["lr"] = lr * group["factor"]
     run.optimizer.step()
@@ -296,7 +296,10 @@ def _validate(run: _Run, valid: Sequences) -> tuple[float, list[float]]:
 
 
 def _export(run: _Run) -> Path:
-    recipe, shards, before = run.recipe, run.data.shards, run.start.provenance
+    recipe, shards, before = run.recipe, run.data.train.shards, run.start.provenance
+    trained = {name: tensor for name, tensor in run.weights.state() if run.here.first}
+    if not run.here.first:
+        return recipe.folder
     provenance = {
         "recipe": _without_folders(recipe.identity()),
         "data": shards.sha256,
@@ -306,9 +309,6 @@ def _export(run: _Run) -> Path:
         "seed": recipe.seed,
         "code": code_identity(),
     } | ({"after": before} if before else {})
-    trained = {name: tensor for name, tensor in run.weights.state() if run.here.first}
-    if not run.here.first:
-        return recipe.folder
     return export(recipe, run.start, run.reading(), trained, run.data.tokenizer, provenance)
 
 

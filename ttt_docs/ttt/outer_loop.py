@@ -26,7 +26,7 @@ from ttt_docs.kernels.inner_step.definition import updated
 from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.ttt.inner_loop import chunk_loss, rule_of
+from ttt_docs.ttt.inner_loop import InnerLoop, chunk_loss, rule_of
 from ttt_docs.ttt.outer_compiled import compiled_updates
 from ttt_docs.ttt.outer_scan import scan_updates
 from ttt_docs.ttt.recompute import prime_weights, run_sequence
@@ -50,10 +50,9 @@ class OuterLoss(NamedTuple):
     token_nll: Tensor  # [batch, tokens], nats
 
 
-def unrolled(
-    model: Decoder, tokens: Tensor, reading: ReadingConfig, mode: Mode, rates: Tensor, kernels: Kernels
-) -> OuterLoss:
-    """Equations (1) to (4) as they stand. `rates` [3 * suffix blocks] multiplies lr, for w1, w2, w3 of each block."""
+def unrolled(loop: InnerLoop, tokens: Tensor, mode: Mode) -> OuterLoss:
+    """Equations (1) to (4) as they stand."""
+    model, reading, kernels = loop.model, loop.reading, loop.kernels
     config, chunk = model.config, reading.chunk
     fast = None if mode == "none" else model.initial_fast_weights(len(tokens))
     caches = model.new_caches(reading.window, reading.sinks, differentiable=True)
@@ -74,7 +73,7 @@ def unrolled(
             # (2) The inner gradient. In `first-order` it is a constant, and the gradient of (3) is the identity.
             (grad,) = torch.autograd.grad(losses[-1].sum(), [fast], create_graph=mode == "meta", retain_graph=True)
             # (3) The inner step.
-            fast, norms[-1], _ = updated(fast, grad, model.fast_layout, rule_of(reading), rates)
+            fast, norms[-1], _ = updated(fast, grad, model.fast_layout, rule_of(reading), loop.rates)
     by_chunk, norm, nll = torch.stack(losses, dim=1), torch.stack(norms, dim=1), torch.cat(nlls, dim=1)
     return OuterLoss(by_chunk.mean(), by_chunk.detach(), norm.detach(), nll.detach())  # (4)
 
@@ -106,24 +105,23 @@ def outer_loss(
     config, blocks = model.config, model.config.suffix_blocks
     ones = torch.ones(blocks, 3, dtype=wide(model.dtype), device=tokens.device)
     rates = lr_scale * (ones if inner_lr is None else inner_lr.to(ones).view(blocks, -1).expand(-1, 3)).reshape(-1)
+    kernels = kernels or (REFERENCE if recompute in ("none", "compiled") else training_kernels_for(tokens.device))
+    loop, keep = InnerLoop(model, reading, kernels, rates), recompute in ("compiled", "suffix")
     if recompute == "none":
-        return unrolled(model, tokens, reading, mode, rates, kernels or REFERENCE)
-    keep = recompute in ("compiled", "suffix")
-    kernels = kernels or (REFERENCE if recompute == "compiled" else training_kernels_for(tokens.device))
+        return unrolled(loop, tokens, mode)
     x, targets = model.hidden(tokens[:, :-1]), tokens[:, 1:]
     if mode == "none" or mode == "naive":  # no updates: the whole sequence at once
         weights = None if mode == "none" else prime_weights(model)
         x = run_sequence(model, x, range(config.blocks), reading, kernels, weights, keep=keep)
         nll = model.token_nll(x, targets, kernels)
-        by_chunk = nll.view(-1, reading.chunk), targets.reshape(-1, reading.chunk)
-        losses = chunk_loss(*by_chunk, config.bos_token_id).view(len(tokens), -1)
+        rows = -1, reading.chunk
+        losses = chunk_loss(nll.view(rows), targets.reshape(rows), config.bos_token_id).view(len(tokens), -1)
         return OuterLoss(losses.mean(), losses.detach(), torch.zeros_like(losses).detach(), nll.detach())
     x = run_sequence(model, x, range(config.prefix_blocks), reading, kernels, attend_next=True, keep=keep)
     fast, second_order = model.initial_fast_weights(len(tokens)), mode == "meta"
     if recompute == "compiled":
-        return OuterLoss(*compiled_updates(model, x, targets, fast, reading, second_order, rates, kernels))
-    logarithmic = recompute == "logarithmic"
-    return OuterLoss(*scan_updates(model, x, targets, fast, reading, second_order, rates, kernels, logarithmic))
+        return OuterLoss(*compiled_updates(loop, x, targets, fast, second_order))
+    return OuterLoss(*scan_updates(loop, x, targets, fast, second_order, logarithmic=recompute == "logarithmic"))
 
 
 def _check(

@@ -27,34 +27,25 @@ from ttt_docs.kernels.backends import Kernels
 from ttt_docs.kernels.inner_step.layout import PrimeWeights
 from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.cache import LayerCache
-from ttt_docs.model.config import ModelConfig, ReadingConfig
-from ttt_docs.model.decoder import Decoder
-from ttt_docs.ttt.inner_loop import Weights, chunk_loss, rule_of
-from ttt_docs.ttt.recompute import GradientSums, gradients
+from ttt_docs.model.config import ModelConfig
+from ttt_docs.ttt.inner_loop import InnerLoop, Weights, chunk_loss, rule_of
+from ttt_docs.ttt.recompute import add_gradients, gradients
 
 #: Chunks between two fast weights that `logarithmic` keeps at the finest level.
 SEGMENT = 4
 
 
 def scan_updates(
-    model: Decoder,
-    x: Tensor,
-    targets: Tensor,
-    fast: Tensor,
-    reading: ReadingConfig,
-    second_order: bool,
-    rates: Tensor,
-    kernels: Kernels,
-    logarithmic: bool,
+    loop: InnerLoop, x: Tensor, targets: Tensor, fast: Tensor, second_order: bool, logarithmic: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean loss (differentiable), then for the record losses and inner gradient norms [batch, chunks] and token losses
     [batch, tokens].
 
     x [batch, tokens, dim] has been through the attention of the first suffix block; targets [batch, tokens]; fast
-    [batch, n]; rates as `unrolled` has them. Without `second_order`, what earlier chunks left counts as constants.
+    [batch, n]. Without `second_order`, what earlier chunks left counts as constants.
     """
-    scan = _Scan(model, x.detach(), targets, reading, second_order, rates.detach(), kernels)
-    return _ThroughUpdates.apply(scan, logarithmic, x, rates, fast, *scan.parameters)
+    scan = _Scan(loop, x.detach(), targets, second_order, logarithmic)
+    return _ThroughUpdates.apply(scan, x, loop.rates, fast, *scan.parameters)
 
 
 def names_above(config: ModelConfig, names: Iterable[str]) -> list[str]:
@@ -90,29 +81,22 @@ class _Gradients:
     def __init__(self, scan: _Scan, fast: Tensor, x_learns: bool) -> None:
         self.fast = torch.zeros_like(fast)  # D_c [batch, n], for the chunk last looked at
         self.x = torch.zeros_like(scan.x) if x_learns else None
-        self.stored = [torch.zeros_like(kv, dtype=wide(kv.dtype)) for kv in scan.stored]
-        self.slow = GradientSums(scan.parameters)
+        self.stored, self.slow = (
+            [torch.zeros_like(t, dtype=wide(t.dtype)) for t in part] for part in (scan.stored, scan.parameters)
+        )
         self.rates = torch.zeros_like(scan.rates)
 
 
 class _Scan:
     """A batch of sequences on their way through the suffix: what stays the same while chunk follows chunk."""
 
-    def __init__(
-        self,
-        model: Decoder,
-        x: Tensor,
-        targets: Tensor,
-        reading: ReadingConfig,
-        second_order: bool,
-        rates: Tensor,
-        kernels: Kernels,
-    ) -> None:
-        config = model.config
-        self.model, self.reading, self.kernels, self.second_order = model, reading, kernels, second_order
-        self.x, self.targets, self.rates = x, targets, rates
+    def __init__(self, loop: InnerLoop, x: Tensor, targets: Tensor, second_order: bool, logarithmic: bool) -> None:
+        assert loop.rates is not None
+        self.model, self.reading, self.kernels, self.rates = loop.model, loop.reading, loop.kernels, loop.rates.detach()
+        self.x, self.targets, self.second_order, self.logarithmic = x, targets, second_order, logarithmic
+        model, config, kernels = loop.model, loop.model.config, loop.kernels
         self.above = range(config.prefix_blocks + 1, config.blocks)  # blocks whose attention depends on fast weights
-        self.chunks = x.shape[1] // reading.chunk
+        self.chunks = x.shape[1] // loop.reading.chunk
         self.weight = 1 / (len(x) * self.chunks)  # of one chunk's loss in the whole
         #: The slow weights that are trained and used above the attention of the first suffix block.
         names = [name for name, p in model.named_parameters() if p.requires_grad and ".prime_mlp." not in name]
@@ -211,16 +195,9 @@ class _Scan:
 
     def _add(self, chunk: int, parts: Sequence[Tensor | None], factor: float, into: _Gradients) -> None:
         """Adds `factor` times a chunk's gradients: for weights, x, past and parameters, in this order."""
+        of_x = None if into.x is None else into.x[:, self.tokens(chunk)]
         of_fast = _flat(self.model.fast_layout.views(into.fast))
-        of_past = self.past(into.stored, chunk)
-        ends = len(of_fast), len(of_fast) + 1, len(of_fast) + 1 + len(of_past)
-        for total, part in zip([*of_fast, *of_past], [*parts[: ends[0]], *parts[ends[1] : ends[2]]], strict=True):
-            if part is not None:
-                total.add_(part[: len(total)], alpha=factor)
-        of_x = parts[ends[0]]
-        if into.x is not None and of_x is not None:
-            into.x[:, self.tokens(chunk)] = of_x * factor
-        into.slow.add(parts[ends[2] :], factor)
+        add_gradients([*of_fast, of_x, *self.past(into.stored, chunk), *into.slow], parts, factor)
 
     def step(self, before: Weights, grads: list[PrimeWeights], sign: int = 1) -> tuple[Weights, Tensor]:
         """The fast weights after a chunk, and the norm [batch] of its gradient; with sign -1 those before it."""
@@ -264,10 +241,10 @@ class _ThroughUpdates(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, scan: _Scan, logarithmic: bool, x: Tensor, rates: Tensor, start: Tensor, *slow: Tensor
+        ctx: Any, scan: _Scan, x: Tensor, rates: Tensor, start: Tensor, *slow: Tensor
     ) -> tuple[Tensor, ...]:
         learns, kept, record = any(ctx.needs_input_grad), [], []
-        into = _Gradients(scan, start, ctx.needs_input_grad[2]) if learns else None
+        into = _Gradients(scan, start, ctx.needs_input_grad[1]) if learns else None
         fast = initial = Weights.of(start.detach(), scan.model.dtype)
         for chunk in range(scan.chunks):
             last = chunk == scan.chunks - 1
@@ -278,10 +255,9 @@ class _ThroughUpdates(torch.autograd.Function):
             record.append((loss, norm, nll))
             if not last:
                 fast = after
-                if learns and scan.second_order and not logarithmic:
+                if learns and scan.second_order and not scan.logarithmic:
                     kept.append(grads)
-        ctx.scan, ctx.into, ctx.kept, ctx.logarithmic = scan, into, kept, logarithmic
-        ctx.fast = initial if logarithmic else fast
+        ctx.scan, ctx.into, ctx.kept, ctx.fast = scan, into, kept, initial if scan.logarithmic else fast
         losses, norms, nlls = zip(*record, strict=True)
         by_chunk, norm, nll = torch.stack(losses, dim=1), torch.stack(norms, dim=1), torch.cat(nlls, dim=1)
         ctx.mark_non_differentiable(by_chunk, norm, nll)
@@ -291,12 +267,13 @@ class _ThroughUpdates(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scan, into = ctx.scan, ctx.into
-        if scan.second_order and ctx.logarithmic:
+        if scan.second_order and scan.logarithmic:
             scan.walk_back_reading_again(0, scan.chunks - 1, ctx.fast, into)
         elif scan.second_order:
             scan.walk_back(0, scan.chunks - 1, ctx.fast, ctx.kept, into)
         of_x = None if into.x is None else into.x * grad.to(into.x.dtype)
-        return None, None, of_x, into.rates * grad, into.fast * grad, *into.slow.result(grad)
+        of_slow = ((total * grad).to(w.dtype) for total, w in zip(into.slow, scan.parameters, strict=True))
+        return None, of_x, into.rates * grad, into.fast * grad, *of_slow
 
 
 def _flat(weights: Sequence[PrimeWeights]) -> list[Tensor]:

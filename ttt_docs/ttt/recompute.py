@@ -7,8 +7,7 @@ each block or compute its MLP once more, and would sum the gradients of pieces i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from ttt_docs.kernels.workspace import wide
 from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.model.positions import Positions
 
 #: Tokens whose feed-forward sub-layers run, and are differentiated, at a time: rows do not depend on each other.
 PIECE = 2048
@@ -28,30 +26,16 @@ PIECE = 2048
 KEPT = 256
 
 
-class GradientSums:
-    """Sums of gradients that come in parts: one for each of `tensors`, in float32 (float64 for float64)."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.dtypes = [tensor.dtype for tensor in tensors]
-        self.totals: list[Tensor | None] = [None] * len(tensors)
-
-    def add(self, parts: Sequence[Tensor | None], factor: float = 1.0) -> None:
-        """Adds `factor` times each part; None adds nothing."""
-        for i, part in enumerate(parts):
-            total = self.totals[i]
-            if part is None:
-                continue
-            if total is None:
-                self.totals[i] = part.to(wide(part.dtype), copy=True).mul_(factor)
-            else:
-                total.add_(part, alpha=factor)
-
-    def result(self, factor: Tensor | None = None) -> list[Tensor | None]:
-        """The sums, times `factor`, in the dtypes of the tensors; None where nothing was added."""
-        return [
-            None if total is None else (total if factor is None else total * factor).to(dtype)
-            for total, dtype in zip(self.totals, self.dtypes, strict=True)
-        ]
+def add_gradients(totals: list[Tensor | None], parts: Sequence[Tensor | None], factor: float = 1.0) -> None:
+    """Adds `factor` times each part to its total, in place. None counts as zero: a total that is None begins with the
+    part, in float32 (float64 for float64). Of a part, as many rows count as the total has."""
+    for i, (total, part) in enumerate(zip(totals, parts, strict=True)):
+        if part is None:
+            continue
+        if total is None:
+            totals[i] = part.to(wide(part.dtype)) * factor
+        else:
+            total.add_(part[: len(total)], alpha=factor)
 
 
 def gradients(
@@ -87,72 +71,60 @@ def run_sequence(
         caches = model.new_caches(reading.window, reading.sinks, differentiable=True)
         x = model.run(x, blocks, positions, caches, weights, kernels)
         return model.attend(x, blocks.stop, positions, caches[blocks.stop], kernels) if attend_next else x
-    for i in [*blocks, blocks.stop] if attend_next else blocks:
-        layer = _Layer(model, i, positions, reading, kernels, feed_forward=i in blocks)
-        own = weights[i - model.config.prefix_blocks] if weights is not None and i in model.config.suffix else ()
-        x = _Checkpointed.apply(layer, x, len(own), *own, *layer.parameters)
+    config = model.config
+
+    def run(index: int, x: Tensor) -> Tensor:
+        primes = list(weights[index - config.prefix_blocks]) if weights is not None and index in config.suffix else []
+        named = model.block(index).named_parameters()
+        slow = [p for name, p in named if p.requires_grad and not name.startswith("prime_mlp.")]
+
+        def attend(x: Tensor) -> Tensor:
+            cache = LayerCache(reading.window, reading.sinks, differentiable=True)
+            return model.attend(x, index, positions, cache, kernels)
+
+        def feed_forward(x: Tensor, own: Sequence[Tensor]) -> Tensor:
+            fast = [PrimeWeights(*own[:2])] * config.suffix_blocks if primes else None
+            return model.feed_forward(x, index, fast, kernels)
+
+        return _Checkpointed.apply(attend, feed_forward if index in blocks else None, x, *primes, *slow)
+
+    for i in range(blocks.start, blocks.stop + attend_next):
+        x = run(i, x)
     return x
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One block, or its attention alone, over the whole sequence."""
-
-    model: Decoder
-    index: int
-    positions: Positions
-    reading: ReadingConfig
-    kernels: Kernels
-    feed_forward: bool
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """What is trained of it, the prime MLP (which comes as `PrimeWeights`) left out."""
-        block = self.model.block(self.index)
-        return [p for name, p in block.named_parameters() if p.requires_grad and not name.startswith("prime_mlp.")]
-
-    def attend(self, x: Tensor) -> Tensor:
-        cache = LayerCache(self.reading.window, self.reading.sinks, differentiable=True)
-        return self.model.attend(x, self.index, self.positions, cache, self.kernels)
-
-    def rest(self, x: Tensor, prime: Sequence[Tensor]) -> Tensor:
-        weights = [PrimeWeights(*prime)] * self.model.config.suffix_blocks if prime else None
-        return self.model.feed_forward(x, self.index, weights, self.kernels)
 
 
 class _Checkpointed(torch.autograd.Function):
     """The layer's gradient from its input alone: attention again, then the rest, forward and backward by pieces."""
 
     @staticmethod
-    def forward(ctx: Any, layer: _Layer, x: Tensor, prime: int, *weights: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.layer, ctx.prime = layer, prime
+    def forward(  # type: ignore[override]
+        ctx: Any, attend: Callable[..., Tensor], rest: Callable[..., Tensor] | None, x: Tensor, *weights: Tensor
+    ) -> Tensor:
+        ctx.attend, ctx.rest = attend, rest
         ctx.save_for_backward(x, *weights)
-        attended = layer.attend(x)
-        if not layer.feed_forward:
+        attended = attend(x)
+        if rest is None:
             return attended
-        return torch.cat([layer.rest(piece, weights[:prime]) for piece in attended.split(PIECE, dim=1)], dim=1)
+        return torch.cat([rest(piece, weights) for piece in attended.split(PIECE, dim=1)], dim=1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        layer: _Layer = ctx.layer
         x, *weights = ctx.saved_tensors
-        sums = GradientSums(weights)
-        leaf = x.detach().requires_grad_(ctx.needs_input_grad[1])
-        prime = [w.detach().requires_grad_(w.requires_grad) for w in weights[: ctx.prime]]
-        leaves = [*prime, *weights[ctx.prime :]]
-        of_x = None
+        leaf, of_x = x.detach().requires_grad_(ctx.needs_input_grad[2]), None
+        totals: list[Tensor | None] = [None] * len(weights)
         with torch.enable_grad():
-            attended = layer.attend(leaf)
-            if layer.feed_forward:
+            attended = ctx.attend(leaf)
+            if ctx.rest is not None:
                 of_pieces = []
                 for piece, asked in zip(attended.detach().split(PIECE, 1), grad.split(PIECE, 1), strict=True):
                     piece.requires_grad_()
-                    *of_weights, of_piece = gradients([layer.rest(piece, prime)], [*leaves, piece], [asked])
-                    sums.add(of_weights)
+                    *of_weights, of_piece = gradients([ctx.rest(piece, weights)], [*weights, piece], [asked])
+                    add_gradients(totals, of_weights)
                     of_pieces.append(of_piece)
                 grad = torch.cat(of_pieces, dim=1)
             if attended.requires_grad:
-                *of_weights, of_x = gradients([attended], [*leaves, leaf], [grad])
-                sums.add(of_weights)
-        return None, of_x, None, *sums.result()
+                *of_weights, of_x = gradients([attended], [*weights, leaf], [grad])
+                add_gradients(totals, of_weights)
+        sums = (None if total is None else total.to(w.dtype) for total, w in zip(totals, weights, strict=True))
+        return None, None, of_x, *sums
