@@ -13,7 +13,7 @@ import time
 import torch
 from shared import add_common, book_of, facts
 
-from ttt_docs.evaluation.haystack import NOISE, TASKS, sample
+from ttt_docs.evaluation.needle import NOISE, TASKS, sample
 from ttt_docs.lookup.index import build, packed, unpacked
 from ttt_docs.lookup.question import understand
 from ttt_docs.lookup.search import search

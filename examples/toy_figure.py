@@ -30,10 +30,10 @@ from ttt_docs import TTTReader
 from ttt_docs.io import replacing
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.training.data import find_texts, texts_of
 from ttt_docs.training.parallel import Processes
 from ttt_docs.training.recipe import load_recipe
 from ttt_docs.training.record import read_log
-from ttt_docs.training.texts import find_texts, texts_of
 from ttt_docs.training.trainer import prepare_data, train
 from ttt_docs.ttt.state import ReadingState
 

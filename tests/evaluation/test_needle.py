@@ -7,8 +7,7 @@ import re
 import pytest
 
 from ttt_docs import UsageError
-from ttt_docs.evaluation.haystack import TASKS, prose_of, sample, score
-from ttt_docs.evaluation.needle import measure, plot, report
+from ttt_docs.evaluation.needle import TASKS, measure, plot, prose_of, report, sample, score
 
 PROSE = " ".join(f"The ship number {i} left the harbour of the {i * 7}th island before the rain." for i in range(400))
 NEEDLE = re.compile(r"One of the special magic (?:number|uuid)s for (\S+) is: (\S+)\.")

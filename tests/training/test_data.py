@@ -12,10 +12,9 @@ from training_files import write_books
 
 from ttt_docs.errors import DocumentError, TTTDocsError, UsageError
 from ttt_docs.text.tokenizer import Tokenizer
-from ttt_docs.training import shards as building
+from ttt_docs.training import data as building
+from ttt_docs.training.data import Sequences, TextSource, build_shards, find_texts, shards_folder, texts_of
 from ttt_docs.training.model_io import BYTE_TOKENIZER
-from ttt_docs.training.shards import Sequences, build_shards, open_shards, shards_folder
-from ttt_docs.training.texts import TextSource, find_texts, texts_of
 
 TEXTS = ["first text " * 9, "second, é " * 12, "third " * 3]
 
@@ -44,6 +43,8 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path):
     for name in ("a.jsonl", "a.jsonl.zst", "a.parquet"):
         (source,) = find_texts((str(tmp_path / name),), "body")
         assert list(texts_of(source)) == TEXTS
+    with pytest.raises(DocumentError, match=r"a.parquet: row 1 has no text under 'text' \(there are: body, id\)"):
+        list(texts_of(TextSource("a.parquet", tmp_path / "a.parquet")))
     (tmp_path / "b").mkdir()
     for index, text in enumerate(TEXTS):
         (tmp_path / "b" / f"{index}.txt").write_text(text, "utf-8")
@@ -72,7 +73,7 @@ def test_a_hugging_face_dataset_by_its_id(tmp_path, monkeypatch):
         ("a.jsonl", b'{"body": "x"}\n', r"line 1 has no text under 'text' \(there are: body\); set data.field"),
         ("a.jsonl", b"[1]\n", "line 1 has no text"),
         ("a.jsonl.zst", b"not zstd", "not intact zstd"),
-        ("a.parquet", b"not parquet", "not an intact Parquet file"),
+        ("a.parquet", b"not parquet", "a.parquet cannot be read: .*not a parquet file"),
         ("a.txt", b"\xff\xfe\xff", "cannot be read"),
     ],
 )
@@ -94,14 +95,14 @@ def test_shards_hold_long_documents_and_count_the_others(tmp_path, tokenizer, mo
     monkeypatch.setattr(building, "SHARD_CHARACTERS", 800)
     (source,) = find_texts((str(write_books(tmp_path / "b.jsonl")),))
     built = build_shards(tmp_path / "s", [source], tokenizer, shortest=100, progress=False)
-    assert len(built.lengths) > 1 and built.dtype == np.dtype("<u2")
+    assert len(built.lengths) > 1 and built.tokens[0].dtype == np.dtype("<u2")
     assert (built.documents, built.left_out) == (4, 2)
     assert sum(lengths.sum() for lengths in built.lengths) == 700 + 400 + 1000 + 650
     texts = [text for text in texts_of(source) if len(text) >= 100]
-    stored = np.concatenate([built.tokens_of(i) for i in range(len(built.lengths))])
+    stored = np.concatenate(built.tokens)
     assert tokenizer.decode(stored.tolist()) == "".join(texts)
     again = build_shards(tmp_path / "t", [source], tokenizer, shortest=100, progress=False)
-    assert again.sha256 == built.sha256 and open_shards(tmp_path / "s").sha256 == built.sha256
+    assert again.sha256 == built.sha256 and Sequences(tmp_path / "s").sha256 == built.sha256
 
 
 def test_a_killed_build_goes_on_where_it_was(tmp_path, tokenizer, monkeypatch):
@@ -126,7 +127,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, tokenizer, monkeypatch):
     assert build_shards(tmp_path / "s", [], tokenizer, 100).sha256 == whole.sha256  # finished: nothing is read
     first.write_bytes(b"short")
     with pytest.raises(TTTDocsError, match=r"damaged \(shard-00000.tokens has another size"):
-        open_shards(tmp_path / "s")
+        Sequences(tmp_path / "s")
 
 
 def test_no_document_that_is_long_enough(tmp_path, tokenizer):
@@ -148,8 +149,7 @@ def test_a_folder_belongs_to_documents_tokenizer_and_length(tmp_path, tokenizer)
 def test_sequences_lie_in_one_document_and_their_order_is_the_seeds(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(building, "SHARD_CHARACTERS", 800)
     (source,) = find_texts((str(write_books(tmp_path / "b.jsonl")),))
-    shards = build_shards(tmp_path / "s", [source], tokenizer, 65, progress=False)
-    sequences = Sequences(shards, 64)
+    sequences = build_shards(tmp_path / "s", [source], tokenizer, 65, progress=False)
     expected = [
         text[start : start + 65]
         for text in texts_of(source)
@@ -164,5 +164,5 @@ def test_sequences_lie_in_one_document_and_their_order_is_the_seeds(tmp_path, to
     assert (epoch != np.concatenate([sequences.batch(0, count, seed=4)])).any()
     second = sequences.batch(1, count, seed=3)
     assert sorted(second) == sorted(epoch) and (second != epoch).any()
-    documents_seen = sequences.spread(shards.documents)
+    documents_seen = sequences.spread(sequences.documents)
     assert [expected[i] for i in documents_seen] == [t[:65] for t in texts_of(source) if len(t) >= 65]

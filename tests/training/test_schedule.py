@@ -3,8 +3,8 @@
 import pytest
 
 from ttt_docs.errors import UsageError
-from ttt_docs.training.optimizer import inner_lr_scale, learning_rate
 from ttt_docs.training.recipe import load_recipe
+from ttt_docs.training.trainer import inner_lr_scale, learning_rate
 
 FIRST, EXTENSION = (load_recipe(name).optimizer for name in ("pretrain-125m", "extend-125m-32k"))
 

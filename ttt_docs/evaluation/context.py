@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -229,11 +229,10 @@ def by_length(readings: Sequence[Reading], lengths: Sequence[int]) -> list[dict[
     `nats` is the mean over the books that are at least so long: each counts the same. None where there is no such book.
     """
     rows = []
-    for system in dict.fromkeys(r.system for r in readings):
-        for length in lengths:
-            own = (r for r in readings if r.system == system)
-            books = {r.book: loss for r in own if (loss := r.loss(0, length)) is not None}
-            rows.append({"system": system, "length": length, "nats": _mean(books.values()), "books": books})
+    for system, length in product(dict.fromkeys(r.system for r in readings), lengths):
+        own = (r for r in readings if r.system == system)
+        books = {r.book: loss for r in own if (loss := r.loss(0, length)) is not None}
+        rows.append({"system": system, "length": length, "nats": _mean(books.values()), "books": books})
     return rows
 
 
@@ -248,11 +247,10 @@ def by_position(readings: Sequence[Reading], length: int) -> list[dict[str, Any]
         edges.append(min(2 * edges[-1], length))
     long = {r.book for r in readings if len(r.nats) * BUCKET >= length}
     rows = []
-    for system in dict.fromkeys(r.system for r in readings):
-        own = [r for r in readings if r.system == system and r.book in long]
-        for start, end in pairwise(edges):
-            losses = [loss for r in own if (loss := r.loss(start, end)) is not None]
-            rows.append({"system": system, "start": start, "end": end, "nats": _mean(losses), "books": len(losses)})
+    for system, (start, end) in product(dict.fromkeys(r.system for r in readings), pairwise(edges)):
+        own = (r for r in readings if r.system == system and r.book in long)
+        losses = [loss for r in own if (loss := r.loss(start, end)) is not None]
+        rows.append({"system": system, "start": start, "end": end, "nats": _mean(losses), "books": len(losses)})
     return rows
 
 

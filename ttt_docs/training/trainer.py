@@ -6,6 +6,7 @@ data. Killed anywhere and started again, it goes on from its last checkpoint to 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,13 +22,11 @@ from ttt_docs.io import Interrupt, cache_folder
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training import checkpoint
+from ttt_docs.training.data import Sequences, build_shards, find_texts, shards_folder
 from ttt_docs.training.model_io import Start, check_vocabulary, config_of, export, start_of, tokenizer_folder
-from ttt_docs.training.optimizer import inner_lr_scale, learning_rate, optimizer_of
-from ttt_docs.training.parallel import Processes, TrainedWeights, gather_prime_mlps, prepare, processes
-from ttt_docs.training.recipe import Recipe
+from ttt_docs.training.parallel import INNER_LR, Processes, TrainedWeights, gather_prime_mlps, prepare, processes
+from ttt_docs.training.recipe import OptimizerRecipe, Recipe
 from ttt_docs.training.record import Record, code_identity, plot, read_log
-from ttt_docs.training.shards import Sequences, build_shards, open_shards, shards_folder
-from ttt_docs.training.texts import find_texts
 from ttt_docs.ttt.state import ReadingState
 from ttt_docs.weights.loading import best_dtype
 
@@ -100,7 +99,7 @@ def prepare_data(recipe: Recipe, here: Processes, progress: bool) -> TrainingDat
         if not here.local_rank:  # one process of each machine tokenizes
             build_shards(where, sources, tokenizer, recipe.sequence + 1, progress)
         here.wait()
-        return Sequences(open_shards(where), recipe.sequence)
+        return Sequences(where)
 
     return TrainingData(
         sequences(recipe.data.train), sequences(recipe.data.valid) if recipe.data.valid else None, folder
@@ -144,7 +143,7 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
         raise UsageError(f"the data has {len(data.train)} sequences, less than one batch ({recipe.batch})")
     facts = {
         "recipe": recipe.identity(),
-        "data": data.train.shards.sha256,
+        "data": data.train.sha256,
         "base": None if start.base is None else start.base.fingerprint,
     }
     folder, tokens = recipe.folder, steps * recipe.tokens_per_step
@@ -152,9 +151,9 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
     if found:
         checkpoint.check_same_run(found[-1], facts, recipe.name)
     if announce is not None:
-        shards, epochs = data.train.shards, steps * recipe.batch / len(data.train)
+        epochs = steps * recipe.batch / len(data.train)
         done = found[-1].step if found else 0
-        announce(Plan(steps, tokens, len(data.train), shards.documents, shards.left_out, epochs, done))
+        announce(Plan(steps, tokens, len(data.train), data.train.documents, data.train.left_out, epochs, done))
     dtype = best_dtype(here.device) if recipe.compute.dtype == "auto" else getattr(torch, recipe.compute.dtype)
     weights = prepare(recipe, start.config, start.state, dtype, here, start.inner_lr_factors)
     optimizer = optimizer_of(recipe.optimizer, weights)
@@ -188,7 +187,8 @@ def _all_steps(run: _Run, last: checkpoint.Saved | None, progress: bool) -> floa
     bar = tqdm(initial=first, total=steps, unit="step", disable=None if progress else True)
     with Interrupt() as interrupt, bar:
         for step in range(first + 1, steps + 1):
-            line, stop = _step(run, step, interrupt)
+            line = _step(run, step)
+            stop = bool(run.here.sum(torch.tensor(float(interrupt.requested), device=run.here.device)))
             since.append(line["loss"])
             if record is not None:
                 record.add(line)
@@ -216,8 +216,8 @@ def _all_steps(run: _Run, last: checkpoint.Saved | None, progress: bool) -> floa
     return valid_loss
 
 
-def _step(run: _Run, step: int, interrupt: Interrupt) -> tuple[dict[str, Any], bool]:
-    """One update, on this process's part of the batch: the line for the log, and whether a process wants to stop."""
+def _step(run: _Run, step: int) -> dict[str, Any]:
+    """One update, on this process's part of the batch; returns the line for the log."""
     began = time.perf_counter()
     recipe, here, weights, train = run.recipe, run.here, run.weights, run.data.train
     chosen, size = recipe.optimizer, recipe.compute.micro_batch
@@ -233,7 +233,6 @@ def _step(run: _Run, step: int, interrupt: Interrupt) -> tuple[dict[str, Any], b
     chunk_losses, inner_norms = here.mean(sum(measured[1:], measured[0]) / len(pieces))
     weights.average_gradients(here, len(pieces))
     norm = weights.gradient_norm(here)
-    stop = here.sum(torch.tensor(float(interrupt.requested), device=here.device))
     loss = chunk_losses.mean().item()
     if not np.isfinite(loss) or not bool(norm.isfinite()):
         raise TTTDocsError(
@@ -264,7 +263,44 @@ def _step(run: _Run, step: int, interrupt: Interrupt) -> tuple[dict[str, Any], b
     }
     if weights.inner_lr is not None:
         line["inner_lr_factors"] = weights.inner_lr.flatten().tolist()
-    return line, bool(stop > 0)
+    return line
+
+
+def optimizer_of(chosen: OptimizerRecipe, weights: TrainedWeights) -> torch.optim.AdamW:
+    """AdamW over the masters: matrices decay, norms and inner learning rates do not.
+
+    The learning rate of a group is its `factor` times the schedule's. The state is there from the start, zeros, for
+    checkpoints to be loaded into.
+    """
+    rates = [] if weights.inner_lr is None else [weights.inner_lr]
+    others = [master for name, master in weights.masters.items() if name != INNER_LR]
+    matrices, vectors = [m for m in others if m.dim() > 1], [m for m in others if m.dim() <= 1]
+    faster = (chosen.rates_lr or chosen.lr) / chosen.lr
+    groups = [
+        {"params": params, "weight_decay": decay, "factor": factor}
+        for params, decay, factor in ((matrices, chosen.weight_decay, 1), (vectors, 0.0, 1), (rates, 0.0, faster))
+        if params
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=chosen.lr, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)
+    for master in weights.masters.values():
+        moments = {key: torch.zeros_like(master, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[master] = {"step": torch.zeros(()), **moments}
+    return optimizer
+
+
+def learning_rate(chosen: OptimizerRecipe, step: int, steps: int) -> float:
+    """AdamW's learning rate: from 0 linearly to `lr` over the warm-up, then along a cosine to `final_lr` at the end."""
+    warm = round(chosen.warmup * steps)
+    if step < warm:
+        return chosen.lr * step / warm
+    progress = (step - warm) / (steps - warm)
+    return chosen.final_lr + (chosen.lr - chosen.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def inner_lr_scale(chosen: OptimizerRecipe, step: int, steps: int) -> float:
+    """What the inner learning rate is multiplied by: it rises linearly to 1 over the inner loop's warm-up."""
+    warm, start = round(chosen.inner_warmup * steps), chosen.inner_warmup_from
+    return 1.0 if step >= warm else start + (1 - start) * step / warm
 
 
 def _validate(run: _Run, valid: Sequences) -> tuple[float, list[float]]:
@@ -296,14 +332,14 @@ def _validate(run: _Run, valid: Sequences) -> tuple[float, list[float]]:
 
 
 def _export(run: _Run) -> Path:
-    recipe, shards, before = run.recipe, run.data.train.shards, run.start.provenance
+    recipe, data, before = run.recipe, run.data.train, run.start.provenance
     trained = {name: tensor for name, tensor in run.weights.state() if run.here.first}
     if not run.here.first:
         return recipe.folder
     provenance = {
         "recipe": _without_folders(recipe.identity()),
-        "data": shards.sha256,
-        "documents": shards.documents,
+        "data": data.sha256,
+        "documents": data.documents,
         "steps": run.steps,
         "tokens": run.steps * recipe.tokens_per_step,
         "seed": recipe.seed,
