@@ -135,23 +135,21 @@ def read_text(
     system: str,
     reader: TTTReader,
     book: Text,
-    length: int,
-    on_tokens: Callable[[int], object] = lambda count: None,
-    prefix_states: dict[int, Tensor] | None = None,
+    ids: list[int],
+    on_tokens: Callable[[int], object],
+    prefix_states: dict[int, Tensor] | None,
 ) -> Reading:
-    """Reads the first `length` tokens of a book, or its whole buckets where it is shorter.
+    """Reads the whole chunks of a book's first tokens `ids`, the last of which is only a target.
 
     `on_tokens` is told how many tokens were read, chunk by chunk; `prefix_states` are `ReadingState.prefix_states`.
     """
-    ids = torch.tensor(token_ids(reader, book.text, length + 1)).unsqueeze(0)
-    whole = (ids.shape[1] - 1) // BUCKET * BUCKET
+    tokens = torch.tensor(ids, device=reader.model.embed.weight.device).unsqueeze(0)
     state = ReadingState(reader.model, reader.reading)
     state.prefix_states = prefix_states
     losses, skipped, seconds, chunk = [], 0, 0.0, reader.reading.chunk
-    while (left := (whole - state.position) // chunk) > 0:
+    while (left := (len(ids) - 1 - state.position) // chunk) > 0:
         count = min(left, state.slots_left)
-        piece = ids[:, state.position : state.position + count * chunk + 1].to(reader.model.embed.weight.device)
-        for result in state.read(piece):
+        for result in state.read(tokens[:, state.position : state.position + count * chunk + 1]):
             losses.append(result.nll[0].double().cpu())
             skipped += int(result.skipped[0])
             seconds += result.seconds
@@ -192,17 +190,17 @@ def measure(
             raise UsageError(f"a length of {length:,} is not a multiple of the chunk ({reader.reading.chunk:,})")
     groups = _same_prefix(list(readers.values()))
     for book in books:
+        ids = token_ids(next(iter(readers.values())), book.text, length + 1)  # the systems share their tokenizer
         shared: list[dict[int, Tensor]] = [{} for _ in readers]
         for (system, reader), group in zip(readers.items(), groups, strict=True):
-            trained = reader.model.config.max_positions
-            own = min(length, trained // BUCKET * BUCKET) if system == "full" else length
+            longest = min(length, reader.model.config.max_positions) if system == "full" else length
+            whole = min(len(ids) - 1, longest) // BUCKET * BUCKET
             old = done.get((system, book.sha256, reader.fingerprint, str(reader.reading.model_dump(mode="json"))))
-            available = (len(token_ids(reader, book.text, own + 1)) - 1) // BUCKET
-            if old is None or len(old.nats) < available:
-                alone = groups.count(group) == 1
-                old = read_text(system, reader, book, own, on_tokens, None if alone else shared[group])
+            if old is None or len(old.nats) < whole // BUCKET:
+                states = shared[group] if groups.count(group) > 1 else None
+                old = read_text(system, reader, book, ids[: whole + 1], on_tokens, states)
             else:
-                on_tokens(available * BUCKET)
+                on_tokens(whole)
             yield old
 
 

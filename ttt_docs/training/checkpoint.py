@@ -39,13 +39,7 @@ class Saved:
 
 
 def save(
-    run: Path,
-    step: int,
-    score: float | None,
-    facts: Mapping[str, Any],
-    weights: TrainedWeights,
-    optimizer: torch.optim.Optimizer,
-    here: Processes,
+    run: Path, step: int, score: float | None, facts: Mapping[str, Any], weights: TrainedWeights, here: Processes
 ) -> None:
     """Writes the checkpoint of `step`. All processes call it together."""
     folder = run / "checkpoints" / f"step-{step:06d}"
@@ -56,7 +50,7 @@ def save(
     here.wait()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is one process only
-        dcp.save(_state(weights, optimizer), checkpoint_id=str(building))
+        dcp.save(_state(weights), checkpoint_id=str(building))
     if here.first:
         write_json(building / "run.json", {"step": step, "score": score, **facts})
         shutil.rmtree(folder, ignore_errors=True)
@@ -64,9 +58,9 @@ def save(
     here.wait()
 
 
-def load(saved: Saved, weights: TrainedWeights, optimizer: torch.optim.Optimizer) -> None:
-    """Puts a checkpoint's content into `weights` and `optimizer`. All processes call it together."""
-    state = _state(weights, optimizer)
+def load(saved: Saved, weights: TrainedWeights) -> None:
+    """Puts a checkpoint's content into `weights`. All processes call it together."""
+    state = _state(weights)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -123,10 +117,10 @@ def _differences(there: Any, here: Any, path: str) -> list[str]:
     return [] if there == here else [f"{path} is {str(there)[:80]} there and {str(here)[:80]} here"]
 
 
-def _state(weights: TrainedWeights, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _state(weights: TrainedWeights) -> dict[str, Any]:
     """What a checkpoint holds; tensors in place, for DCP to write from and to read into."""
     return {
         "weights": {name: master.detach() for name, master in weights.masters.items()},
-        "optimizer": {name: dict(optimizer.state[master]) for name, master in weights.masters.items()},
+        "optimizer": {name: dict(weights.optimizer.state[master]) for name, master in weights.masters.items()},
         "random": torch.get_rng_state(),
     }

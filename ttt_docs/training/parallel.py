@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from ttt_docs.errors import UsageError
 from ttt_docs.model.config import ModelConfig
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.training.recipe import Recipe
+from ttt_docs.training.recipe import OptimizerRecipe, Recipe
 from ttt_docs.ttt.outer_loop import OuterLoss, outer_loss
 from ttt_docs.ttt.outer_scan import names_above
 from ttt_docs.weights.loading import build_decoder
@@ -121,6 +121,7 @@ class TrainedWeights:
     objective: Objective
     masters: dict[str, Tensor]  # float32, by parameter name; DTensors where sharded
     copies: dict[str, Tensor]  # the model's own, where they are not the masters themselves
+    optimizer: torch.optim.AdamW  # of the masters
     sharded: bool
 
     @property
@@ -163,6 +164,14 @@ class TrainedWeights:
         parts = [grad.to_local() for grad in self.grads if isinstance(grad, DTensor)]
         of_parts = here.sum(_squares(parts, here.device)) if self.sharded else 0
         return (_squares(whole, here.device) + of_parts).sqrt()
+
+    def update(self, lr: float) -> None:
+        """A step of AdamW at the learning rate `lr`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.publish()
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -219,7 +228,29 @@ def prepare(
             earlier = torch.tensor(inner_lr_factors, device=here.device).view(config.suffix_blocks, -1)
             rates *= earlier if rates.dim() == 2 else earlier.mean(dim=1)
         masters[INNER_LR] = rates.requires_grad_()
-    return TrainedWeights(objective, masters, copies, sharded)
+    return TrainedWeights(objective, masters, copies, _optimizer(recipe.optimizer, masters), sharded)
+
+
+def _optimizer(chosen: OptimizerRecipe, masters: dict[str, Tensor]) -> torch.optim.AdamW:
+    """AdamW: matrices decay, norms and inner learning rates do not.
+
+    The learning rate of a group is its `factor` times the schedule's. The state is there from the start, zeros, for
+    checkpoints to be loaded into.
+    """
+    rates = [masters[INNER_LR]] if INNER_LR in masters else []
+    others = [master for name, master in masters.items() if name != INNER_LR]
+    matrices, vectors = [m for m in others if m.dim() > 1], [m for m in others if m.dim() <= 1]
+    faster = (chosen.rates_lr or chosen.lr) / chosen.lr
+    groups = [
+        {"params": params, "weight_decay": decay, "factor": factor}
+        for params, decay, factor in ((matrices, chosen.weight_decay, 1), (vectors, 0.0, 1), (rates, 0.0, faster))
+        if params
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=chosen.lr, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)
+    for master in masters.values():
+        moments = {key: torch.zeros_like(master, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[master] = {"step": torch.zeros(()), **moments}
+    return optimizer
 
 
 def gather_prime_mlps(model: Decoder) -> None:

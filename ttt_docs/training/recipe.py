@@ -223,30 +223,18 @@ def recipe_names() -> list[str]:
 def published_recipes() -> dict[str, dict[str, Any]]:
     """The paper's runs by name, as values for `Recipe`: what the rows of `recipes/published.yaml` amount to."""
     table = _yaml((_SHIPPED / "published.yaml").read_text("utf-8"), "published.yaml")
-    tokens_at_32k = table["lengths"]["32k"]["sequence"]
     found: dict[str, dict[str, Any]] = {}
     for (size, row), full in product(table["sizes"].items(), ("", "full-")):
         name = f"{full}pretrain-{size}"
-        first = _merge(
-            table["shared"],
-            {"name": name, "batch": row["batch"], "steps": row["steps"], "optimizer": {"lr": row["lr"]}},
-            {"model": {"config": size}, "compute": {"parallel": "sharded" if size in table["sharded"] else "data"}},
-        )
+        first = _merge(table["pretrain"], row["pretrain"], {"name": name, "model": {"config": size}})
         if full:
-            first = _merge(first, table["full_attention"], {"model": {"changes": {"mlp_dim": row["full_mlp_dim"]}}})
+            first = _merge(first, table["full"], row["full"])
         found[name] = first
         for length, at in table["lengths"].items():
-            longer = {
-                "name": f"{full}extend-{size}-{length}",
-                "sequence": at["sequence"],
-                "batch": row["extension_batch"] * tokens_at_32k // at["sequence"],
-                "steps": row["extension_steps"],
-                "model": {"pretrained": f"runs/{name}/model"},
-            }
-            if full:
-                changes = {"rope_theta": at["full_rope_theta"]}
-                longer = _merge(longer, {"model": {"changes": changes}, "reading": {"window": at["sequence"]}})
-            found[longer["name"]] = _merge(first, table["extension"], longer)
+            own = {"name": f"{full}extend-{size}-{length}", "model": {"pretrained": f"runs/{name}/model"}}
+            longer = _merge(first, table["extend"], row["extend"], at["extend"], at["full"] if full else {}, own)
+            longer["batch"] = longer["batch"] * table["lengths"]["32k"]["extend"]["sequence"] // longer["sequence"]
+            found[longer["name"]] = longer
     return found
 
 

@@ -24,7 +24,7 @@ from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training import checkpoint
 from ttt_docs.training.data import Sequences, build_shards, find_texts, shards_folder
 from ttt_docs.training.model_io import Start, check_vocabulary, config_of, export, start_of, tokenizer_folder
-from ttt_docs.training.parallel import INNER_LR, Processes, TrainedWeights, gather_prime_mlps, prepare, processes
+from ttt_docs.training.parallel import Processes, TrainedWeights, gather_prime_mlps, prepare, processes
 from ttt_docs.training.recipe import OptimizerRecipe, Recipe
 from ttt_docs.training.record import Record, code_identity, plot, read_log
 from ttt_docs.ttt.state import ReadingState
@@ -117,7 +117,6 @@ class _Run:
     steps: int
     facts: dict[str, Any]  # what its checkpoints belong to
     weights: TrainedWeights
-    optimizer: torch.optim.Optimizer
 
     def reading(self) -> ReadingConfig:
         """How the model reads at this moment: with its learned rates, and not at all for mode `none`."""
@@ -156,10 +155,9 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
         announce(Plan(steps, tokens, len(data.train), data.train.documents, data.train.left_out, epochs, done))
     dtype = best_dtype(here.device) if recipe.compute.dtype == "auto" else getattr(torch, recipe.compute.dtype)
     weights = prepare(recipe, start.config, start.state, dtype, here, start.inner_lr_factors)
-    optimizer = optimizer_of(recipe.optimizer, weights)
-    run = _Run(recipe, here, data, start, steps, facts, weights, optimizer)
+    run = _Run(recipe, here, data, start, steps, facts, weights)
     if found:
-        checkpoint.load(found[-1], weights, optimizer)
+        checkpoint.load(found[-1], weights)
     if here.first:
         folder.mkdir(parents=True, exist_ok=True)
     here.wait()
@@ -167,7 +165,7 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
     here.wait()
     best = checkpoint.best_of(checkpoint.saved_checkpoints(folder))
     if recipe.checkpoint.export == "best" and best is not None:
-        checkpoint.load(best, weights, optimizer)
+        checkpoint.load(best, weights)
     exported = _export(run)
     here.wait()
     if here.first:
@@ -203,7 +201,7 @@ def _all_steps(run: _Run, last: checkpoint.Saved | None, progress: bool) -> floa
             if stop or step == steps or step % kept.every == 0 or score is not None:
                 if data.valid is None:
                     score = sum(since) / len(since)
-                checkpoint.save(folder, step, score, run.facts, run.weights, run.optimizer, run.here)
+                checkpoint.save(folder, step, score, run.facts, run.weights, run.here)
                 since = []
                 if run.here.first:
                     checkpoint.remove_old(folder, kept.keep)
@@ -243,11 +241,7 @@ def _step(run: _Run, step: int) -> dict[str, Any]:
         factor = (chosen.clip / norm.clamp_min(chosen.clip)).item()
         for grad in weights.grads:
             grad.mul_(factor)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr * group["factor"]
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    weights.publish()
+    weights.update(lr)
     seconds = time.perf_counter() - began
     line: dict[str, Any] = {
         "step": step,
@@ -264,28 +258,6 @@ def _step(run: _Run, step: int) -> dict[str, Any]:
     if weights.inner_lr is not None:
         line["inner_lr_factors"] = weights.inner_lr.flatten().tolist()
     return line
-
-
-def optimizer_of(chosen: OptimizerRecipe, weights: TrainedWeights) -> torch.optim.AdamW:
-    """AdamW over the masters: matrices decay, norms and inner learning rates do not.
-
-    The learning rate of a group is its `factor` times the schedule's. The state is there from the start, zeros, for
-    checkpoints to be loaded into.
-    """
-    rates = [] if weights.inner_lr is None else [weights.inner_lr]
-    others = [master for name, master in weights.masters.items() if name != INNER_LR]
-    matrices, vectors = [m for m in others if m.dim() > 1], [m for m in others if m.dim() <= 1]
-    faster = (chosen.rates_lr or chosen.lr) / chosen.lr
-    groups = [
-        {"params": params, "weight_decay": decay, "factor": factor}
-        for params, decay, factor in ((matrices, chosen.weight_decay, 1), (vectors, 0.0, 1), (rates, 0.0, faster))
-        if params
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=chosen.lr, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)
-    for master in weights.masters.values():
-        moments = {key: torch.zeros_like(master, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[master] = {"step": torch.zeros(()), **moments}
-    return optimizer
 
 
 def learning_rate(chosen: OptimizerRecipe, step: int, steps: int) -> float:
