@@ -81,7 +81,7 @@ def start_of(recipe: Recipe) -> Start:
 
 
 def config_of(recipe: Recipe) -> ModelConfig:
-    """The architecture that a recipe trains; of a pretrained model that is not here yet, as far as the recipe says it.
+    """The architecture that a recipe trains. No weights are opened if `model.config` says it.
 
     Raises as `start_of`.
     """

@@ -96,9 +96,10 @@ def prepare_data(recipe: Recipe, here: Processes, progress: bool) -> TrainingDat
     def sequences(named: tuple[str, ...]) -> Sequences:
         sources = find_texts(named, recipe.data.field, recipe.data.subset, recipe.data.split)
         where = shards_folder(root, sources, folder, recipe.sequence + 1)
-        if not here.local_rank:  # one process of each machine tokenizes
-            build_shards(where, sources, tokenizer, recipe.sequence + 1, progress)
-        here.wait()
+        if not here.local_rank:  # one process of each machine tokenizes, the others wait
+            return build_shards(where, sources, tokenizer, recipe.sequence + 1, progress)
+        while not (where / "manifest.json").is_file():
+            time.sleep(0.2)
         return Sequences(where)
 
     return TrainingData(

@@ -34,10 +34,11 @@ from ttt_docs.ttt.recompute import prime_weights, run_sequence
 #: `meta`: gradients through the inner updates. `first-order`: the updates count as constants. `naive`: trained without
 #: inner updates, which happen at test time only. `none`: no prime MLPs at all, a plain (window) transformer.
 Mode = Literal["meta", "first-order", "naive", "none"]
-#: What is kept for the backward pass. `none`: everything, by `unrolled`. `chunks`: one inner gradient for each chunk;
-#: the rest is computed again. `suffix`: the same, but what no update can reach keeps everything, for sequences that
-#: fit. `logarithmic`: log-many fast weights; inner gradients are computed again too. `compiled`: everything, with a
-#: compiled step, for tiny models whose time goes into Python.
+#: What is kept for the backward pass; the rest is computed again.
+#: `chunks`: one inner gradient for each chunk.
+#: `suffix`: the same, and all of what no update can reach (the prefix); faster where that fits.
+#: `logarithmic`: a few fast weights, as many as the logarithm of the number of chunks.
+#: `none`: everything, by `unrolled`. `compiled`: everything, with a compiled step, for tiny models.
 Recompute = Literal["none", "compiled", "chunks", "suffix", "logarithmic"]
 
 
@@ -91,12 +92,12 @@ def outer_loss(
 ) -> OuterLoss:
     """Loss of tokens [batch, T + 1] after reading them chunk by chunk, T a multiple of `reading.chunk`.
 
-    `loss.backward()` reaches every parameter that asks for gradient, in `first-order` except through what earlier
-    chunks left in the suffix (their updates, their keys and values): W0 gets the mean of the chunks' inner gradients.
-    The inner learning rate is `reading.inner_lr` times `lr_scale` times, where given, the learned `inner_lr` [suffix
-    blocks], or [suffix blocks, 3] for w1, w2, w3 of each. There is no guard: an update that was undone would be
-    invisible to the gradient that should have learned to avoid it. `kernels` default to `training_kernels_for` the
-    device, or for `recompute` none and compiled, which want them differentiable twice, to the definitions.
+    `loss.backward()` reaches every parameter that asks for gradient. In `first-order`, what earlier chunks left in the
+    suffix (updates, keys, values) counts as constant: W0 then gets the mean of the chunks' inner gradients.
+    The inner learning rate is `reading.inner_lr` times `lr_scale`, and times the learned `inner_lr` if there is one:
+    [suffix blocks], or [suffix blocks, 3] for w1, w2, w3 of each. There is no guard. An undone update would hide from
+    the gradient what it should learn to avoid. `kernels` are those of `training_kernels_for` unless given; `recompute`
+    none and compiled need kernels that are differentiable twice, and take the definitions.
 
     Raises:
         UsageError: a length that is not a multiple of the chunk, a model without prime MLPs in a mode that needs them.

@@ -1,11 +1,11 @@
 """The outer loop chunk by chunk: its equations (`outer_loop`) with little memory, forward and backward.
 
-Forward, a sequence is read as `ReadingState` reads it: for each chunk a loss l_c, the inner gradient g_c and a step.
-Kept are the suffix's keys and values and each g_c in the products' dtype; the rest is computed again (activation
-checkpointing). From W_c+1 and g_c the step can be taken back, so the fast weights are not kept. `logarithmic` keeps no
-g_c but a few fast weights.
+The forward pass reads a sequence as `ReadingState` does: for each chunk a loss l_c, the inner gradient g_c and a step.
+It keeps the suffix's keys and values, and each g_c in the products' dtype. The fast weights are not kept: W_c follows
+from W_c+1 and g_c. The rest is computed again in the backward pass (activation checkpointing). `logarithmic` keeps a
+few fast weights in place of the g_c.
 
-Backward goes from the last chunk to the first. With D_c = dL/dW_c, and s(g) for what the step subtracts:
+The backward pass goes from the last chunk to the first. D_c is dL/dW_c, and s(g) is what the step subtracts:
 
     (5)  v   = - (ds/dg_c)^T D_c+1                           the direction; the clip's own gradient is in it
     (6)  D_c = D_c+1 + d(l_c / n + <g_c, v>) / dW_c          n: all chunks of the batch
