@@ -1,8 +1,8 @@
-"""Loss against context length: several ways to read the same tokens of the same documents.
+"""Loss against context length: several systems read the same tokens of the same documents.
 
-Every token is predicted before anything is learned from it, so one reading of a document gives its loss at every
-shorter length too. A reading is kept as the mean loss of each BUCKET tokens; lengths and positions are made from those.
-Systems whose blocks below the fast weights are the same run these once for each document.
+Every token is predicted before anything is learned from it. So one reading of a document gives its loss at every
+shorter length too. A reading keeps the mean loss of each BUCKET tokens; lengths and positions are made from those.
+Systems with the same prefix blocks share the hidden states after them.
 """
 
 from __future__ import annotations
@@ -175,10 +175,10 @@ def measure(
     known: Iterable[Reading] = (),
     on_tokens: Callable[[int], object] = lambda count: None,
 ) -> Iterator[Reading]:
-    """Every book read by every system, book by book, those that are `known` already not again. `full` reads no further
+    """Every book read by every system, book by book. What is `known` already is not read again. `full` reads no further
     than the base model was trained for.
 
-    Raises UsageError for a system that does not exist, lacks its adapter, or whose chunks do not fit into BUCKETs.
+    Raises UsageError for a system that does not exist or lacks its adapter, or for a length that its chunks do not fit.
     """
     done = {key_of_reading(reading): reading for reading in known}
     readers: dict[str, TTTReader] = {}
@@ -224,7 +224,7 @@ def _same_prefix(readers: Sequence[TTTReader]) -> list[int]:
 def by_length(readings: Sequence[Reading], lengths: Sequence[int]) -> list[dict[str, Any]]:
     """`{"system", "length", "nats", "books": {id: nats}}` for every system and length.
 
-    `nats` is the mean over the books that are at least so long: each counts the same. None where there is no such book.
+    `nats` is the mean over the books of at least that length, each counted once. It is None if there is no such book.
     """
     rows = []
     for system, length in product(dict.fromkeys(r.system for r in readings), lengths):
@@ -237,8 +237,8 @@ def by_length(readings: Sequence[Reading], lengths: Sequence[int]) -> list[dict[
 def by_position(readings: Sequence[Reading], length: int) -> list[dict[str, Any]]:
     """`{"system", "start", "end", "nats", "books"}`: loss of the tokens between two positions, bins doubling in length.
 
-    Only books of at least `length` tokens, so that every bin is about the same ones; `books` is how many. A system that
-    reads less of them has only its first bins.
+    Only books of at least `length` tokens count, so that all bins are about the same books; `books` is how many. Where
+    a system reads less of them, `nats` is None for the later bins.
     """
     edges = [0, BUCKET]
     while edges[-1] < length:

@@ -187,8 +187,9 @@ class TrainedWeights:
 
 
 def trained_names(recipe: Recipe, config: ModelConfig, names: Iterable[str]) -> list[str]:
-    """All parameters; for `adapter` the prime MLPs and every norm; for `suffix` of these only what no gradient has to
-    go through the blocks below for; never those of an attention that is off."""
+    """The names of what a recipe trains. `all`: every parameter. `adapter`: prime MLPs and norms. `suffix`: of these
+    only what lies above the attention of the first suffix block, so that no gradient goes through the blocks below. An
+    attention that is off is never trained."""
     chosen = [name for name in names if recipe.trains == "all" or ".prime_mlp." in name or "norm." in name]
     if recipe.trains == "suffix":
         chosen = names_above(config, chosen)
@@ -203,7 +204,7 @@ def prepare(
     here: Processes,
     inner_lr_factors: tuple[float, ...] = (),
 ) -> TrainedWeights:
-    """The model on its device, ready to train; `inner_lr_factors` are the learned inner rates to start from, if any."""
+    """The model on its device, ready to train. `inner_lr_factors` are learned inner rates of an earlier run."""
     sharded = recipe.compute.parallel == "sharded" and here.count > 1
     model = build_decoder(config, state, here.device, torch.float32 if sharded else dtype)
     model.attends = recipe.model.attention
@@ -224,7 +225,7 @@ def prepare(
         shape = (config.suffix_blocks, 3) if recipe.learned_inner_lr == "matrix" else (config.suffix_blocks,)
         rates = torch.ones(shape, device=here.device)
         if inner_lr_factors:
-            # Those of a block [blocks, 1] begin each of its matrices' own; those of matrices are kept.
+            # A rate of a block is where each of its matrices starts; a block starts from the mean of its matrices.
             earlier = torch.tensor(inner_lr_factors, device=here.device).view(config.suffix_blocks, -1)
             rates *= earlier if rates.dim() == 2 else earlier.mean(dim=1)
         masters[INNER_LR] = rates.requires_grad_()

@@ -120,7 +120,7 @@ class _Run:
     weights: TrainedWeights
 
     def reading(self) -> ReadingConfig:
-        """How the model reads at this moment: with its learned rates, and not at all for mode `none`."""
+        """How the model reads at this moment: with its learned rates, and without updates for mode `none`."""
         changes: dict[str, Any] = {"learn": self.recipe.mode != "none"}
         if self.weights.inner_lr is not None:
             changes["inner_lr_factors"] = tuple(self.weights.inner_lr.flatten().tolist())
