@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -24,8 +23,6 @@ from torch.distributed import checkpoint as dcp
 from ttt_docs.errors import CheckpointError
 from ttt_docs.io import write_json
 from ttt_docs.training.parallel import Processes, TrainedWeights
-
-_NAME = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -74,10 +71,9 @@ def load(saved: Saved, weights: TrainedWeights) -> None:
 def saved_checkpoints(run: Path) -> list[Saved]:
     """The whole checkpoints of a run, oldest first."""
     found = []
-    for folder in (run / "checkpoints").glob("step-*"):
-        if _NAME.fullmatch(folder.name) and (folder / "run.json").is_file():
-            facts = json.loads((folder / "run.json").read_text("utf-8"))
-            found.append(Saved(folder, facts.pop("step"), facts.pop("score"), facts))
+    for file in (run / "checkpoints").glob("step-*/run.json"):
+        facts = json.loads(file.read_text("utf-8"))
+        found.append(Saved(file.parent, facts.pop("step"), facts.pop("score"), facts))
     return sorted(found, key=lambda saved: saved.step)
 
 
