@@ -156,8 +156,12 @@ def test_no_text_and_empty_text_differ(tmp_path):
 
 
 def test_names_that_are_not_unicode_can_be_saved(tmp_path):
-    memory = make_memory(documents=(ReadDocument("caf\udce9.pdf", 0, 3),))
-    assert Memory.load(memory.save(tmp_path / "m.ttt")).documents[0].name == "caf?.pdf"
+    document = ReadDocument("caf\udce9.pdf", 0, 3, spans=(Span("page", "\udce9", 0, 3),), metadata={"title": "\udce9"})
+    memory = make_memory(model="mod\udce9le", documents=(document,), extra={"note": "\udce9t\udce9"})
+    loaded = Memory.load(memory.save(tmp_path / "m.ttt"))
+    (read,) = loaded.documents
+    assert (read.name, read.spans[0].label, read.metadata) == ("caf?.pdf", "?", {"title": "?"})
+    assert (loaded.model, loaded.extra) == ("mod?le", {"note": "?t?"})
 
 
 def test_a_new_file_follows_the_umask_and_a_replaced_one_keeps_its_mode(tmp_path):

@@ -163,6 +163,10 @@ class Header(BaseModel):
         return self
 
 
+#: Fields that a `Memory` has too.
+SHARED = ("model", "fingerprint", "reading", "position", "documents", "skipped", "extra")
+
+
 class TensorEntry(NamedTuple):
     """Where a tensor lies: bytes `data_offsets[0]` (included) to `data_offsets[1]` (excluded) after the header."""
 
@@ -196,7 +200,8 @@ def naming_the_field() -> Iterator[None]:
 def encode_header(header: Header, table: dict[str, TensorEntry]) -> bytes:
     """The header's JSON, padded to a multiple of 8 bytes, with `NO_CRC` where the checksum will go."""
     absent = {"packed"} if header.packed is None else None
-    document = json.dumps(header.model_dump(mode="json", exclude=absent), allow_nan=False)
+    document = json.dumps(header.model_dump(mode="json", exclude=absent), allow_nan=False, ensure_ascii=False)
+    document = document.encode("utf-8", "replace").decode()  # file names may hold bytes that are not Unicode
     outer: dict[str, Any] = {"__metadata__": {"ttt_docs": document, "crc32": NO_CRC}}
     outer |= {name: entry._asdict() for name, entry in table.items()}
     raw = json.dumps(outer, separators=(",", ":")).encode("ascii")

@@ -44,14 +44,8 @@ def inspect_memory(path: str | os.PathLike[str]) -> dict[str, Any]:
         "pending": raw.tokens - header.position,
         "skipped": header.skipped,
         "documents": [
-            {
-                "name": document.name,
-                "sha256": document.sha256,
-                "start": document.start,
-                "end": document.end,
-                "complete": document.complete,
-                "spans": dict(Counter(span.kind for span in document.spans)),  # how many of each kind
-            }
+            {name: getattr(document, name) for name in ("name", "sha256", "start", "end", "complete")}
+            | {"spans": dict(Counter(span.kind for span in document.spans))}  # how many of each kind
             for document in header.documents
         ],
         "text": "text" in raw.table,

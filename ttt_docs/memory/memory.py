@@ -35,6 +35,7 @@ from ttt_docs.memory.header import (
     DAMAGED,
     DTYPE_NAMES,
     FORMAT_VERSION,
+    SHARED,
     Header,
     Packed,
     Precision,
@@ -273,18 +274,12 @@ def _load(file: BinaryIO, raw: RawHeader) -> Memory:
             for block in header.fast_blocks
         }
     return Memory(
-        model=header.model,
-        fingerprint=header.fingerprint,
-        reading=header.reading,
+        **{name: getattr(header, name) for name in SHARED},
         fast=fast,
         window={block: (tensors[f"window/{block}/k"], tensors[f"window/{block}/v"]) for block in header.window_blocks},
-        position=header.position,
         tokens=tensors["tokens"],
         nll=tensors["nll"],
         text=text,
-        documents=header.documents,
-        skipped=header.skipped,
-        extra=header.extra,
         change=change,
         index=bytes(bytes_of(tensors["index"])) if "index" in tensors else None,
     )
@@ -308,35 +303,18 @@ def _decode(data: Tensor) -> str:
 
 
 def _header(memory: Memory, precision: Precision, text: bool) -> Header:
-    def clean(name: str) -> str:  # file names may hold bytes that are not Unicode
-        return name.encode("utf-8", "replace").decode("utf-8")
-
     packed = None
     if memory.change is not None:
         text_bytes = len(memory.text.encode()) if memory.text is not None and text else None
         packed = Packed(tokens=memory.tokens.numel(), text_bytes=text_bytes)
     return Header(
+        **{name: getattr(memory, name) for name in SHARED},
         format_version=FORMAT_VERSION,
         package_version=__version__,
         created=datetime.now(timezone.utc).replace(microsecond=0),
-        model=clean(memory.model),
-        fingerprint=memory.fingerprint,
-        reading=memory.reading,
         precision=precision,
         fast_blocks=tuple(memory.fast if memory.change is None else memory.change),
         window_blocks=tuple(memory.window),
-        position=memory.position,
-        skipped=memory.skipped,
-        documents=tuple(
-            replace(
-                document,
-                name=clean(document.name),
-                spans=tuple(replace(span, label=clean(span.label)) for span in document.spans),
-                metadata={clean(key): clean(value) for key, value in document.metadata.items()},
-            )
-            for document in memory.documents
-        ),
-        extra={clean(key): clean(value) for key, value in memory.extra.items()},
         packed=packed,
     )
 
