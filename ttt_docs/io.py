@@ -64,14 +64,12 @@ def check_writable(path: Path) -> None:
 
     A file is made beside `path` and removed: no question about permissions covers every file system.
     """
-    with _saying_why(path):
-        target, _ = _check_target(path)
-        probe = target.parent / f".ttt-{secrets.token_hex(8)}.tmp"
-        try:
-            open(probe, "xb").close()
-        finally:
-            with suppress(OSError):
-                os.unlink(probe)
+
+    class Enough(Exception):
+        pass
+
+    with suppress(Enough), replacing(path):
+        raise Enough
 
 
 def _check_target(path: Path) -> tuple[Path, int | None]:

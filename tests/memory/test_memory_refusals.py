@@ -206,6 +206,18 @@ def test_wrong_tables(path, change, words):
     assert words in refused(path)
 
 
+def test_a_window_of_whole_numbers(path):
+    make_memory(window_dtype=torch.float32).save(path)
+
+    def change(outer, document, data):
+        for name in outer:
+            if name.startswith("window/"):
+                outer[name]["dtype"] = "I32"
+
+    rewrite(path, change)
+    assert "its window is I32; it should be F32 or BF16" in refused(path)
+
+
 def test_sizes_of_zero_hide_no_large_ones(path):
     make_memory(window={0: (torch.zeros(1, 0, 2), torch.zeros(1, 0, 2))}).save(path)
     rewrite(path, shapes("window/", [2**61, 0, 2**61]))
@@ -286,6 +298,14 @@ def test_a_file_that_shrinks_while_it_is_read(path, monkeypatch):
 
     monkeypatch.setattr("ttt_docs.memory.checks.check_layout", shrink)
     assert "became shorter" in refused(path)
+
+
+def test_a_tensor_that_does_not_fit_into_memory(path, monkeypatch):
+    def full(*arguments, **named):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    assert "do not fit into memory. Free some memory." in refused(path)
 
 
 def test_large_claims_allocate_nothing(path):

@@ -17,7 +17,17 @@ from ttt_docs import __version__
 from ttt_docs.errors import MemoryFormatError, UsageError
 from ttt_docs.memory import Memory, ReadDocument, Span, inspect_memory, memories_equal
 from ttt_docs.model.config import ReadingConfig
+from ttt_docs.weights.lowrank import LowRank
 
+#: A 3 x 3 matrix as the sum of 4 terms.
+TOO_MANY = LowRank(
+    left8=torch.ones(2, 3, dtype=torch.int8),
+    right8=torch.ones(2, 3, dtype=torch.int8),
+    scale8=torch.ones(2),
+    left4=torch.ones(2, 2, dtype=torch.uint8),
+    right4=torch.ones(2, 2, dtype=torch.uint8),
+    scale4=torch.ones(2),
+)
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
@@ -206,6 +216,7 @@ def test_the_file_says_which_package_wrote_it(tmp_path):
         ({"extra": {"page": 3}}, "cannot be saved"),
         ({"reading": ReadingConfig(inner_lr=float("inf"))}, "cannot be saved"),
         ({"model": "x" * 17_000_000}, "at most"),
+        ({"fast": {}, "window": {}, "change": {1: dict.fromkeys(("w1", "w2", "w3"), TOO_MANY)}}, "4 terms, more than"),
     ],
 )
 def test_a_memory_that_could_not_be_loaded_is_not_saved(tmp_path, changes, words):

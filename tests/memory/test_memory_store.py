@@ -41,14 +41,16 @@ def bucket():
     server.stop()
 
 
-@pytest.fixture(params=["folder", "file://", "memory://", "s3://"])
+@pytest.fixture(params=["folder", "file://", "memory://", "moved", "s3://"])
 def store(request, tmp_path) -> MemoryStore:
     if request.param == "folder":
         return MemoryStore(tmp_path / "not" / "there yet")
     if request.param == "file://":
         return MemoryStore(f"file://{tmp_path}/store")
-    if request.param == "memory://":
-        return MemoryStore(f"memory://{uuid.uuid4().hex}")
+    if request.param in ("memory://", "moved"):
+        store = MemoryStore(f"memory://{uuid.uuid4().hex}")
+        store._objects.single_put = request.param == "memory://"  # a filesystem whose puts can be seen half done
+        return store
     return MemoryStore(f"s3://memories/{uuid.uuid4().hex}", **request.getfixturevalue("bucket"))
 
 
@@ -140,6 +142,30 @@ def test_places_that_cannot_be_stores(tmp_path):
         MemoryStore("")
     with pytest.raises(UsageError, match="progress_every"):
         MemoryStore(tmp_path, progress_every=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError("denied"), "no permission for the store"),
+        (ImportError("paramiko"), "not installed: paramiko"),
+        (OSError("name or service not known"), "cannot be used"),
+    ],
+)
+def test_why_a_place_cannot_be_used(monkeypatch, error, words):
+    store = MemoryStore(f"memory://{uuid.uuid4().hex}")
+    store._objects.single_put = False
+
+    def fail(*arguments, **named):
+        raise error
+
+    for name in ("ls", "cat_file", "exists", "mv"):
+        monkeypatch.setattr(store._objects.system, name, fail)
+    for use in (store.list, lambda: store.get(key_of(stored())), lambda: store.put(stored())):
+        with pytest.raises(StoreError, match=words):
+            use()
+    monkeypatch.undo()
+    assert not store._objects.stamps(), "a failed put leaves nothing"
 
 
 def test_a_damaged_entry_is_named_and_hides_no_other(store):

@@ -21,7 +21,7 @@ from ttt_docs.store.store import MemoryStore
 #: Groups that each worker gets at least, where there are enough documents, so that all end at about the same time.
 SHARES = 2
 #: Times a group is given out before its documents count as failed: a document that kills whoever reads it must not
-#: keep the others from being read. As often an actor is started that cannot start.
+#: keep the others from being read. After as many failed starts of actors in a row, reading ends.
 TRIES = 3
 
 

@@ -107,7 +107,10 @@ def _open(source: str | os.PathLike[str]) -> IO[Any]:
             import fsspec
 
             return fsspec.open(source, "rb").open()
-        return open(Path(source).expanduser(), "rb")
+        path = Path(source).expanduser()
+        if path.is_dir():
+            os.scandir(path).close()  # a folder that may not be read: that is the reason to name
+        return path.open("rb")
     except FileNotFoundError:
         problem = (
             "there is nothing at this address. Check the URL." if url else "there is no such file. Check the path."

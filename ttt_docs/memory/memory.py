@@ -86,9 +86,9 @@ class Memory:
     documents: tuple[ReadDocument, ...] = ()
     skipped: int = 0  # updates that the guard refused
     extra: dict[str, str] = field(default_factory=dict)  # free notes of the caller
-    #: A compact memory's: what reading added to the fast weights, which with the window are then empty.
+    #: Only in a compact memory: what reading added to the fast weights. `fast` and `window` are then empty.
     change: Changes | None = None
-    #: The index that lookups use (`lookup/stored.py`); a compact memory leaves it out, and it is made again when asked.
+    #: The index that lookups use (`lookup/stored.py`); a compact memory leaves it out, and lookups make it again.
     index: bytes | None = None
 
     @property
@@ -348,7 +348,7 @@ def _packed_numbers(memory: Memory) -> dict[str, Tensor]:
 
 
 def packed_bytes(memory: Memory) -> int:
-    """Bytes that a compact memory's file has at most without what was learned."""
+    """An upper bound for the bytes of a compact memory's file, without the change of the fast weights."""
     header = _HEADER_BYTES + 200 * sum(len(document.spans) for document in memory.documents)
     text = 0 if memory.text is None else pack(memory.text.encode("utf-8", "replace")).numel()
     return header + text + sum(part.numel() for part in _packed_numbers(memory).values())

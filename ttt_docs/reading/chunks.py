@@ -32,7 +32,7 @@ class ChunkReport:
 
 
 class Track:
-    """Tokens and losses of one document being read; what is not in the model yet waits at the end of `tokens`."""
+    """Tokens and losses of one document being read. Tokens that the model has not read yet are the last of `tokens`."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
@@ -98,10 +98,10 @@ def read_stream(
     skip: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[ChunkReport]:
-    """Reads text that comes in pieces, chunk by chunk, in memory that does not grow but by the tokens themselves.
+    """Reads text that comes in pieces, chunk by chunk. Only the tokens and the text are kept in memory.
 
-    `skip` tokens at the start were read before (a document that is gone on with). `stop()` is called between two pieces
-    of chunks, where the state can be kept, and ends reading when it says so.
+    The first `skip` tokens were read before. `stop()` is called between two pieces of chunks, where the state can be
+    kept; reading ends if it returns true.
     """
     chunk = state.reading.chunk
     for segment in segments(pieces):
@@ -144,8 +144,8 @@ def report(result: ChunkResult, chunk: int, row: int) -> ChunkReport:
 def batch_state(model: Decoder, reading: ReadingConfig, count: int) -> ReadingState:
     """A state for reading `count` documents in step.
 
-    On a CPU the prefix of several runs one chunk ahead: it has rows enough then, and what is short needs no padding to
-    a piece.
+    On a CPU the prefix of several documents runs one chunk ahead, not a piece: that many rows keep it busy, and short
+    documents need no padding.
     """
     state = ReadingState(model, reading, count)
     if count > 1 and not state.kernels.asynchronous:

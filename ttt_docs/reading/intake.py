@@ -156,7 +156,7 @@ def read_or_load(
     progress: bool | None = None,
     on_chunk: OnChunk | None = None,
 ) -> Memory:
-    """As `read_document`, unless the store has the memory or a part of it; `finish` is the last step before it is kept.
+    """As `read_document`, but what the store has is not read again; `finish` makes the memory that is stored.
 
     Raises as `read_document`; UsageError for a `history` that has no key; StoreError.
     """
@@ -167,7 +167,7 @@ def read_or_load(
     before = history.documents[:-1] if _unfinished(history, document) else history.documents
     key = memory_key([*hashes_of(before), document.sha256], history.fingerprint, history.reading)
     whole = _whole(store, key, history)
-    if whole is not None:  # it may have been read from another file: name and pages are this one's
+    if whole is not None:  # perhaps read from another file: name and pages are this one's
         *others, last = whole.documents
         spans = moved_spans(document.spans, last.start, last.end)
         last = replace(last, name=label, spans=spans, metadata=document.metadata)
@@ -184,7 +184,7 @@ def read_or_load(
     try:
         read = finish(read_document(model, tokenizer, start, incoming, progress, on_chunk, between))
     except ReadingInterrupted as interruption:
-        with Interrupt():  # a second Ctrl-C by an impatient finger shall not cost what was read
+        with Interrupt():  # a second Ctrl-C must not cost what was read
             store.put_part(key, interruption.memory)
         raise
     store.put(read)
@@ -205,7 +205,7 @@ def _whole(store: MemoryStore, key: str, history: Memory) -> Memory | None:
 
 
 def _part(store: MemoryStore, key: str, history: Memory, dtype: torch.dtype) -> Memory | None:
-    """What an unfinished reading has, if it is further than `history` and its products had the same `dtype`."""
+    """What an unfinished reading left, if it is further than `history` and its products had the same `dtype`."""
     part = store.part(key)
     if part is None or part.position <= history.position or part.documents[-1].complete:
         return None

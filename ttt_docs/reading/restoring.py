@@ -1,9 +1,9 @@
 """From a state to a memory and back: snapshots, compact memories, and states made again from either.
 
-What a compact memory lacks can be rebuilt. The sinks' keys are those of the first tokens under the initial fast
-weights, as in the first chunk. The window's keys are those of the last tokens, read again with the final fast weights:
-blocks below the first prime MLP get them as they were but for what lay before the tokens read again, the suffix blocks
-approximately, since theirs were made with the weights of their time.
+What a compact memory lacks is rebuilt. The sinks' keys are those of the first tokens under the initial fast weights, as
+in the first chunk. The window's keys are those of the last tokens, read again with the final fast weights. The prefix
+blocks get the keys that they had, but for the influence of tokens before those. The suffix blocks get similar keys:
+when the text was read first, each chunk had its own fast weights.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from ttt_docs.documents.origin import is_url
 from ttt_docs.errors import StoreError, TTTDocsError, UsageError
 from ttt_docs.io import replacing
 
-#: Where a put shows the whole object or nothing, and a get reads one version of it.
+#: Schemes whose put shows the whole object or nothing, and whose get reads one version of it.
 _SINGLE_PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"}
 TEMPORARY = ".tmp"
 

@@ -39,7 +39,7 @@ _WHOLE, _PART = ".ttt", ".part"
 _OWN = re.compile(r"(?:[0-9a-f]{64}-)?[0-9a-f]{32}\.(?:ttt|part)")
 #: Fetched to read a header: enough for the table of some 300 tensors and the spans of a thousand pages.
 _HEADER_BYTES = 1 << 18
-#: Seconds after which `gc` takes it that the process that made a temporary or unfinished object is gone.
+#: `gc` removes temporary and unfinished objects that nothing was added to for this many seconds.
 STALE = 24 * 3600.0
 
 
@@ -112,8 +112,8 @@ class MemoryStore:
     """Memories in a folder, or at a URL such as "s3://bucket/memories"; `options` go to that fsspec filesystem.
 
     Several processes may use one store at once: an entry appears, is replaced and disappears whole. `progress_every`
-    is how many chunks `TTTReader.ingest` reads between two savings of what it has so far. With `max_bytes`, what was
-    written longest ago goes when a new memory makes the store larger than that.
+    is how many chunks `TTTReader.ingest` reads between two savings of what it has so far. Where a new memory makes the
+    store larger than `max_bytes`, the oldest memories are removed.
 
     Every method raises StoreError when the place cannot be reached or used.
     """
