@@ -63,7 +63,7 @@ def examples(reader: TTTReader, questions: list[dict[str, Any]], texts: dict[str
         start, end = row["start"], row["start"] + len(row["answer"])
         spans = np.array(index.sentences)
         away = np.maximum(0, np.maximum(start - spans[:, 1], spans[:, 0] - end))
-        first = np.argsort(-signs[:, :-2].sum(1), kind="stable")[:LOOKED_AT]
+        first = np.argsort(-signs[:, :-1].sum(1), kind="stable")[:LOOKED_AT]
         kept = np.union1d(first, (away <= NEAR).nonzero()[0])
         fits = np.where(away[kept] <= NEAR, np.exp(-away[kept] / FADES), 0)
         found.append(
@@ -106,7 +106,7 @@ def rank(one: Example, weights: Tensor) -> float:
     scores = np.zeros(len(one.index.sentences), np.float32)
     scores[one.sentences] = np.maximum((one.features @ weights).numpy(), 0)
     start, end = one.answer
-    for number, hit in enumerate(proximity.best_hits(one.index, scores, FIRST[-1], APART), 1):
+    for number, hit in enumerate(proximity.hits(one.index, scores, FIRST[-1], APART), 1):
         first, last = proximity.surroundings(one.index, hit.sentence, SHOWN)
         if one.index.sentences[first][0] <= start and end <= one.index.sentences[last - 1][1]:
             return number

@@ -31,15 +31,19 @@ def values(question: str, text: str = REPORT) -> list[str]:
     [
         ("What is the access code for south-gate?", ["9021177"]),
         ("Tell me the access code for north-gate mentioned in the text.", ["4471902"]),
-        ("What is the best thing to do on the island?", ["walk to the old lighthouse at dusk"]),
+        ("What is the best thing to do on the island?", []),  # no kind of thing: it takes reading
         ("When was the station opened?", ["May 1911"]),
-        ("What are all the reserves for pump-12?", ["300 litres", "450 litres"]),
-        ("Who was the keeper?", []),  # two names: it takes reading
+        ("What are all the amounts in reserve for pump-12?", ["300", "450"]),
+        ("Who was the keeper?", []),
         ("What is the colour of the boat?", []),
     ],
 )
 def test_values(question, expected):
     assert values(question) == expected
+
+
+def test_several_values_in_one_sentence_take_reading():
+    assert values("How many men came by boat?", "By boat came 30 men, in 4 boats.") == []
 
 
 def test_the_key_decides_not_the_words_around_it():
@@ -54,7 +58,7 @@ def test_the_key_decides_not_the_words_around_it():
         ("What is the magic uuid for a-b?", "uuid", False),
         ("When did the ship sail?", "date", False),
         ("How many men were lost when the ship sank?", "number", False),
-        ("Who wrote the letter?", "name", False),
+        ("Who wrote the letter?", "span", False),
         ("What are all the numbers for a-b?", "number", True),
         ("Does the report mention pumps?", "mention", False),
         ("What did he say to her?", "span", False),
@@ -90,7 +94,6 @@ def test_occurrences_are_whole_words():
         ("number", "about 1,250 ships and 3.5 %", ["1,250", "3.5 %"]),
         ("number", "he had twenty-three or a hundred and five", ["twenty-three", "a hundred and five"]),
         ("date", "on the 3rd of May 1851 at sea", ["3rd of May 1851"]),
-        ("name", "The keeper was Edward Marlow of Leith.", ["Edward Marlow of Leith"]),
         ("email", "write to keeper@light.org.", ["keeper@light.org"]),
         ("span", "anything at all", []),
     ],

@@ -64,7 +64,7 @@ def test_nearness(gaps, data):
 def test_terms_near_one_another_and_the_form_of_the_answer():
     index = index_of(TEXT)
     query = understand("How much did the keeper pay for the boat?", index.language)
-    first, second = hits(index, query, {}, 2, 700)
+    first, second = hits(index, sentence_scores(index, query, {}), 2, 700)
     assert "sixty pounds" in TEXT[slice(*_span(index, first, 500))]
     assert first.score > second.score > 0 and "sold" in TEXT[slice(*_span(index, second, 500))]
 
@@ -72,17 +72,20 @@ def test_terms_near_one_another_and_the_form_of_the_answer():
 def test_related_words():
     index = index_of(TEXT)
     query = understand("What was purchased by the guardian?", index.language)
-    assert not sentence_scores(index, query, {}).any() and hits(index, query, {}, 3, 100) == []
+    assert not (alone := sentence_scores(index, query, {})).any() and hits(index, alone, 3, 100) == []
     near = {"purchased": {"bought": 0.8, "paid": 0.5}, "guardian": {"keeper": 0.6, "elephant": 0.9}}
-    best, *_ = hits(index, query, near, 3, 100)
+    best, *_ = hits(index, sentence_scores(index, query, near), 3, 100)
     assert "bought a boat" in TEXT[slice(*index.sentences[best.sentence])]
     own = understand("What was bought by the keeper?", index.language)
-    assert hits(index, own, {}, 1, 100)[0].score > best.score  # the question's own words count for more
+    assert (
+        hits(index, sentence_scores(index, own, {}), 1, 100)[0].score > best.score
+    )  # the question's own words count for more
 
 
 def test_places_are_apart():
     index = index_of(TEXT)
-    found = hits(index, understand("What was seen from the tower?", index.language), {}, 10, 400)
+    query = understand("What was seen from the tower?", index.language)
+    found = hits(index, sentence_scores(index, query, {}), 10, 400)
     assert len(found) == 10
     middles = sorted(index.sentences[place.sentence][0] for place in found)
     assert min(np.diff(middles)) > 150

@@ -11,7 +11,7 @@ from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import Answer, Evidence, quote
 from ttt_docs.lookup.index import POSSESSIVE, PassageIndex, index_of, stop_words, terms
 from ttt_docs.lookup.passage_reading import asked_tokens, question_fits
-from ttt_docs.lookup.proximity import hits, related, surroundings
+from ttt_docs.lookup.proximity import hits, related, sentence_scores, surroundings
 from ttt_docs.lookup.question import Query, only, quoted, understand
 from ttt_docs.lookup.search import COVERED, Found, Value, extract, search
 from ttt_docs.memory.memory import Memory
@@ -188,7 +188,8 @@ def _read(
 ) -> Result:
     """The sentences around the hit that fits the question best."""
     best = looked[0]
-    found = hits(best.index, best.query, related(model, tokenizer, list(best.query.words.values())), HITS, APART)
+    near = related(model, tokenizer, list(best.query.words.values()))
+    found = hits(best.index, sentence_scores(best.index, best.query, near), HITS, APART)
     if best.coverage < LEAST or not found:
         document = "The document does" if len(looked) == 1 else "The documents do"
         return f"{document} not say.", [], "no passage is about what was asked"

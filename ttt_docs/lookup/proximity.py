@@ -22,68 +22,57 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ttt_docs.lookup.index import PassageIndex, terms, token_terms
+from ttt_docs.lookup.index import PassageIndex, token_terms
 from ttt_docs.lookup.question import Query, form_of
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.text.sentences import Span
 from ttt_docs.text.tokenizer import Tokenizer
 
 #: Distances in characters at which a term, and a word related to one, no longer counts.
-REACHES, RELATED_REACHES = (120, 500, 2500), (120, 500)
+REACHES, RELATED_REACH = (120, 500, 2500), 500
 #: BM25: how soon more of the same term stops counting.
 K1 = 0.8
-#: What a sentence is judged by: names and other words within each distance, what related words add to them, whether it
-#: holds something of the form asked for, and its length.
-FEATURES = (
-    *(f"name {reach}" for reach in REACHES),
-    *(f"word {reach}" for reach in REACHES),
-    *(f"related {reach}" for reach in RELATED_REACHES),
-    "form",
-    "length",
-)
-#: So many of them say what is near. Where all are 0, a sentence has nothing to do with the question.
-_NEAR = len(REACHES) * 2 + len(RELATED_REACHES)
+#: What a sentence is judged by: the question's terms within each distance, what related words add to them, and whether
+#: it holds something of the form asked for.
+FEATURES = (*(f"near {reach}" for reach in REACHES), "related", "form")
 
 Related = Mapping[str, Mapping[str, float]]
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """A sentence that may hold the answer, by its number, and the score of its surroundings."""
 
     sentence: int
     score: float
 
 
-def hits(index: PassageIndex, query: Query, related: Related, count: int, apart: int) -> list[Hit]:
-    """The best sentences, best first, at most `count`. No two are within the same `apart` characters.
+def hits(index: PassageIndex, scores: np.ndarray, count: int, apart: int) -> list[Hit]:
+    """The best sentences by `scores` [sentences], best first, at most `count`.
 
-    `related`: for words of the question, the words that mean much the same, with their cosine.
+    No two are within the same `apart` characters.
     """
-    return best_hits(index, sentence_scores(index, query, related), count, apart)
-
-
-def best_hits(index: PassageIndex, scores: np.ndarray, count: int, apart: int) -> list[Hit]:
-    """As `hits`, from scores [sentences]."""
     left = scores.copy()
     found: list[Hit] = []
     while len(found) < count and len(left) and left[best := int(left.argmax())] > 0:
         found.append(Hit(best, float(scores[best])))
-        first, last = surroundings(index, best, apart)
-        left[first:last] = 0
+        left[slice(*surroundings(index, best, apart))] = 0
     return found
 
 
 def sentence_scores(index: PassageIndex, query: Query, related: Related) -> np.ndarray:
-    """Log odds, up to a constant, that an answer stands there: float32 [sentences], 0 where no term is near."""
+    """Log odds, up to a constant, that an answer stands there: float32 [sentences], 0 where no term is near.
+
+    `related`: for words of the question, the words that mean much the same, with their cosine.
+    """
     found = features(index, query, related)
-    return np.where(found[:, :_NEAR].any(1), found @ weights(), 0).astype(np.float32)
+    return np.where(found[:, :-1].any(1), found @ weights(), 0).astype(np.float32)
 
 
 @cache
@@ -95,28 +84,24 @@ def weights() -> np.ndarray:
 
 def features(index: PassageIndex, query: Query, related: Related) -> np.ndarray:
     """The values of `FEATURES`, float32 [sentences, features]."""
-    bounds = np.array(index.sentences, dtype=np.float64).reshape(-1, 2)
-    middles = bounds.mean(1)
+    middles = np.array(index.sentences, dtype=np.float64).reshape(-1, 2).mean(1)
     found = {name: np.zeros(len(middles)) for name in FEATURES}
-    named = {term for name in query.names for term in terms(name, index.language)}
     for term, factor in query.weights.items():
         rarity = factor * index.weight(term)
         held = index.held_by(term)
-        counts = np.ones(len(held))
-        own = {reach: _saturated(_nearness(middles, held, counts, reach)) for reach in REACHES}
+        own = {reach: _saturated_nearness(middles, held, np.ones(len(held)), reach) for reach in REACHES}
         for reach, near in own.items():
-            found[f"{'name' if term in named else 'word'} {reach}"] += rarity * near
+            found[f"near {reach}"] += rarity * near
         others = _others(index, query, related.get(query.words[term], {}))
         if others:
             held, counts = _with_related(index, term, others)
-            for reach in RELATED_REACHES:
-                found[f"related {reach}"] += rarity * (_saturated(_nearness(middles, held, counts, reach)) - own[reach])
+            near = _saturated_nearness(middles, held, counts, RELATED_REACH)
+            found["related"] += rarity * (near - own[RELATED_REACH])
     form = form_of(query.text)
     if form is not None and len(middles):
         holding = np.array([form.within(index.text, span) for span in index.sentences], dtype=bool)
         found["form"] = holding * math.log(len(holding) / max(int(holding.sum()), 1))
-    found["length"] = np.log1p((bounds[:, 1] - bounds[:, 0]) / 100)
-    return np.stack([found[name] for name in FEATURES], axis=1).astype(np.float32)
+    return np.stack(list(found.values()), axis=1).astype(np.float32)
 
 
 def surroundings(index: PassageIndex, sentence: int, size: int, within: Span | None = None) -> tuple[int, int]:
@@ -158,12 +143,16 @@ def _with_related(index: PassageIndex, term: str, others: Mapping[str, float]) -
     A related word counts by its cosine, and less where it is more common than the term itself.
     """
     own = index.weight(term)
-    parts = [(index.held_by(term), 1.0)]
-    parts += [(index.held_by(other), cosine * min(1.0, index.weight(other) / own)) for other, cosine in others.items()]
-    held = np.concatenate([sentences for sentences, _ in parts])
-    counts = np.concatenate([np.full(len(sentences), count) for sentences, count in parts])
-    order = np.argsort(held, kind="stable")
-    return held[order], counts[order]
+    counts = {term: 1.0} | {other: cosine * min(1.0, index.weight(other) / own) for other, cosine in others.items()}
+    held = [index.held_by(one) for one in counts]
+    sentences = np.concatenate(held)
+    order = np.argsort(sentences, kind="stable")
+    return sentences[order], np.repeat(list(counts.values()), [len(one) for one in held])[order]
+
+
+def _saturated_nearness(middles: np.ndarray, sentences: np.ndarray, counts: np.ndarray, reach: int) -> np.ndarray:
+    near = _nearness(middles, sentences, counts, reach)
+    return near / (near + K1)
 
 
 def _nearness(middles: np.ndarray, sentences: np.ndarray, counts: np.ndarray, reach: int) -> np.ndarray:
@@ -171,8 +160,6 @@ def _nearness(middles: np.ndarray, sentences: np.ndarray, counts: np.ndarray, re
 
     `sentences` are those of the occurrences, in order with repeats; `middles` are all sentences' middles in characters.
     """
-    if not len(sentences):
-        return np.zeros(len(middles))
     at = middles[sentences]
     sizes = np.concatenate(([0.0], np.cumsum(counts)))
     sums = np.concatenate(([0.0], np.cumsum(counts * at)))
@@ -181,10 +168,6 @@ def _nearness(middles: np.ndarray, sentences: np.ndarray, counts: np.ndarray, re
     before = (sizes[here] - sizes[left]) * (1 - middles / reach) + (sums[here] - sums[left]) / reach
     after = (sizes[right] - sizes[here]) * (1 + middles / reach) - (sums[right] - sums[here]) / reach
     return np.where(right > left, np.maximum(before + after, 0), 0)  # rounding leaves nothing beyond the reach
-
-
-def _saturated(near: np.ndarray) -> np.ndarray:
-    return near / (near + K1)
 
 
 #: Cosine from which on words are related, and how many are at most for one word.
@@ -196,8 +179,7 @@ class _Words:
     """The whole words of a vocabulary: their tokens, and what turns a product with the embedding into a cosine."""
 
     tokens: dict[str, int]
-    names: list[str]
-    ids: Tensor  # int64 [words]
+    ids: Tensor  # int64 [words]: the same tokens
     centre: Tensor  # float32 [dim]
     norms: Tensor  # float32 [words]: length of the centred vectors
 
@@ -208,21 +190,19 @@ _KNOWN: WeakKeyDictionary[Decoder, _Words] = WeakKeyDictionary()
 @torch.no_grad()
 def related(model: Decoder, tokenizer: Tokenizer, words: Sequence[str]) -> dict[str, dict[str, float]]:
     """For each of `words` (in lower case) the nearest ones in the model's input embedding, with their cosine."""
-    known = _KNOWN.get(model)
-    if known is None:
-        known = _KNOWN[model] = _words(model, tokenizer)
+    known = _KNOWN.get(model) or _KNOWN.setdefault(model, _words(model, tokenizer))
     asked = [word for word in dict.fromkeys(words) if word in known.tokens]
     if not asked:
         return {}
-    weight = model.embed.weight
+    weight, names = model.embed.weight, list(known.tokens)
     own = weight[[known.tokens[word] for word in asked]].float() - known.centre
     own = torch.nn.functional.normalize(own, dim=1)
     products = (weight @ own.T.to(weight.dtype)).float()[known.ids] - own @ known.centre  # [words, asked]
-    cosines, rows = (products / known.norms[:, None]).topk(min(MOST + 1, len(known.names)), dim=0)
+    cosines, rows = (products / known.norms[:, None]).topk(min(MOST + 1, len(names)), dim=0)
     found: dict[str, dict[str, float]] = {}
-    for i, word in enumerate(asked):
-        near = zip(rows[:, i].tolist(), cosines[:, i].tolist(), strict=True)
-        found[word] = {known.names[row]: cosine for row, cosine in near if cosine >= LEAST and known.names[row] != word}
+    for word, near, far in zip(asked, rows.T.tolist(), cosines.T.tolist(), strict=True):
+        pairs = zip(near, far, strict=True)
+        found[word] = {names[row]: cosine for row, cosine in pairs if cosine >= LEAST and names[row] != word}
     return found
 
 
@@ -237,4 +217,4 @@ def _words(model: Decoder, tokenizer: Tokenizer) -> _Words:
     vectors = model.embed.weight[ids].float()
     centre = vectors.mean(0) if len(ids) else vectors.new_zeros(vectors.shape[1])
     norms = (vectors - centre).norm(dim=1).clamp(min=1e-6)
-    return _Words(tokens, list(tokens), ids, centre, norms)
+    return _Words(tokens, ids, centre, norms)

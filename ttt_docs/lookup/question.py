@@ -7,17 +7,16 @@ answers are known for English questions only.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from ttt_docs.lookup.index import TOKEN, language_of, stop_words, token_terms
 from ttt_docs.lookup.patterns import compiled, patterns
-from ttt_docs.text.names import TITLES, word_list
+from ttt_docs.text.names import word_list
 from ttt_docs.text.sentences import Span
 
-#: What the answer is to be: a quantity, a string that names a thing, a point in time, a proper name, or any span.
-Kind = Literal["uuid", "email", "url", "identifier", "number", "date", "name", "mention", "span"]
+#: What the answer is to be: a string that names a thing, a quantity, a point in time, yes or no, or any span.
+Kind = Literal["uuid", "email", "url", "identifier", "number", "date", "mention", "span"]
 
 #: Words about asking say little about where the answer stands; words for a document count for nothing in a question
 #: whether it mentions something.
@@ -47,10 +46,6 @@ class Query:
     words: dict[str, str]  # term -> the word it comes from, in lower case
     keys: tuple[str, ...]
     names: tuple[str, ...]
-
-    def says(self, terms: Sequence[str]) -> bool:
-        """Whether the question itself has all these terms."""
-        return all(term in self.weights for term in terms)
 
 
 def understand(text: str, language: str | None = None) -> Query:
@@ -104,7 +99,6 @@ def _keys(text: str) -> tuple[str, ...]:
 _SPAN_PATTERNS: dict[Kind, list[re.Pattern[str]]] = {
     kind: [compiled(pattern) for pattern in written] for kind, written in patterns()["spans"].items()
 }
-_OPENERS = word_list("openers")
 
 
 def candidates(text: str, start: int, end: int, kind: Kind) -> list[Span]:
@@ -112,46 +106,27 @@ def candidates(text: str, start: int, end: int, kind: Kind) -> list[Span]:
 
     Kinds without a form of their own (`span`, `mention`) have none.
     """
-    for pattern in _SPAN_PATTERNS.get(kind, ()):
-        spans = [m.span() for m in pattern.finditer(text, start, end)]
-        if kind == "name":
-            spans = [span for span in (_bare(text, start, *span) for span in spans) if span is not None]
-        if spans:
-            return spans
-    return []
-
-
-def _bare(text: str, start: int, a: int, b: int) -> Span | None:
-    """A capitalized run without the first word of a sentence that is no name, titles kept."""
-    words = text[a:b].split()
-    if text[a:b].endswith(".") and words[-1].rstrip(".").lower() not in TITLES:
-        b -= 1
-    if a == start and words[0].lower() in _OPENERS:
-        a += len(words[0])
-        a += len(text[a:b]) - len(text[a:b].lstrip())
-    if b - a < 2 or text[a:b].lower() in _OPENERS:
-        return None
-    return a, b
+    found = ([m.span() for m in pattern.finditer(text, start, end)] for pattern in _SPAN_PATTERNS.get(kind, ()))
+    return next(filter(None, found), [])
 
 
 @dataclass(frozen=True)
 class Form:
-    """A sentence can hold the answer if all `patterns` are found in it; of what `kind` it is."""
+    """What answers look like: a sentence can hold one if all `patterns` are found in it."""
 
     name: str
-    kind: Kind
     patterns: tuple[re.Pattern[str], ...]
 
     def within(self, text: str, span: Span) -> bool:
         return all(pattern.search(text, *span) for pattern in self.patterns)
 
 
-_FORMS = {
-    name: Form(name, form["kind"], tuple(compiled(pattern) for pattern in form["patterns"]))
-    for name, form in patterns()["forms"].items()
-}
 #: "how old", "where", "what year" -> the form asked for.
-_ASKED_FORMS = {asked: name for name, form in patterns()["forms"].items() for asked in form["asked"].split(", ")}
+_ASKED_FORMS = {
+    asked: Form(name, tuple(compiled(pattern) for pattern in form["patterns"]))
+    for name, form in patterns()["forms"].items()
+    for asked in form["asked"].split(", ")
+}
 _ASKED = re.compile(
     r"\b(?:(?P<how>how \w+)|(?P<word>who|whom|whose|where|when)\b|(?P<which>what|which)(?P<nouns>(?: [\w'’-]+){0,4}))",
     re.IGNORECASE,
@@ -165,14 +140,7 @@ def form_of(question: str) -> Form | None:
         return None
     said, nouns = ((found or "").lower() for found in (asked["how"] or asked["word"], asked["nouns"]))
     words = [said] if said else ["what " + noun.removesuffix("'s") for noun in nouns.split()]
-    named = map(_ASKED_FORMS.get, words)
-    name = next(filter(None, named), None)
-    if name == "money" and said and re.search(r"\bweigh", question, re.IGNORECASE):
-        name = "weight"
-    if (
-        name is None
-        and asked["which"]
-        and (asked["which"].lower() == "which" or re.search(r"\b(?:nick)?names?\b", nouns))
-    ):
-        name = "name"
-    return _FORMS.get(name or "")
+    if said == "how much" and re.search(r"\bweigh", question, re.IGNORECASE):
+        words = ["how heavy"]
+    names = (asked["which"] or "").lower() == "which" or re.search(r"\b(?:nick)?names?\b", nouns)
+    return next(filter(None, map(_ASKED_FORMS.get, words)), _ASKED_FORMS["who"] if names else None)
