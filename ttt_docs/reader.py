@@ -12,8 +12,7 @@ import torch
 from ttt_docs.documents import Document
 from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 from ttt_docs.errors import MemoryMismatchError, UsageError
-from ttt_docs.generation.chat import answer_from_memory, continue_text, converse
-from ttt_docs.generation.reply import Conversation, Reply
+from ttt_docs.generation.chat import Conversation, Reply, answer_from_memory, continue_text, converse
 from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.generation.summary import Length, summarize

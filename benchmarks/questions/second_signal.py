@@ -27,11 +27,10 @@ from evaluate import QUESTIONS, load
 from shared import facts
 
 from ttt_docs import Memory, TTTReader
-from ttt_docs.generation.chat import PART_WINDOW, PARTS, SYSTEM
+from ttt_docs.generation.chat import PART_WINDOW, PARTS, SYSTEM, end_tokens, prompt_tokens
 from ttt_docs.generation.decoding import Decoding, generate
-from ttt_docs.generation.reply import end_tokens, prompt_tokens
 from ttt_docs.generation.sampling import sampling_of
-from ttt_docs.generation.summary import outline
+from ttt_docs.generation.sections import outline
 from ttt_docs.lookup.router.routing import decide
 
 WHOLE = (

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ttt_docs.errors import UsageError
-from ttt_docs.generation.chat import _in_order
-from ttt_docs.generation.reply import _stripped
+from ttt_docs.generation.chat import _in_order, _stripped
 
 STORY = "The ship lay still, and the captain counted the waves. Nobody spoke to him before the evening came. " * 3
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ttt_docs.errors import MemoryMismatchError, UsageError
+from ttt_docs.generation.chat import text_pieces
 from ttt_docs.generation.decoding import Decoding, generate
-from ttt_docs.generation.reply import text_pieces
 from ttt_docs.generation.sampling import sampling_of
 from ttt_docs.memory.memory import memories_equal
 from ttt_docs.reader import TTTReader

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from ttt_docs.errors import UsageError
-from ttt_docs.generation.sections import candidates, is_prose, quotes, sections, surprise, written
-from ttt_docs.generation.summary import distinct_runs, finished, outline
+from ttt_docs.generation.sections import candidates, is_prose, outline, quotes, sections, surprise, written
+from ttt_docs.generation.summary import distinct_runs, finished
 from ttt_docs.memory.memory import memories_equal
 from ttt_docs.text.names import proper_names
 from ttt_docs.text.sentences import sentences

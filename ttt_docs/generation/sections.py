@@ -12,11 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 
 from ttt_docs.memory.memory import Memory
-from ttt_docs.text.names import Name, word_list
+from ttt_docs.text.names import Name, proper_names, word_list
 from ttt_docs.text.segments import segments
 from ttt_docs.text.sentences import PARAGRAPH, SENTENCE_END, Span, sentences, trimmed
 from ttt_docs.text.tokenizer import Tokenizer
@@ -33,6 +34,8 @@ _QUOTES = '"“”«»„'
 #: Characters of a sentence that a summary quotes; scripts without spaces say as much in fewer.
 SIZE = (45, 260)
 DENSE_SIZE = (12, 120)
+#: Sentences of a part of the document that a summary chooses among.
+NOMINATED = 6
 #: A sentence that opens with one of these needs the one before it.
 _LEANING = word_list("leaning")
 _PRONOUN = re.compile(r"(?<!\w)(?:he|she|it|they|his|her|him|them|their|this|that|these|those|you|your)(?!\w)", re.I)
@@ -75,24 +78,17 @@ def surprise(memory: Memory, tokenizer: Tokenizer) -> np.ndarray | None:
     ids, nll = memory.tokens.numpy(), memory.nll.numpy()
     at = memory.documents[0].first_token if memory.documents else 0  # a BOS in front is none of the text's
     offset = 0
-    for segment in (segment for part in _parts(memory) for segment in segments([part])):
-        if at >= len(ids):
-            break
+    ends = [*(document.end for document in memory.documents[:-1]), len(memory.text)]
+    parts = [memory.text[a:b] for a, b in pairwise([0, *ends])]  # each is fed by itself
+    for segment in chain.from_iterable(segments([part]) for part in parts):
         pieces, spans = tokenizer.encode_with_offsets(segment)
         count = min(len(pieces), len(ids) - at)
-        if list(ids[at : at + count]) != pieces[:count]:
-            break  # another text than the one that was read: what follows stays neutral
+        if at == len(ids) or list(ids[at : at + count]) != pieces[:count]:
+            break  # nothing more was read, or another text: what follows stays neutral
         for (begin, _), loss in zip(spans[:count], nll[at : at + count].tolist(), strict=True):
             nats[offset + begin + 1] += (loss, 1)
         at, offset = at + count, offset + len(segment)
     return nats.cumsum(axis=0)
-
-
-def _parts(memory: Memory) -> list[str]:
-    """The text as it was fed: each document by itself, with what separates it from the one before."""
-    assert memory.text is not None
-    ends = [*(d.end for d in memory.documents[:-1]), len(memory.text)]
-    return [memory.text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def candidates(text: str, names: Sequence[Name], losses: np.ndarray | None = None) -> list[Passage]:
@@ -143,9 +139,14 @@ def _pieces(text: str, start: int, end: int) -> list[Span]:
     return [(a, b) for a, b in pieces if b - a >= SHORTEST]
 
 
+def _named(text: str, names: Sequence[Name]) -> tuple[list[Name], float]:
+    """The names in a text, and how much they say of what the document is about."""
+    named = [name for name in names if name.within(text)]
+    return named, sum(math.sqrt(name.count / names[0].count) for name in named[:3])
+
+
 def _score(passage: str, names: Sequence[Name], frequent: Counter[str], total: int) -> float:
-    named = [name for name in names if name.within(passage)]
-    weight = sum(math.sqrt(name.count / names[0].count) for name in named[:3]) if names else 0.0
+    _, weight = _named(passage, names)
     words = [w.lower() for w in _WORD.findall(passage)]
     # Words that the document uses often but that are not everywhere: its subject.
     different = dict.fromkeys(words)  # in order, so that the sum has the same bits every time
@@ -198,17 +199,17 @@ def quotes(text: str, passage: Passage, names: Sequence[Name]) -> list[Quote]:
     found = []
     for start, end in sentences(text, passage.start, passage.end):
         line = written(text[start:end])
-        if _inside_speech(text[passage.start : start]):
-            continue
-        if not low <= len(line) <= high or _SPOKEN.search(line) or line.count("(") != line.count(")"):
-            continue
-        first = re.match(r"\W*(\w+)", line)
-        if first is None or first.group(1).lower() in _LEANING or not first.group(1)[0].isalnum():
-            continue
-        if first.group(1)[0].islower() or line[-1] not in ".。":
-            continue
-        found.append(Quote(start, end, line, _line_score(line, names) + 0.5 * passage.score))
+        if low <= len(line) <= high and _stands_alone(line) and not _inside_speech(text[passage.start : start]):
+            found.append(Quote(start, end, line, _line_score(line, names) + 0.5 * passage.score))
     return found
+
+
+def _stands_alone(line: str) -> bool:
+    """A statement with nothing spoken in it, which does not lean on the sentence before."""
+    first = re.match(r"\W*(\w+)", line)
+    if first is None or not first[1][0].isalnum() or first[1][0].islower() or first[1].lower() in _LEANING:
+        return False
+    return line[-1] in ".。" and line.count("(") == line.count(")") and not _SPOKEN.search(line)
 
 
 def _inside_speech(before: str) -> bool:
@@ -217,9 +218,41 @@ def _inside_speech(before: str) -> bool:
 
 
 def _line_score(line: str, names: Sequence[Name]) -> float:
-    named = [name for name in names if name.within(line)]
-    weight = sum((name.count / names[0].count) ** 0.5 for name in named[:3]) if names else 0.0
+    named, weight = _named(line, names)
     early = any(name.within(line[:60]) for name in named)
     leaning = len(_PRONOUN.findall(line)) + 1.0 * len(_FIRST_PERSON.findall(line))
     size = min(len(line), 140) / 140
     return 1.5 * weight + 0.7 * early + 0.8 * size - 0.25 * leaning - 0.3 * line.count(";") - 0.1 * line.count("—")
+
+
+def nominate(text: str, memory: Memory, tokenizer: Tokenizer, names: list[Name], parts: int) -> list[list[Quote]]:
+    """For each part of the document, in order, the sentences to choose among."""
+    enough = max(1, len(sentences(text[:20_000])) // 3)  # a short text's summary is shorter than the text
+    groups = []
+    for group in sections(text, names, min(parts, enough), surprise(memory, tokenizer)):
+        found = [quote for passage in group[:40] for quote in quotes(text, passage, names)]
+        named = [quote for quote in found if any(name.within(quote.written) for name in names)]
+        best = sorted(named or found, key=lambda q: (-q.score, q.start))[: 4 * NOMINATED]
+        if best:
+            groups.append(best)
+    return groups
+
+
+def opening_of(text: str, names: list[Name]) -> str:
+    """What the document is mostly about, by its most frequent names; for English texts with at least three."""
+    words = re.findall(r"[a-z]+", text[:200_000].lower())
+    english = sum(word in ("the", "of", "and", "to") for word in words) > 0.08 * len(words)
+    if not english or len(names) < 3 or names[2].count < 5:
+        return ""
+    few = [name.full for name in names[:4]]
+    return f"The document is mostly about {', '.join(few[:-1])} and {few[-1]}."
+
+
+def outline(memory: Memory, tokenizer: Tokenizer, parts: int) -> str:
+    """What the document is about, found without running the model: its names and a sentence of each of its parts."""
+    text = memory.text or ""
+    if not text.strip():
+        return ""
+    names = proper_names(text, 8)
+    best = [group[0].written for group in nominate(text, memory, tokenizer, names, parts)]
+    return " ".join([opening, *best] if (opening := opening_of(text, names)) else best)

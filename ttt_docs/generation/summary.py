@@ -14,14 +14,14 @@ from typing import Literal, get_args
 import torch
 
 from ttt_docs.errors import UsageError
-from ttt_docs.generation.reply import Reply, prompt_tokens
-from ttt_docs.generation.results import Evidence, Summary
+from ttt_docs.generation.chat import Reply, prompt_tokens
+from ttt_docs.generation.results import Summary, quote
 from ttt_docs.generation.sampling import Sampling
-from ttt_docs.generation.sections import Quote, quotes, sections, surprise, written
+from ttt_docs.generation.sections import NOMINATED, Quote, nominate, opening_of, written
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.reading.restoring import state_of
-from ttt_docs.text.names import Name, proper_names
+from ttt_docs.text.names import proper_names
 from ttt_docs.text.sentences import sentences
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.ttt.state import ReadingState
@@ -29,8 +29,8 @@ from ttt_docs.ttt.state import ReadingState
 Length = Literal["sentence", "paragraph", "page"]
 #: Parts of the document that get a sentence each, sentences to a paragraph, and tokens if the model writes by itself.
 PARTS: dict[Length, tuple[int, int, int]] = {"sentence": (1, 1, 60), "paragraph": (7, 7, 160), "page": (20, 5, 480)}
-#: Sentences of a part that the model chooses among, and what a nat per token weighs against their score.
-NOMINATED, WEIGHT = 6, 0.8
+#: What a nat per token weighs against a sentence's score.
+WEIGHT = 0.8
 #: Tokens of an outline that the model sees when it writes by itself.
 SHOWN = 700
 RETRIES = 3
@@ -50,38 +50,15 @@ def summarize(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Leng
     if not text.strip():
         return _written(model, tokenizer, memory, length, seed, "")
     names = proper_names(text, 8)
-    nominated = _nominate(text, memory, tokenizer, names, parts)
+    nominated = nominate(text, memory, tokenizer, names, parts)
     if not nominated:
         return _written(model, tokenizer, memory, length, seed, text)
-    opening = _opening(text, names) if parts > 1 and len(nominated) > 3 else ""
+    opening = opening_of(text, names) if parts > 1 and len(nominated) > 3 else ""
     chosen = _choose(model, tokenizer, memory, nominated, opening)
-    lines = [*([opening] if opening else []), *(quote.written for quote in chosen)]
+    lines = [*([opening] if opening else []), *(one.written for one in chosen)]
     joined = "\n\n".join(" ".join(lines[i : i + to_paragraph + 1]) for i in range(0, len(lines), to_paragraph + 1))
-    outline = tuple(_evidence(memory, q) for q in chosen)
-    return Summary(joined, len(tokenizer.encode(joined)), outline=outline)
-
-
-def outline(memory: Memory, tokenizer: Tokenizer, parts: int) -> str:
-    """What the document is about, found without running the model: its names and a sentence of each of its parts."""
-    text = memory.text or ""
-    if not text.strip():
-        return ""
-    names = proper_names(text, 8)
-    best = [group[0].written for group in _nominate(text, memory, tokenizer, names, parts)]
-    return " ".join([opening, *best] if (opening := _opening(text, names)) else best)
-
-
-def _nominate(text: str, memory: Memory, tokenizer: Tokenizer, names: list[Name], parts: int) -> list[list[Quote]]:
-    """For each part of the document, in order, the sentences to choose among."""
-    enough = max(1, len(sentences(text[:20_000])) // 3)  # a short text's summary is shorter than the text
-    groups = []
-    for group in sections(text, names, min(parts, enough), surprise(memory, tokenizer)):
-        found = [quote for passage in group[:40] for quote in quotes(text, passage, names)]
-        named = [quote for quote in found if any(name.within(quote.written) for name in names)]
-        best = sorted(named or found, key=lambda q: (-q.score, q.start))[: 4 * NOMINATED]
-        if best:
-            groups.append(best)
-    return groups
+    sentences = tuple(quote(memory, one.start, one.end, one.score) for one in chosen)
+    return Summary(joined, len(tokenizer.encode(joined)), outline=sentences)
 
 
 def _choose(
@@ -103,16 +80,12 @@ def _choose(
         ranked = [q for q in ranked if _overlap(q.written, said) < 0.5][:NOMINATED]
         if not ranked:
             continue
-        best, best_score, best_ids = ranked[0], float("-inf"), [last]
-        for quote in ranked:
-            ids = tokenizer.encode(f" {quote.written}" if said else quote.written)
-            nll = state.score(torch.tensor([[last, *ids]], device=device))
-            score = quote.score - WEIGHT * float(nll.mean())
-            if score > best_score:
-                best, best_score, best_ids = quote, score, ids
-        state.run(torch.tensor([[last, *best_ids[:-1]]], device=device))
-        last, said = best_ids[-1], f"{said} {best.written}"
-        chosen.append(best)
+        encoded = [tokenizer.encode(f" {one.written}" if said else one.written) for one in ranked]
+        losses = [float(state.score(torch.tensor([[last, *ids]], device=device)).mean()) for ids in encoded]
+        best = max(range(len(ranked)), key=lambda i: ranked[i].score - WEIGHT * losses[i])
+        state.run(torch.tensor([[last, *encoded[best][:-1]]], device=device))
+        last, said = encoded[best][-1], f"{said} {ranked[best].written}"
+        chosen.append(ranked[best])
     return chosen
 
 
@@ -125,16 +98,6 @@ def _overlap(line: str, said: str) -> float:
 def _runs(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", text.lower())
     return {tuple(words[i : i + 4]) for i in range(len(words) - 3)}
-
-
-def _opening(text: str, names: list[Name]) -> str:
-    """What the document is mostly about, by its most frequent names; for English texts with at least three."""
-    words = re.findall(r"[a-z]+", text[:200_000].lower())
-    english = sum(word in ("the", "of", "and", "to") for word in words) > 0.08 * len(words)
-    if not english or len(names) < 3 or names[2].count < 5:
-        return ""
-    few = [name.full for name in names[:4]]
-    return f"The document is mostly about {', '.join(few[:-1])} and {few[-1]}."
 
 
 def _written(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Length, seed: int, text: str) -> Summary:
@@ -174,10 +137,3 @@ def distinct_runs(text: str) -> float:
     """Distinct runs of four words / all of them: 1 without repetition."""
     words = re.findall(r"\w+", text.lower())
     return len(_runs(text)) / max(len(words) - 3, 1) if len(words) > 3 else 1.0
-
-
-def _evidence(memory: Memory, quote: Quote) -> Evidence:
-    text = memory.text or ""
-    return Evidence(
-        text[quote.start : quote.end], memory.label_at(quote.start, "page"), quote.start, quote.end, quote.score
-    )
