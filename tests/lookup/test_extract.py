@@ -99,7 +99,7 @@ def test_occurrences_are_whole_words():
     ],
 )
 def test_candidates(kind, text, expected):
-    assert [text[a:b] for a, b in candidates(text, 0, len(text), kind)] == expected
+    assert [text[a:b] for a, b in candidates(text, kind)] == expected
 
 
 def test_what_an_answer_says_that_its_quotes_do_not():

@@ -35,14 +35,6 @@ class Decoding:
         self.logits: Tensor | None = None  # [vocab] of the token after the last one, once there is one
         self._single: SingleTokens | None = None
 
-    def copy(self) -> Decoding:
-        """An independent decoding at the same position, to continue in more than one way."""
-        other = object.__new__(Decoding)
-        other.__dict__.update(self.__dict__)
-        other.base, other.tail = self.base.copy(), list(self.tail)
-        other._single = self._single.copy() if self._single is not None else None
-        return other
-
     def feed(self, tokens: Sequence[int] = ()) -> Tensor:
         """Puts `tokens` after what is there and returns the logits [vocab] of the next one."""
         self.tail.extend(tokens)

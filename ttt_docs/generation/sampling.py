@@ -67,11 +67,7 @@ class Runs:
 
 
 def choose(
-    logits: Tensor,
-    recent: Sequence[int],
-    sampling: Sampling,
-    generator: torch.Generator,
-    banned: Sequence[int] = (),
+    logits: Tensor, recent: Sequence[int], sampling: Sampling, generator: torch.Generator, banned: Sequence[int] = ()
 ) -> int:
     """The next token after logits [vocab], which are left as they are. It is none of `banned`.
 
@@ -79,7 +75,10 @@ def choose(
     """
     logits = logits.detach().to("cpu", torch.float32, copy=True)
     if sampling.repetition_penalty != 1 and recent:
-        _penalize(logits, recent, sampling.repetition_penalty)
+        # Keskar et al. 2019, section 4.1, as everybody implements it: towards less likely whatever the sign.
+        seen = torch.tensor(sorted(set(recent)))
+        score, penalty = logits[seen], sampling.repetition_penalty
+        logits[seen] = torch.where(score > 0, score / penalty, score * penalty)
     if banned:
         logits[list(banned)] = float("-inf")
     if sampling.temperature == 0:
@@ -90,25 +89,17 @@ def choose(
     return int(ids[min(int(torch.searchsorted(weights, drawn, right=True)), len(ids) - 1)])
 
 
-def _penalize(logits: Tensor, recent: Sequence[int], penalty: float) -> None:
-    """Keskar et al. 2019, section 4.1, as everybody implements it: towards less likely whatever the sign."""
-    seen = torch.tensor(sorted(set(recent)))
-    score = logits[seen]
-    logits[seen] = torch.where(score > 0, score / penalty, score * penalty)
-
-
 def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """The logits that may be drawn, in descending order, and their ids. Top-p counts probability at the temperature."""
+    """The logits that may be drawn, in descending order, and their ids: top-k first, then top-p among what is left.
+
+    Top-p counts probability at the temperature.
+    """
     vocab = logits.numel()
     limit = min(sampling.top_k or vocab, vocab)
     if sampling.top_p == 1:
         return torch.topk(logits, limit)
-    count = min(LIKELY, limit)
-    values, ids = torch.topk(logits, count)
-    total = torch.logsumexp(logits / sampling.temperature, dim=0)
-    if limit < vocab:  # top-k first, then top-p among what is left
-        values, ids = torch.topk(logits, limit)
-        total = torch.logsumexp(values / sampling.temperature, dim=0)
+    values, ids = torch.topk(logits, limit if limit < vocab else min(LIKELY, vocab))
+    total = torch.logsumexp((values if limit < vocab else logits) / sampling.temperature, dim=0)
     mass = torch.exp(values / sampling.temperature - total).cumsum(0)
     if limit == vocab and mass[-1] < sampling.top_p:
         values, ids = torch.sort(logits, descending=True)

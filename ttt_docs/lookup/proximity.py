@@ -85,18 +85,21 @@ def weights() -> np.ndarray:
 def features(index: PassageIndex, query: Query, related: Related) -> np.ndarray:
     """The values of `FEATURES`, float32 [sentences, features]."""
     middles = np.array(index.sentences, dtype=np.float64).reshape(-1, 2).mean(1)
+
+    def saturated(sentences: np.ndarray, counts: np.ndarray, reach: int) -> np.ndarray:
+        near = _nearness(middles, sentences, counts, reach)
+        return near / (near + K1)
+
     found = {name: np.zeros(len(middles)) for name in FEATURES}
     for term, factor in query.weights.items():
         rarity = factor * index.weight(term)
         held = index.held_by(term)
-        own = {reach: _saturated_nearness(middles, held, np.ones(len(held)), reach) for reach in REACHES}
+        own = {reach: saturated(held, np.ones(len(held)), reach) for reach in REACHES}
         for reach, near in own.items():
             found[f"near {reach}"] += rarity * near
-        others = _others(index, query, related.get(query.words[term], {}))
-        if others:
-            held, counts = _with_related(index, term, others)
-            near = _saturated_nearness(middles, held, counts, RELATED_REACH)
-            found["related"] += rarity * (near - own[RELATED_REACH])
+        words = related.get(query.words[term], {})
+        near = saturated(*_with_related(index, query, term, words), RELATED_REACH)
+        found["related"] += rarity * (near - own[RELATED_REACH])
     form = form_of(query.text)
     if form is not None and len(middles):
         holding = np.array([form.within(index.text, span) for span in index.sentences], dtype=bool)
@@ -127,32 +130,23 @@ def surroundings(index: PassageIndex, sentence: int, size: int, within: Span | N
             last += 1
 
 
-def _others(index: PassageIndex, query: Query, words: Mapping[str, float]) -> dict[str, float]:
-    """The terms of related words that are not in the question, with the largest cosine of each."""
-    found: dict[str, float] = {}
-    for word, cosine in words.items():
-        for term in token_terms(word, index.language):
-            if term not in query.weights:
-                found[term] = max(cosine, found.get(term, 0.0))
-    return found
-
-
-def _with_related(index: PassageIndex, term: str, others: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+def _with_related(
+    index: PassageIndex, query: Query, term: str, words: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
     """The sentences that hold a term or one related to it, in order with repeats, and what each occurrence counts.
 
-    A related word counts by its cosine, and less where it is more common than the term itself.
+    A related word counts by its cosine, and less where it is more common than the term itself. The question's own terms
+    are counted elsewhere.
     """
-    own = index.weight(term)
-    counts = {term: 1.0} | {other: cosine * min(1.0, index.weight(other) / own) for other, cosine in others.items()}
+    own, counts = index.weight(term), {term: 1.0}
+    for word, cosine in words.items():
+        for other in token_terms(word, index.language):
+            if other not in query.weights:
+                counts[other] = max(counts.get(other, 0.0), cosine * min(1.0, index.weight(other) / own))
     held = [index.held_by(one) for one in counts]
     sentences = np.concatenate(held)
     order = np.argsort(sentences, kind="stable")
     return sentences[order], np.repeat(list(counts.values()), [len(one) for one in held])[order]
-
-
-def _saturated_nearness(middles: np.ndarray, sentences: np.ndarray, counts: np.ndarray, reach: int) -> np.ndarray:
-    near = _nearness(middles, sentences, counts, reach)
-    return near / (near + K1)
 
 
 def _nearness(middles: np.ndarray, sentences: np.ndarray, counts: np.ndarray, reach: int) -> np.ndarray:

@@ -101,12 +101,12 @@ _SPAN_PATTERNS: dict[Kind, list[re.Pattern[str]]] = {
 }
 
 
-def candidates(text: str, start: int, end: int, kind: Kind) -> list[Span]:
-    """Spans of text[start:end] of that kind, in order; those of the most telling pattern that is there at all.
+def candidates(text: str, kind: Kind) -> list[Span]:
+    """Spans of the text that are of that kind, in order; those of the most telling pattern that is there at all.
 
     Kinds without a form of their own (`span`, `mention`) have none.
     """
-    found = ([m.span() for m in pattern.finditer(text, start, end)] for pattern in _SPAN_PATTERNS.get(kind, ()))
+    found = ([m.span() for m in pattern.finditer(text)] for pattern in _SPAN_PATTERNS.get(kind, ()))
     return next(filter(None, found), [])
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from ttt_docs.lookup.index import PassageIndex
 from ttt_docs.lookup.question import Query, candidates
-from ttt_docs.text.sentences import Span
 
 #: Passages whose sentences are looked at one by one, and sentences whose passages are found too.
 LOOKED_AT = 40
@@ -107,24 +106,21 @@ def extract(index: PassageIndex, query: Query, found: Found) -> list[Value]:
     for sentence in sorted(found.sentences, key=lambda s: s.index):
         if sentence.coverage < best.coverage - ALIKE or not _has_keys(index, sentence, query):
             continue
-        spans = answers_in(index, query, sentence)
+        text = index.text[sentence.start : sentence.end]
+        asked = [span for key in query.keys for span in occurrences(text, key)]
+        spans = [
+            (a, b)
+            for a, b in candidates(text, query.kind)
+            if not any(a < end and start < b for start, end in asked)
+            and not all(term in query.weights for term in index.terms(sentence.start + a, sentence.start + b))
+        ]
         if len(spans) > 1 and not query.many:
             return []
-        for start, end in spans:
-            values.setdefault(" ".join(index.text[start:end].lower().split()), Value(start, end, sentence))
+        for a, b in spans:
+            value = Value(sentence.start + a, sentence.start + b, sentence)
+            values.setdefault(" ".join(text[a:b].lower().split()), value)
     return list(values.values())
 
 
 def _has_keys(index: PassageIndex, sentence: Sentence, query: Query) -> bool:
     return all(occurrences(index.text[sentence.start : sentence.end], key) for key in query.keys)
-
-
-def answers_in(index: PassageIndex, query: Query, sentence: Sentence) -> list[Span]:
-    """Spans of a sentence that are of the kind asked for and not part of the question."""
-    asked = [span for key in query.keys for span in occurrences(index.text[sentence.start : sentence.end], key)]
-    return [
-        (a, b)
-        for a, b in candidates(index.text, sentence.start, sentence.end, query.kind)
-        if not any(a < sentence.start + end and sentence.start + start < b for start, end in asked)
-        and not all(term in query.weights for term in index.terms(a, b))
-    ]

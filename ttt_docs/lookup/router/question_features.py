@@ -58,13 +58,11 @@ def stem(word: str) -> str:
 @cache
 def word_classes() -> dict[str, tuple[str, ...]]:
     """Stem to the names of its classes."""
-    classes: dict[str, tuple[str, ...]] = {}
+    classes: dict[str, dict[str, None]] = {}  # names in order, each once
     for name, entry in _word_file().items():
         for word in entry["words"].split():
-            key = stem(word)
-            if name not in classes.get(key, ()):
-                classes[key] = (*classes.get(key, ()), name)
-    return classes
+            classes.setdefault(stem(word), {})[name] = None
+    return {word: tuple(names) for word, names in classes.items()}
 
 
 @cache
@@ -192,13 +190,10 @@ def word_vectors() -> tuple[dict[str, int], np.ndarray]:
 
 
 def _asking_clause(text: str) -> str:
-    """The last clause that begins with a question word or nearly so; else the last with a question mark, with a
-    question word anywhere; else the first."""
+    """The last clause that begins with a question word or nearly so; else the last of all."""
     clauses = [clause for clause in _CLAUSE.split(text) if _WORD.search(clause)]
     asking = [c for c in clauses if _question_word(_WORD.findall(_POLITE.sub("", c).lower())[:4])]
-    marked = [c for c in clauses if c.rstrip(" \"')").endswith("?") and len(_WORD.findall(c)) > 2]
-    anywhere = [c for c in clauses if _question_word(_WORD.findall(c.lower()))]
-    return (asking or marked or anywhere[-1:] or clauses[:1] or [""])[-1]
+    return (asking or clauses or [""])[-1]
 
 
 def _stems(clause: str, found: dict[str, str]) -> tuple[list[str], list[str]]:
