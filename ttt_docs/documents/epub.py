@@ -12,7 +12,7 @@ from urllib.parse import unquote, urldefrag
 from xml.etree import ElementTree
 
 from ttt_docs.documents.document import Document
-from ttt_docs.documents.html import decode_html, html_text
+from ttt_docs.documents.html import HtmlText, decode_html
 from ttt_docs.errors import DocumentError
 from ttt_docs.text.spans import spans_from_starts
 
@@ -72,7 +72,10 @@ def read_epub(data: bytes, name: str, max_bytes: int) -> Document:
     except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
         raise DocumentError(f"{name}: the zip that an EPUB is cannot be read ({error}). Get an intact copy.") from None
     with archive.zip:
-        package_path = _package_path(archive)
+        root = archive.xml("META-INF/container.xml").find(".//{*}rootfile")
+        package_path = None if root is None else root.get("full-path")
+        if not package_path:
+            raise DocumentError(f"{name}: the EPUB does not say where its book is. Get an intact copy.")
         package = archive.xml(package_path)
         manifest = _manifest(package, package_path)
         spine = [
@@ -84,14 +87,6 @@ def read_epub(data: bytes, name: str, max_bytes: int) -> Document:
             raise DocumentError(f"{name}: the EPUB names no files to read (its spine is empty). Get an intact copy.")
         _refuse_protected(archive, spine)
         return _join(archive, spine, _contents(archive, package, manifest), _metadata(package))
-
-
-def _package_path(archive: _Archive) -> str:
-    root = archive.xml("META-INF/container.xml").find(".//{*}rootfile")
-    path = root.get("full-path") if root is not None else None
-    if not path:
-        raise DocumentError(f"{archive.name}: the EPUB does not say where its book is. Get an intact copy.")
-    return path
 
 
 def _manifest(package: ElementTree.Element, package_path: str) -> dict[str, dict[str, str]]:
@@ -127,7 +122,7 @@ def _contents(
     entries: list[tuple[str, str, str]] = []
     try:
         if nav:
-            page = html_text(_toc_part(decode_html(archive.read(nav["path"]), archive.name)))
+            page = HtmlText(_toc_part(decode_html(archive.read(nav["path"]), archive.name)))
             entries = [(nav["path"], href, title) for href, title in page.links]
         elif ncx:
             for point in archive.xml(ncx["path"]).iterfind(".//{*}navPoint"):
@@ -169,7 +164,7 @@ def _join(
     starts: list[tuple[int, str]] = []
     length = 0
     for path in spine:
-        page = html_text(decode_html(archive.read(path), archive.name))
+        page = HtmlText(decode_html(archive.read(path), archive.name))
         if not page.text.strip():
             continue
         if parts:

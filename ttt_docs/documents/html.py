@@ -26,7 +26,7 @@ _XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-
 
 def html_document(source: str, name: str) -> Document:
     """A Document of HTML in a str; nothing it links to is fetched. Raises DocumentError when it holds no text."""
-    page = html_text(source)
+    page = HtmlText(source)
     metadata = {"format": "html"} | ({"title": page.title} if page.title else {})
     spans = spans_from_starts("chapter", page.headings, len(page.text))
     return Document.from_text(page.text, name=name, spans=spans, metadata=metadata)
@@ -50,18 +50,10 @@ def decode_html(data: bytes, name: str) -> str:
     return decode(data, name)
 
 
-def html_text(source: str) -> HtmlText:
-    """Text, title, headings, anchors and links of an HTML page; never fails on malformed markup."""
-    page = HtmlText()
-    page.feed(source)
-    page.close()
-    return page
-
-
 class HtmlText(HTMLParser):
-    """Collects the text of a page while it follows which tags are open. `text` is there once it is closed."""
+    """Text, title, headings, anchors and links of an HTML page; never fails on malformed markup."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
         self.text = self.title = ""
         self.headings: list[tuple[int, str]] = []  # (character of `text`, heading), h1 to h3
@@ -76,6 +68,9 @@ class HtmlText(HTMLParser):
         self.heading: tuple[int, list[str]] | None = None
         self.pending_anchors: list[str] = []
         self.link: tuple[str, list[str]] | None = None
+        self.feed(source)
+        self.close()
+        self.text, self.title = "".join(self.parts), " ".join(self.title.split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
@@ -160,7 +155,3 @@ class HtmlText(HTMLParser):
             self.heading[1].append(text + " ")
         self.parts.append(text)
         self.length += len(text)
-
-    def close(self) -> None:
-        super().close()
-        self.text, self.title = "".join(self.parts), " ".join(self.title.split())

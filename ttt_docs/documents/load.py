@@ -54,7 +54,7 @@ def load_document(
     # A URL's query is not in `name`; a name given by the caller may lack the suffix that the path has.
     suffixes = [PurePosixPath(candidate).suffix.lower() for candidate in (name, source_name(source))]
     by_suffix = next((SUFFIXES[suffix] for suffix in suffixes if suffix in SUFFIXES), None)
-    form = _format(content, by_suffix, name) if isinstance(content, bytes) else _text_format(content, by_suffix, name)
+    form = _format(content, by_suffix, name)
     # Parsers are imported when needed: pypdf alone takes longer to import than a text file to read.
     if isinstance(content, bytes) and form == "pdf":
         from ttt_docs.documents.pdf import read_pdf
@@ -75,32 +75,31 @@ def load_document(
     return parse(content.replace("\r\n", "\n").replace("\r", "\n"), name)
 
 
-def _text_format(content: str, by_suffix: str | None, name: str) -> str:
-    if by_suffix in ("pdf", "epub") or content.startswith("%PDF-"):
-        raise DocumentError(f"{name}: a PDF or EPUB must be opened in binary mode, e.g. open(path, 'rb').")
-    if "\0" in content:
-        raise DocumentError(f"{name}: this is binary data, not text. Open the file in binary mode, e.g. 'rb'.")
-    return by_suffix or ("html" if _looks_like_html(content[:1024]) else "text")
-
-
-def _format(content: bytes, by_suffix: str | None, name: str) -> str:
+def _format(content: bytes | str, by_suffix: str | None, name: str) -> str:
     """Content that is unmistakable wins over the suffix; the suffix wins over a guess."""
-    if content.startswith(b"%PDF-") or (by_suffix == "pdf" and b"%PDF-" in content[:1024]):
-        return "pdf"
-    if content.startswith(b"PK\x03\x04"):
-        if by_suffix == "epub" or _is_epub(content):
-            return "epub"
-        raise DocumentError(
-            f"{name}: this is a zip file (or an Office document, which is one inside), not a document that can be "
-            "read. Unpack it, or save the document as PDF, EPUB, HTML or text."
-        )
-    if by_suffix in ("pdf", "epub"):
-        what = "a PDF: it lacks the %PDF- mark" if by_suffix == "pdf" else "an EPUB: it is no readable zip file"
-        raise DocumentError(f"{name}: not {what}. The file is broken or has the wrong suffix; get an intact copy.")
-    if by_suffix:
-        return by_suffix
-    head = content[:4096]
-    return "html" if _looks_like_html(head.decode(byte_order_mark(head) or "latin-1", "ignore")[:1024]) else "text"
+    if isinstance(content, str):
+        if by_suffix in ("pdf", "epub") or content.startswith("%PDF-"):
+            raise DocumentError(f"{name}: a PDF or EPUB must be opened in binary mode, e.g. open(path, 'rb').")
+        if "\0" in content:
+            raise DocumentError(f"{name}: this is binary data, not text. Open the file in binary mode, e.g. 'rb'.")
+        head = content[:1024]
+    else:
+        if content.startswith(b"%PDF-") or (by_suffix == "pdf" and b"%PDF-" in content[:1024]):
+            return "pdf"
+        if content.startswith(b"PK\x03\x04"):
+            if by_suffix == "epub" or _is_epub(content):
+                return "epub"
+            raise DocumentError(
+                f"{name}: this is a zip file (or an Office document, which is one inside), not a document that can be "
+                "read. Unpack it, or save the document as PDF, EPUB, HTML or text."
+            )
+        if by_suffix in ("pdf", "epub"):
+            what = "a PDF: it lacks the %PDF- mark" if by_suffix == "pdf" else "an EPUB: it is no readable zip file"
+            raise DocumentError(f"{name}: not {what}. The file is broken or has the wrong suffix; get an intact copy.")
+        head = content[:4096].decode(byte_order_mark(content) or "latin-1", "ignore")[:1024]
+    head = head.lstrip("\ufeff \t\r\n").lower()
+    html = "<html" in head if head.startswith("<?xml") else head.startswith(("<!doctype html", "<html"))
+    return by_suffix or ("html" if html else "text")
 
 
 def _is_epub(content: bytes) -> bool:
@@ -111,10 +110,3 @@ def _is_epub(content: bytes) -> bool:
             return "META-INF/container.xml" in archive.namelist()
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError):
         return False
-
-
-def _looks_like_html(head: str) -> bool:
-    head = head.lstrip("\ufeff \t\r\n").lower()
-    if head.startswith("<?xml"):
-        return "<html" in head
-    return head.startswith(("<!doctype html", "<html"))

@@ -143,7 +143,15 @@ def iter_text(
     opened: AbstractContextManager[Any] = open_source(source, name) if is_file else nullcontext(source)
     with opened as opened_source:
         pieces = read_pieces(opened_source, name, _PIECE) if is_file else iter(opened_source)
-        yield from _not_blank(_decoded(_counted(pieces, name, max_bytes), encoding, name), name)
+        blank = True
+        for piece in _decoded(_counted(pieces, name, max_bytes), encoding, name):
+            if "\0" in piece:
+                raise DocumentError(f"{name}: this is binary data, not text. Give a stream of plain text.")
+            if piece:
+                blank = blank and piece.isspace()
+                yield LONE_SURROGATE.sub("\ufffd", piece)
+    if blank:
+        raise DocumentError(f"{name}: the stream is empty or holds only whitespace. Give a source that has text in it.")
 
 
 def _counted(pieces: Iterator[Any], name: str, max_bytes: int | None) -> Iterator[Any]:
@@ -176,11 +184,11 @@ def _decoded(pieces: Iterator[Any], encoding: str | None, name: str) -> Iterator
         except (LookupError, ValueError):  # ValueError: a name with a NUL
             raise _unknown_encoding(name, encoding) from None
     try:
-        yield _refuse_nul(decoder.decode(head), name)
+        yield decoder.decode(head)
         for piece in pieces:
             if not wide and b"\0" in piece:
                 refuse_binary(piece, name)
-            yield _refuse_nul(decoder.decode(piece), name)
+            yield decoder.decode(piece)
         yield decoder.decode(head[:0], final=True)
     except UnicodeError as error:
         reason = getattr(error, "reason", error)
@@ -200,22 +208,6 @@ def _encoding(head: bytes, name: str) -> str:
         return "utf-8"
     except UnicodeDecodeError:
         return detect_encoding(head, name)
-
-
-def _refuse_nul(text: str, name: str) -> str:
-    if "\0" in text:
-        raise DocumentError(f"{name}: this is binary data, not text. Give a stream of plain text.")
-    return LONE_SURROGATE.sub("\ufffd", text)
-
-
-def _not_blank(pieces: Iterator[str], name: str) -> Iterator[str]:
-    blank = True
-    for piece in pieces:
-        if piece:
-            blank = blank and piece.isspace()
-            yield piece
-    if blank:
-        raise DocumentError(f"{name}: the stream is empty or holds only whitespace. Give a source that has text in it.")
 
 
 _NUMBER_WORDS = (
