@@ -38,10 +38,8 @@ class _Archive:
                     pieces.append(piece)
         except KeyError:
             problem = f"lacks its file {path!r}. Get an intact copy."
-        except NotImplementedError as error:  # zipfile: an unknown compression; a RuntimeError, so it comes first
-            problem = f"is packed in an unknown way ({error})."
-        except RuntimeError:  # what zipfile raises for a member with a password
-            problem = "is encrypted. Unpack it with its password first."
+        except RuntimeError as error:  # zipfile's for a member with a password, or of an unknown compression
+            problem = f"cannot be unpacked ({error}). Get a copy without a password, packed in the usual way."
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError) as error:
             problem = f"is damaged at {path!r} ({error}). Get an intact copy."
         else:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pypdf
-from pypdf.errors import FileNotDecryptedError
 
 from ttt_docs.documents.document import LONE_SURROGATE, Document
 from ttt_docs.documents.layout import Line, join_pages, remove_running_lines
@@ -56,17 +55,13 @@ def read_pdf(data: bytes, name: str, password: str | None = None) -> Document:
 def _open(data: bytes, name: str, password: str | None) -> pypdf.PdfReader:
     try:
         reader = pypdf.PdfReader(io.BytesIO(data), strict=False)
-        if reader.is_encrypted and not reader.decrypt(password or ""):
-            problem = "the password is wrong" if password else "the PDF is encrypted"
-            raise DocumentError(f"{name}: {problem}. Give the right one with --password (password=).")
-        len(reader.pages)
-        return reader
-    except DocumentError:
-        raise
-    except FileNotDecryptedError:
-        raise DocumentError(f"{name}: the PDF is encrypted. Give its password with --password (password=).") from None
+        if not reader.is_encrypted or reader.decrypt(password or ""):
+            len(reader.pages)
+            return reader
     except Exception as error:  # damaged files make pypdf fail in many ways: KeyError, RecursionError, ...
         raise _broken(name, str(error) or type(error).__name__) from None
+    problem = "the password is wrong" if password else "the PDF is encrypted"
+    raise DocumentError(f"{name}: {problem}. Give the right one with --password (password=).")
 
 
 def _all_lines(reader: pypdf.PdfReader, name: str) -> tuple[list[list[Line]], list[int]]:

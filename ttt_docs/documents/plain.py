@@ -58,11 +58,9 @@ def decode(data: bytes, name: str) -> str:
 
 
 def decode_as(data: bytes, encoding: str, name: str) -> str:
-    """`data` decoded as `encoding`. Raises DocumentError when the encoding is unknown or does not fit."""
+    """`data` decoded as `encoding`. Raises DocumentError when it does not fit, LookupError when it is unknown."""
     try:
         return data.decode(encoding)
-    except LookupError:
-        raise _unknown_encoding(name, encoding) from None
     except UnicodeDecodeError as error:
         raise DocumentError(
             f"{name}: the text is not valid {encoding} at byte {error.start}. "
@@ -101,10 +99,6 @@ def _damaged_utf8(data: bytes) -> str | None:
     bad = text.count("\ufffd")
     good = sum(1 for character in text if character > "\x7f") - bad
     return text if good >= 10 * bad else None
-
-
-def _unknown_encoding(name: str, encoding: str) -> DocumentError:
-    return DocumentError(f"{name}: unknown encoding {encoding!r}. Name one that Python knows, e.g. utf-8.")
 
 
 def _not_text(name: str) -> DocumentError:
@@ -182,7 +176,9 @@ def _decoded(pieces: Iterator[Any], encoding: str | None, name: str) -> Iterator
             io.TextIOWrapper(io.BytesIO(), encoding)  # refuses what turns bytes into bytes, such as zlib
             decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)("strict"), translate=True)
         except (LookupError, ValueError):  # ValueError: a name with a NUL
-            raise _unknown_encoding(name, encoding) from None
+            raise DocumentError(
+                f"{name}: unknown encoding {encoding!r}. Name one that Python knows, e.g. utf-8."
+            ) from None
     try:
         yield decoder.decode(head)
         for piece in pieces:
