@@ -118,3 +118,18 @@ def test_books_that_are_not_there(tmp_path, make_epub, opf, message):
 def test_book_without_text(tmp_path, make_epub):
     with pytest.raises(DocumentError, match="empty"):
         load(tmp_path, make_epub({"a.xhtml": "<img src='x.png'/>"}))
+
+
+def test_a_container_without_a_book_is_refused(tmp_path, make_epub, monkeypatch):
+    monkeypatch.setitem(make_epub.__globals__, "CONTAINER", "<container><rootfiles><rootfile/></rootfiles></container>")
+    with pytest.raises(DocumentError, match="does not say where its book is"):
+        load(tmp_path, make_epub(FILES))
+
+
+@pytest.mark.parametrize("field", ["password", "compression"])
+def test_members_that_zipfile_cannot_unpack(tmp_path, make_epub, field):
+    data = bytearray(make_epub(FILES))
+    entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"OPS/text/a.xhtml"))
+    data[entry + {"password": 8, "compression": 10}[field]] |= {"password": 1, "compression": 99}[field]
+    with pytest.raises(DocumentError, match=r"cannot be unpacked .* without a password, packed in the usual way"):
+        load(tmp_path, bytes(data))

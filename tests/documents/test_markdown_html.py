@@ -90,3 +90,10 @@ def test_a_page_of_scripts_has_no_text(tmp_path):
     path.write_text("<html><body><script>render()</script></body></html>")
     with pytest.raises(DocumentError, match="is empty"):
         load_document(path)
+
+
+@pytest.mark.parametrize("declared", ["klingon", "utf-7", "shift_jis"])
+def test_a_wrong_declaration_is_not_believed(tmp_path, declared):
+    path = tmp_path / "page.html"
+    path.write_bytes(f'<html><meta charset="{declared}"><p>Zażółć gęślą jaźń 🙂</p></html>'.encode())
+    assert load_document(path).text == "Zażółć gęślą jaźń 🙂"

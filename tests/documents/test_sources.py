@@ -184,3 +184,8 @@ def test_a_pdf_in_text_mode():
 def test_documents_are_values(path):
     assert isinstance(load_document(path), Document)
     assert load_document(path).sha256 == load_document(path).sha256
+
+
+def test_binary_data_in_text_mode():
+    with pytest.raises(DocumentError, match="Open the file in binary mode"):
+        load_document(io.StringIO("words\0"))

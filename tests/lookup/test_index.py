@@ -129,3 +129,11 @@ def test_scores_have_the_same_bits_in_every_process():
         environment = os.environ | {"PYTHONHASHSEED": seed}
         seen.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
     assert len(seen) == 1 and len(*seen) > 100
+
+
+def test_a_sentence_without_an_end_is_cut_between_words():
+    text = "word " * 300
+    pieces = [text[a:b] for a, b in short_sentences(text)]
+    assert " ".join(pieces) == text.strip() and len(pieces) >= 3
+    assert max(map(len, pieces)) <= LONGEST and min(map(len, pieces[:-1])) > LONGEST // 2
+    assert [b - a for a, b in short_sentences("x" * 1200)] == [LONGEST, LONGEST, 200]

@@ -146,3 +146,8 @@ def test_a_missing_or_broken_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be read"):
         Tokenizer(tmp_path)
+
+
+def test_a_template_without_the_message_is_refused(llama, tmp_path):
+    with pytest.raises(CheckpointError, match="leaves out the user's message"):
+        with_template(llama, tmp_path, "hello").encode_chat([("user", "Q")])

@@ -15,8 +15,9 @@ import torch
 from tiny_checkpoint import fingerprint, whole_state
 
 from ttt_docs.errors import CheckpointError
+from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.weights import converted as store
-from ttt_docs.weights.converted import is_finished, load_checkpoint, write_checkpoint
+from ttt_docs.weights.converted import copy_tokenizer, is_finished, load_checkpoint, write_checkpoint
 from ttt_docs.weights.huggingface import open_huggingface
 from ttt_docs.weights.loading import retrofit
 from ttt_docs.weights.parameters import Piece, WeightSource, state_source
@@ -192,3 +193,33 @@ def test_loading_imports_no_transformers_and_needs_no_network(source, tmp_path):
     )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", program, str(folder)], check=True, cwd=root)
+
+
+def test_a_configuration_of_no_model_is_refused(source, tmp_path):
+    folder = write_checkpoint(tmp_path / "m", source)
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"heads"', '"hands"'))
+    with pytest.raises(CheckpointError, match=r"config\.json is not a model configuration"):
+        load_checkpoint(folder)
+
+
+def test_a_folder_without_permission_names_the_setting(source, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(store.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(Permission denied\): set TTT_DOCS_CACHE"):
+        write_checkpoint(tmp_path / "m", source)
+
+
+def test_a_tokenizer_of_an_older_format_is_converted(llama, tmp_path):
+    model = json.loads((llama[1] / "tokenizer.json").read_text("utf-8"))["model"]
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
+    (old / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, model["merges"])), "utf-8")
+    (old / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}), "utf-8")
+    (tmp_path / "new").mkdir()
+    copy_tokenizer(old, tmp_path / "new")
+    text = "The sea, said the captain"
+    assert Tokenizer(tmp_path / "new").encode(text) == Tokenizer(llama[1]).encode(text)

@@ -91,3 +91,27 @@ def test_llama3_scaling_is_recovered_from_its_factors():
     values[10] *= 1.5
     with pytest.raises(CheckpointError, match="not Llama 3's"):
         _llama3_scaling(values, theta, head_dim, "x")
+
+
+def test_metadata_that_is_missing_is_named(tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_embedding_length(32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"metadata 'attention\.head_count' is missing"):
+        open_gguf(tmp_path / "x.gguf")
+
+
+def test_a_quantization_that_is_not_known_is_named(llama_gguf, monkeypatch):
+    import gguf
+
+    def refuse(data, kind):
+        raise NotImplementedError(f"{kind.name} cannot be")
+
+    monkeypatch.setattr(gguf, "dequantize", refuse)
+    with pytest.raises(CheckpointError, match=r"token_embd\.weight \(F32\) cannot be dequantized: F32 cannot be"):
+        next(open_gguf(llama_gguf).pieces())

@@ -171,3 +171,30 @@ def test_an_index_cannot_point_outside_its_folder(llama, tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="incomplete weights"):
         open_huggingface(folder)
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "cannot be read"), ("[]", "does not hold a JSON object")])
+def test_a_broken_config_is_refused(llama, tmp_path, content, message):
+    folder = shutil.copytree(llama[1], tmp_path / "m")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        open_huggingface(folder)
+
+
+def test_tensors_of_integers_are_refused_and_the_licence_is_read(llama, tmp_path):
+    folder = shutil.copytree(llama[1], tmp_path / "m")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nA model.")
+    assert open_huggingface(folder).licence == "mit"
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": torch.ones(32, dtype=torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has dtype I8, which is not supported"):
+        open_huggingface(folder)
+
+
+def test_a_window_that_no_layer_has_is_none():
+    qwen = BASE | {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 64}
+    assert config_from_huggingface(qwen | {"max_window_layers": 2}, "x").window is None
+    assert config_from_huggingface(qwen | {"max_window_layers": 0}, "x").window == 64
+    assert config_from_huggingface(qwen | {"layer_types": ["full_attention"] * 2}, "x").window is None
+    with pytest.raises(CheckpointError, match="layer_types 'chunked_attention' is not supported"):
+        config_from_huggingface(BASE | {"layer_types": ["chunked_attention"] * 2}, "x")

@@ -161,3 +161,16 @@ def test_memory_stays_within_the_largest_array(tmp_path):
     peak = int(ran.stdout)
     print(f"peak {peak / 2**20:.1f} MiB, largest array {largest / 2**20:.1f} MiB")
     assert peak <= 1.3 * largest
+
+
+def test_a_tokenizer_is_put_beside_the_weights(tmp_path, arrays):
+    folder = write_orbax(tmp_path, arrays)
+    (tmp_path / "config.json").write_text(CONFIG.model_dump_json())
+    options = {"config_file": tmp_path / "config.json", "progress": False}
+    tokenizer = ROOT / "ttt_docs" / "training" / "byte_tokenizer"
+    written = import_checkpoint(folder, tmp_path / "model", tokenizer=str(tokenizer), **options)
+    assert (written / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
+    with pytest.raises(UsageError, match="is there already"):
+        import_checkpoint(folder, written, **options)
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        import_checkpoint(folder, tmp_path / "other", tokenizer=str(tmp_path), **options)
