@@ -41,8 +41,8 @@ class Kernels:
     """The definitions, in plain PyTorch: differentiable any number of times (training, tests)."""
 
     name = "reference"
-    #: The backend that computes a chunk's directional derivative, for kernels that are differentiable once: the outer
-    #: loop's second derivatives. None: these kernels are differentiable twice.
+    #: The outer loop needs second derivatives. Kernels that are differentiable once have a second backend for it, which
+    #: computes a chunk's directional derivative. None: these kernels are differentiable twice.
     jvp: Kernels | None = None
     #: Whether the inner step runs while the host goes on. Reading then asks for results once in many chunks.
     asynchronous = False
@@ -55,7 +55,7 @@ class Kernels:
     swiglu: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(swiglu_reference)
     window_attention: Callable[..., Tensor] = staticmethod(window_attention_reference)
     linear_cross_entropy: Callable[..., Tensor] = staticmethod(linear_cross_entropy_reference)
-    #: The step of all fast weights, what takes it back for some documents, and what it hands back to its gradient.
+    #: The step of all fast weights; the way back for some documents; and the step's gradient.
     inner_step: Callable[..., Step] = staticmethod(inner_step_reference)
     undo_step: Callable[[Step, Tensor], Step] = staticmethod(undo_step_reference)
     step_direction: Callable[..., tuple[Tensor, Tensor]] = staticmethod(step_direction_reference)

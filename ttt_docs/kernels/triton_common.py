@@ -35,9 +35,8 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
 
 
 def second_derivative(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
-    """For the `backward` of a Function that is itself a gradient: gradients of its first inputs from the cotangents of
-    its results. The other inputs get none, nothing is computed where all cotangents are None, and there is no third
-    derivative."""
+    """Wraps the `backward` of a Function that computes a gradient itself. `backward` makes the gradients of the first
+    inputs; the others get None. Without any cotangent nothing is computed. There is no third derivative."""
 
     @torch.autograd.function.once_differentiable
     def run(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -36,7 +36,7 @@ def token_major(x: Tensor) -> Tensor:
 
 
 def empty_token_major(like: Tensor) -> Tensor:
-    """Of that shape [batch, heads, tokens, d], in memory [batch, tokens, heads, d]."""
+    """An empty tensor of that shape [batch, heads, tokens, d], in memory [batch, tokens, heads, d]."""
     batch, heads, tokens, d = like.shape
     return like.new_empty(batch, tokens, heads, d).transpose(1, 2)
 
@@ -47,22 +47,23 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def traced(x: Any) -> Any:
-    """x, a tensor or None, as `wanted` can tell whether its gradient is: autograd does not say so of leaves."""
+    """x (a tensor or None) for a function whose backward pass asks `wanted`. Autograd does not tell of a leaf whether
+    its gradient is asked for; of a view it does."""
     return x.view_as(x) if x is not None and x.requires_grad and x.is_leaf else x
 
 
 def wanted(ctx: Any, tensor: int) -> bool:
     """Inside a backward pass: whether the gradient of the forward pass's tensor number `tensor` is asked for now.
 
-    `ctx.needs_input_grad` says only that it could be. The inner step asks for the fast weights' gradients alone, while
-    all parameters may require gradient: it must not pay for the others' products. A tensor must be `traced`.
+    `ctx.needs_input_grad` says only that it could be. All parameters may require gradient, but the inner step asks for
+    the fast weights' gradients alone, and must not pay for the others. The tensor must be `traced`.
     """
     node = ctx.next_functions[tensor][0]
     return node is not None and torch._C._will_engine_execute_node(node)
 
 
-#: Where oneDNN, on a product of few columns, splits the sum instead of the columns and loses half its speed: two
-#: products of half the columns each are faster from this many rows on.
+#: On a product of few columns oneDNN splits the sum instead of the columns, and loses half its speed. From this many
+#: rows on, two products of half the columns each are faster.
 _SPLIT_ROWS = 512
 
 

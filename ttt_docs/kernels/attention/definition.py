@@ -6,8 +6,8 @@ Every function here takes
     k, v     [batch, kv_heads, cached + new, head_dim]   all keys and values kept, the newest tokens' last
     window   keys a query sees, itself included (None: all of them)
     sinks    keys of the first tokens, which stay visible beyond the window (see `Sinks`)
-    newest   the keys and values of k, v that receive gradient: the last ones, as tensors of their own beside a cache of
-             constants. None, or k that requires gradient itself: all of k and v
+    newest   the last keys and values of k, v, as tensors of their own: they receive gradient, the others are a cache of
+             constants. None, or where k itself requires gradient: all of k and v receive it
 
 and returns [batch, heads, new, head_dim]. Query `i` (counted in key positions) sees keys `i - window < j <= i`.
 The scale is 1 / sqrt(head_dim). docs/method.md sections 1, 2, 6 and 8.

@@ -262,9 +262,9 @@ def _backward(
 
 
 class _Attention(torch.autograd.Function):
-    """Output and log-sum-exp. Gradient reaches q, own_k and own_v, the last keys and values, which k, v (constants to
-    autograd) contain, and sink_q. Sinks' keys and values, if there are any, are constants, as while reading: they join
-    the softmax inside the kernels, and there is gradient for the output only."""
+    """Output and log-sum-exp. Gradient reaches q, own_k, own_v and sink_q. k and v are constants to autograd, and own_k
+    and own_v are the last of them. The sinks' keys and values are constants too, as while reading. They join the
+    softmax inside the kernels, and then only the output has gradient."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -341,8 +341,7 @@ def window_attention_triton(
     sinks: Sinks | None = None,
     newest: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """As `window_attention_reference`, differentiable twice. `newest` are the newest tokens' keys and values: where k
-    is a cache that autograd does not follow, gradient reaches them alone. Memory is linear in the number of keys."""
+    """As `window_attention_reference`, differentiable twice, in memory linear in the number of keys."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     keys = k.shape[2]
     window = min(window or keys, keys)

@@ -72,8 +72,8 @@ def tiles_for(kernel: str, dtype: torch.dtype, head_dim: int, device: torch.devi
 def launch(
     kernel: Any, tensors: tuple[Tensor | None, ...], window: int, *number: int, over_keys: bool = False, **options: Any
 ) -> None:
-    """Runs a kernel on `tensors`, of which q, k, v are the first. `number` is its last size, where it has one: that of
-    sinks, or, for a kernel over tiles of keys, of keys that get no gradient."""
+    """Runs a kernel on `tensors`, of which q, k, v are the first. `number` is one size more: of sinks, or, for a kernel
+    over tiles of keys, of the first keys, which get no gradient."""
     q, k, v = tensors[:3]
     assert q is not None and k is not None and v is not None
     (batch, heads, new, head_dim), (kv_heads, keys) = q.shape, k.shape[1:3]

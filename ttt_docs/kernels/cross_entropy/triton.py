@@ -227,8 +227,8 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
 
 
 class _TileGradient:
-    """The gradient of a tile of the head: the sum of a^T b over pieces of rows. The head is large: with one piece the
-    product itself writes into `tile`, with several only their sum does, when the last has come."""
+    """The gradient of a tile of the head: the sum of a^T b over pieces of rows. The head is large, so `tile` is written
+    once: by the product itself if there is one piece, else by the sum after the last."""
 
     def __init__(self, tile: Tensor, pieces: int) -> None:
         self.tile, self.pieces, self.left = tile, pieces, pieces

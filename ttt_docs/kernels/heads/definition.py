@@ -26,7 +26,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """A rotation is linear: its gradient rotates back, and the gradient of that forth again."""
+    """A rotation is linear. Its gradient rotates back, and the gradient of that rotates forward again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
