@@ -9,6 +9,7 @@ import torch
 from test_native_attention import largest_error, needs_native
 from torch import Tensor
 
+from ttt_docs.kernels.backends import CPU, NATIVE, NATIVE_TRAINING
 from ttt_docs.kernels.cross_entropy.cpu import linear_cross_entropy_native
 from ttt_docs.kernels.cross_entropy.definition import linear_cross_entropy_reference
 from ttt_docs.kernels.native.calls import multiply
@@ -120,3 +121,21 @@ def test_loss_of_logits_beyond_the_range_of_exp() -> None:
     torch.testing.assert_close(
         linear_cross_entropy_native(x, head, targets).double(), exact, atol=2.0, rtol=1e-2
     )  # what bfloat16 logits of a thousand allow
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "tokens"), [(torch.float32, 64, 64), (torch.bfloat16, 24, 64), (torch.bfloat16, 64, 3)]
+)
+def test_what_they_were_not_made_for_takes_the_pytorch_path(dtype: torch.dtype, dim: int, tokens: int) -> None:
+    x, weight = torch.randn(1, tokens, dim, dtype=dtype), torch.randn(dim, dtype=dtype)
+    w13, w2 = (torch.randn(*shape, dtype=dtype) for shape in ((96, dim), (dim, 48)))
+    head, targets = torch.randn(dim, dim, dtype=dtype), torch.randint(0, dim, (tokens,))
+    q, k = torch.randn(2, 2, tokens, dim, dtype=dtype), torch.randn(2, 1, tokens, dim, dtype=dtype)
+    for of in (
+        lambda kernels: kernels.rms_norm(x, weight, 1e-5),
+        lambda kernels: kernels.swiglu(x, w13, w2),
+        lambda kernels: kernels.linear_cross_entropy(x[0], head, targets, None),
+    ):
+        assert torch.equal(of(NATIVE), of(CPU))
+    assert CPU.jvp is not None and NATIVE_TRAINING.jvp is not None
+    assert torch.equal(NATIVE_TRAINING.jvp.window_attention(q, k, k, 5), CPU.jvp.window_attention(q, k, k, 5))
