@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -44,3 +46,18 @@ class ReadingInterrupted(KeyboardInterrupt):
         """`memory` is a `ttt_docs.Memory`; this file knows none."""
         super().__init__(f"reading was interrupted after {memory.position:,} tokens")
         self.memory = memory
+
+
+@contextmanager
+def naming_the_values() -> Iterator[None]:
+    """Turns what pydantic finds wrong with values into a UsageError that names each."""
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        wrong = []
+        for one in error.errors():
+            name, said = ".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")
+            wrong.append(f"{name}={one['input']!r}: {said}" if name else said)
+        raise UsageError("; ".join(wrong)) from error

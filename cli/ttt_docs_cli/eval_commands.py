@@ -18,6 +18,7 @@ from ttt_docs_cli.options import (
     dtype_option,
     examples,
     gathered,
+    keep_sources,
     number,
     opening_options,
     output_file,
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
 
 def _names(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
-    return [name.strip() for name in value.split(",") if name.strip()]
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter("give at least one name")
+    return names
 
 
 def _lengths(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
@@ -108,11 +112,13 @@ def context(
     from ttt_docs.evaluation.books import read_collection
 
     unknown = [name for name in systems if name not in evaluation.SYSTEMS]
-    if unknown or not systems:
+    if unknown:
         raise UsageError(f"there is no system {', '.join(unknown)}: choose from {', '.join(evaluation.SYSTEMS)}")
     wrong = [length for length in lengths if length % evaluation.BUCKET]
     if wrong:
         raise UsageError(f"a length of {wrong[0]:,} is not a multiple of {evaluation.BUCKET:,}")
+    for target in (out, picture):
+        keep_sources(target, *files)
     books = list(read_collection(files))
     known: list[Reading] = []
     if out is not None and out.exists() and out.stat().st_size:
@@ -197,6 +203,8 @@ def needle(
     from ttt_docs.evaluation.books import read_collection
     from ttt_docs_cli.opening import open_reader
 
+    for target in (out, picture):
+        keep_sources(target, *haystack)
     texts = (book.text for book in read_collection(haystack))
     reader = open_reader(**opening)
     facts = {

@@ -16,6 +16,7 @@ from ttt_docs_cli.opening import how_far, is_memory_file, open_memory, open_read
 from ttt_docs_cli.options import (
     examples,
     gathered,
+    keep_sources,
     number,
     opening_options,
     password_option,
@@ -128,9 +129,7 @@ def _target(documents: Sequence[str], output: str | None, old: str | None) -> Pa
     if output is None and (len(documents) > 1 or documents[0] == "-" or is_url(documents[0])):
         raise UsageError("say with -o where the memory goes, for example -o book.ttt")
     target = Path(output) if output is not None else Path(documents[0]).expanduser().with_suffix(".ttt")
-    for source in (*documents, *([old] if old else [])):
-        if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
-            raise UsageError(f"{target} is what is to be read: it would be replaced. Give another name with -o")
+    keep_sources(target, *documents, old)
     check_writable(target)
     return target
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttt_docs.io import readable_bytes as size
-from ttt_docs_cli.options import examples, model_option, output_file
+from ttt_docs_cli.options import examples, keep_sources, model_option, output_file
 from ttt_docs_cli.output import Result, note, say, table, with_json
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def inspect(file: str, html: Path | None, plot: Path | None, model: str | None) 
     """
     from ttt_docs.memory import Memory, inspect_memory, summary
 
+    keep_sources(html, file)
+    keep_sources(plot, file)
     page = inspect_memory(file)
     memory = Memory.load(file)
     if html or plot:

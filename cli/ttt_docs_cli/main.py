@@ -48,7 +48,10 @@ class Commands(click.Group):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of our output left (`| head`): click ends quietly
             _traceback_if_asked()
-            warn(f"Error: {type(error).__name__}: {error}\nSet TTT_DOCS_DEBUG=1 to see where this came from.")
+            said = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError) and error.filename:
+                said = f"{error.filename}: {error.strerror}"
+            warn(f"Error: {said}\nSet TTT_DOCS_DEBUG=1 to see where this came from.")
             ctx.exit(1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ttt_docs.io import readable_bytes as size
-from ttt_docs_cli.options import examples, output_file
+from ttt_docs_cli.options import examples, keep_sources, output_file
 from ttt_docs_cli.output import Result, details, note, say, table, with_json
 
 PATH = click.Path(path_type=Path)
@@ -116,6 +116,7 @@ def pack_adapter(file: Path, model: str | None, output: Path, max_mb: float) -> 
     from ttt_docs.weights.converted import load_checkpoint
     from ttt_docs.weights.registry import resolve
 
+    keep_sources(output, file)
     base = load_checkpoint(resolve(model or adapter.base_of(file)))
     adapter.pack_adapter(adapter.load_adapter(file), base, output, int(max_mb * 1e6))
     after, before = output.stat().st_size, file.stat().st_size

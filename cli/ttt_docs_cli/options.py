@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ttt_docs.errors import UsageError
 from ttt_docs.io import check_writable
 
 Command = Callable[..., Any]
@@ -37,6 +39,15 @@ def output_file(*names: str, help: str, metavar: str = "FILE", **settings: Any) 
 
     kind = click.Path(path_type=Path)
     return click.option(*names, type=kind, metavar=metavar, help=help, callback=checked, **settings)
+
+
+def keep_sources(target: str | Path | None, *sources: str | Path | None) -> None:
+    """Raises UsageError if writing `target` would replace one of the files that are to be read."""
+    for source in sources:
+        if target is None or source is None or not os.path.exists(target) or not os.path.exists(source):
+            continue
+        if os.path.samefile(target, source):
+            raise UsageError(f"{target} is what is to be read: it would be replaced. Give another name")
 
 
 def gathered(name: str, *options: Decorator) -> Decorator:

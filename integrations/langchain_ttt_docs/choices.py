@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ttt_docs.errors import UsageError
+from ttt_docs.errors import UsageError, naming_the_values
 from ttt_docs.memory.memory import Memory
 from ttt_docs.reader import TTTReader, reader_for
 from ttt_docs.store.store import MemoryStore, StoredMemory
@@ -59,11 +59,8 @@ def changed(choice: MemoryChoice, form: type[Choice], given: Mapping[str, Any]) 
         own |= {"store": None, "document": None}
     elif given.get("document") is not None or given.get("store") is not None:
         own["memory"] = None
-    try:
+    with naming_the_values():
         return form.model_validate(own | {name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        wrong = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
-        raise UsageError("; ".join(wrong)) from error
 
 
 def open_memory(choice: MemoryChoice) -> Memory | None:

@@ -163,6 +163,7 @@ def test_reading_on_keeps_the_old_memory_and_its_parameters(memory, home, other_
     [
         ("--window", "0"),
         ("--chunk", "-1"),
+        ("--window", "9" * 22),
         ("--chunk", "many"),
         ("--window", "16", "--chunk", "32"),
         ("--inner-lr", "nan"),
@@ -178,6 +179,12 @@ def test_reading_on_keeps_the_old_memory_and_its_parameters(memory, home, other_
 )
 def test_bad_option_values(book, fails, options):
     fails("ingest", book, *options, code=2)
+
+
+def test_reading_parameters_are_explained(book, fails):
+    message = fails("ingest", book, "--chunk", "4096", code=2)
+    assert message.startswith("Error: window (2048) must be at least the chunk (4096): use a larger window=")
+    assert "Error: window=" in fails("ingest", book, "--window", "9" * 22, code=2)
 
 
 def test_no_document_is_an_error(fails):

@@ -100,6 +100,11 @@ def test_unexpected_errors_take_two_lines(monkeypatch):
     assert "Traceback" in CliRunner().invoke(cli, ["models", "list"]).stderr
 
 
+def test_errors_of_the_system_name_the_file(book, fails, monkeypatch):
+    monkeypatch.setattr("ttt_docs.weights.registry.list_models", lambda: (book / "cache").mkdir())
+    assert fails("models", "list", code=1).startswith(f"Error: {book / 'cache'}: Not a directory\n")
+
+
 def test_errors_on_purpose_have_a_traceback_too_if_asked(monkeypatch):
     monkeypatch.setenv("TTT_DOCS_DEBUG", "1")
     result = CliRunner().invoke(cli, ["inspect", "missing.ttt"])

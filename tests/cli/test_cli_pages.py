@@ -134,3 +134,19 @@ def test_inspect_draws_without_the_model(memory, run, home, fails, other_model, 
 def test_inspect_refuses_targets_before_it_reads_on(memory, home, fails):
     assert "does not exist" in fails("inspect", memory, "--html", home / "nowhere" / "report.html", code=2)
     assert "png, svg or pdf" in fails("inspect", memory, "--plot", "curve.docx", code=2)
+    for option in ("--html", "--plot"):
+        assert "would be replaced" in fails("inspect", memory, option, memory, code=2)
+
+
+def test_evaluations_keep_what_they_read_and_want_names(book, fails):
+    for what in (("context", book), ("needle", "--haystack", book)):
+        for option in ("--json", "--plot"):
+            assert "would be replaced" in fails("eval", *what, option, book, code=2)
+    assert "at least one name" in fails("eval", "context", book, "--system", ",", code=2)
+    assert "at least one name" in fails("eval", "needle", "--task", " , ", code=2)
+
+
+def test_packing_keeps_the_adapter(home, fails):
+    (home / "a.safetensors").write_bytes(b"trained for days")
+    message = fails("models", "pack-adapter", "a.safetensors", "-o", "./a.safetensors", code=2)
+    assert "would be replaced" in message

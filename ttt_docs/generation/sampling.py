@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ttt_docs.errors import UsageError
+from ttt_docs.errors import naming_the_values
 
 #: Tokens that top-p looks at before it sorts the whole vocabulary, which costs milliseconds.
 LIKELY = 256
@@ -40,11 +40,8 @@ def sampling_of(**values: Any) -> Sampling:
     """A `Sampling` with these values. Raises UsageError that names the parameter that is wrong."""
     if isinstance(values.get("stop"), str):
         values["stop"] = (values["stop"],)
-    try:
+    with naming_the_values():
         return Sampling(**values)
-    except ValidationError as error:
-        wrong = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
-        raise UsageError("; ".join(wrong)) from error
 
 
 class Runs:

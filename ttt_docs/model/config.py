@@ -122,8 +122,8 @@ class ReadingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    chunk: int = Field(1024, gt=0, description="tokens per update (b)")
-    window: int = Field(2048, gt=0, description="keys a query sees, itself included (k)")
+    chunk: int = Field(1024, gt=0, lt=2**31, description="tokens per update (b)")
+    window: int = Field(2048, gt=0, lt=2**31, description="keys a query sees, itself included (k)")
     sinks: int = Field(0, ge=0)
     learn: bool = Field(True, description="False: read with the window only, never update")
     inner_rule: InnerRule = "sgd"

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
-from ttt_docs.errors import UsageError
+from ttt_docs.errors import UsageError, naming_the_values
 from ttt_docs.model.config import ModelConfig, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.weights.adapter import SHIPPED, adapted, base_of, chosen_adapter
@@ -96,10 +95,8 @@ def open_pretrained(
         )
     if chosen.get("inner_rule") == "sgd" and chosen.get("inner_lr") is None:
         chosen["inner_lr"] = 1.0
-    try:
+    with naming_the_values():
         parameters = ReadingConfig(**reading | {key: value for key, value in chosen.items() if value is not None})
-    except ValidationError as error:
-        raise UsageError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
     model = build_decoder(config, state, where, numbers)
     full = full_name(str(name), checkpoint.manifest)
     origin = Base(checkpoint.config, checkpoint.fingerprint)
