@@ -139,7 +139,7 @@ def context(
                 write_json(out, evaluation.report(readings, lengths) | {"readings": rows}, indent=1)
     _print_context(evaluation.report(readings, lengths), systems, lengths)
     for name in systems:
-        note(f"{name}: {evaluation.ABOUT[name]}")
+        note(f"{name}: {evaluation.SYSTEMS[name].about}")
     if picture is not None:
         evaluation.plot(readings, lengths, picture)
         note(f"Both curves are in {picture}")

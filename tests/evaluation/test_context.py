@@ -14,7 +14,7 @@ from ttt_docs_cli.main import cli
 from ttt_docs.errors import UsageError
 from ttt_docs.evaluation import context
 from ttt_docs.evaluation.books import Text
-from ttt_docs.evaluation.context import BUCKET, Base, Reading
+from ttt_docs.evaluation.context import BUCKET, Base, Reading, open_system
 from ttt_docs.reader import TTTReader
 from ttt_docs.ttt import prefix
 from ttt_docs.ttt.state import ReadingState
@@ -28,15 +28,12 @@ def opened(monkeypatch, tiny_reader, tiny_tokenizer):
     """Systems over the tiny model; returns the names of those that were opened."""
     names = []
 
-    def system(name: str, learn: bool, lr: float = 0.3):
-        def open_(base: Base) -> TTTReader:
-            names.append(name)
-            reading = tiny_reader.reading.model_copy(update={"learn": learn, "inner_lr": lr})
-            return TTTReader(tiny_reader.model, tiny_tokenizer, reading, name="tiny", fingerprint="ab" * 32)
+    def open_(name: str, base: Base) -> TTTReader:
+        names.append(name)
+        reading = tiny_reader.reading.model_copy(update={"learn": name == "retrofit", "inner_lr": 0.3})
+        return TTTReader(tiny_reader.model, tiny_tokenizer, reading, name="tiny", fingerprint="ab" * 32)
 
-        return open_
-
-    monkeypatch.setattr(context, "SYSTEMS", {"window": system("window", False), "retrofit": system("retrofit", True)})
+    monkeypatch.setattr(context, "open_system", open_)
     return names
 
 
@@ -86,7 +83,6 @@ def test_full_attention_ends_where_the_model_was_trained_to(opened, monkeypatch,
     assert tiny_reader.model.config.max_positions >= 2 * BUCKET
     short = tiny_reader.model.config.model_copy(update={"max_positions": BUCKET + 5})
     monkeypatch.setattr(tiny_reader.model, "config", short)
-    monkeypatch.setitem(context.SYSTEMS, "full", context.SYSTEMS["window"])
     readings = list(context.measure(BOOKS[:1], ["full", "window"], Base(), 2 * BUCKET))
     assert [len(r.nats) for r in readings] == [1, 2]
     rows = [row["nats"] for row in context.by_position(readings, 2 * BUCKET) if row["system"] == "full"]
@@ -137,12 +133,40 @@ def replace_nats(reading: Reading, value: float) -> Reading:
     return reading.model_copy(update={"nats": (value,) * len(reading.nats)})
 
 
+def test_systems_open_the_base_model_each_in_its_way(monkeypatch, tiny_reader):
+    asked = []
+
+    def opened(model, **settings):
+        asked.append(settings)
+        return tiny_reader
+
+    monkeypatch.setattr(TTTReader, "from_pretrained", opened)
+    monkeypatch.setattr(context, "update_existing_mlps", lambda model: asked.append("updates existing MLPs"))
+    base = Base(adapter="a.safetensors", control="c.safetensors")
+    shared = {"window": 2048, "dtype": None, "adapter": None}
+    longest = tiny_reader.model.config.max_positions
+    expected = {
+        "window": [{"learn": False}],
+        "retrofit": [{}],
+        "inplace": [{"inner_rule": "sgd", "inner_lr": 0.03}, "updates existing MLPs"],
+        "adapter": [{"adapter": "a.safetensors"}],
+        "adapter-off": [{"adapter": "a.safetensors", "learn": False}],
+        "control": [{"adapter": "c.safetensors", "learn": False}],
+        "full": [{"learn": False}, {"learn": False, "window": longest}],
+    }
+    assert expected.keys() == context.SYSTEMS.keys()
+    for name, calls in expected.items():
+        asked.clear()
+        assert open_system(name, base) is tiny_reader
+        assert asked == [call if isinstance(call, str) else shared | call for call in calls]
+
+
 def test_unknown_systems_and_missing_adapters_are_named(opened):
     with pytest.raises(UsageError, match="no system 'magic'"):
         list(context.measure(BOOKS, ["magic"], Base(), BUCKET))
     for name in ("adapter", "control"):
         with pytest.raises(UsageError, match=f"--{name}"):
-            context._trained(Base(model="HuggingFaceTB/SmolLM2-360M"), name)
+            open_system(name, Base(model="HuggingFaceTB/SmolLM2-360M"))
 
 
 def test_command(opened, tmp_path):

@@ -43,50 +43,48 @@ class Base:
     adapter: str | Path = SHIPPED
     control: str | Path | None = None
 
-    def open(self, **settings: Any) -> TTTReader:
-        """A reader of the base model, `settings` as `TTTReader.from_pretrained` takes them."""
-        return TTTReader.from_pretrained(self.model, **{"window": self.window, "dtype": self.dtype} | settings)
+
+@dataclass(frozen=True)
+class System:
+    """One way of reading with the base weights."""
+
+    about: str
+    trained: Literal["adapter", "control"] | None  # which file of `Base` it reads with
+    settings: dict[str, Any]  # as `TTTReader.from_pretrained` takes them
 
 
-def _in_place(base: Base) -> TTTReader:
-    reader = base.open(adapter=None, inner_rule="sgd", inner_lr=IN_PLACE_LR)
-    update_existing_mlps(reader.model)
+SYSTEMS: dict[str, System] = {
+    "window": System("window attention only", None, {"learn": False}),
+    "retrofit": System("TTT without training (docs/method.md section 6)", None, {}),
+    "inplace": System(
+        "TTT without training, the existing MLPs updated in place", None, {"inner_rule": "sgd", "inner_lr": IN_PLACE_LR}
+    ),
+    "adapter": System("meta-trained initialization, TTT on", "adapter", {}),
+    "adapter-off": System("meta-trained initialization, TTT off", "adapter", {"learn": False}),
+    "control": System("trained on the same tokens without the inner loop, TTT off", "control", {"learn": False}),
+    "full": System(
+        "attention over the whole length the base model was trained for, and no further", None, {"learn": False}
+    ),
+}
+
+
+def open_system(name: str, base: Base) -> TTTReader:
+    """A reader for the system `name`. Raises UsageError where `base` lacks the file that it needs."""
+    system, entry = SYSTEMS[name], entry_of(base.model)
+    settings: dict[str, Any] = {"window": base.window, "dtype": base.dtype, "adapter": None} | system.settings
+    if system.trained is not None:
+        settings["adapter"] = file = getattr(base, system.trained)
+        if file is None or (file == SHIPPED and (entry is None or entry.adapter is None)):
+            raise UsageError(
+                f"there is no {system.trained} to read with: say with --{system.trained} where that file is"
+            )
+    reader = TTTReader.from_pretrained(base.model, **settings)
+    if name == "full":
+        settings["window"] = reader.model.config.max_positions
+        reader = TTTReader.from_pretrained(base.model, **settings)
+    elif name == "inplace":
+        update_existing_mlps(reader.model)
     return reader
-
-
-def _full(base: Base) -> TTTReader:
-    reader = base.open(adapter=None, learn=False)
-    return base.open(adapter=None, learn=False, window=reader.model.config.max_positions)
-
-
-def _trained(base: Base, name: Literal["adapter", "control"], **settings: Any) -> TTTReader:
-    file = base.adapter if name == "adapter" else base.control
-    entry = entry_of(base.model)
-    if file is None or (file == SHIPPED and (entry is None or entry.adapter is None)):
-        raise UsageError(f"there is no {name} to read with: say with --{name} where that file is")
-    return base.open(adapter=file, **settings)
-
-
-#: The systems by name. All have the same base weights.
-SYSTEMS: dict[str, Callable[[Base], TTTReader]] = {
-    "window": lambda base: base.open(adapter=None, learn=False),
-    "retrofit": lambda base: base.open(adapter=None),
-    "inplace": _in_place,
-    "adapter": lambda base: _trained(base, "adapter"),
-    "adapter-off": lambda base: _trained(base, "adapter", learn=False),
-    "control": lambda base: _trained(base, "control", learn=False),
-    "full": _full,
-}
-#: What each one is, for tables.
-ABOUT = {
-    "window": "window attention only",
-    "retrofit": "TTT without training (docs/method.md section 6)",
-    "inplace": "TTT without training, the existing MLPs updated in place",
-    "adapter": "meta-trained initialization, TTT on",
-    "adapter-off": "meta-trained initialization, TTT off",
-    "control": "trained on the same tokens without the inner loop, TTT off",
-    "full": "attention over the whole length the base model was trained for, and no further",
-}
 
 
 class Reading(BaseModel):
@@ -185,7 +183,7 @@ def measure(
     for system in systems:
         if system not in SYSTEMS:
             raise UsageError(f"there is no system {system!r}: choose from {', '.join(SYSTEMS)}")
-        readers[system] = reader = SYSTEMS[system](base)
+        readers[system] = reader = open_system(system, base)
         if length % reader.reading.chunk:
             raise UsageError(f"a length of {length:,} is not a multiple of the chunk ({reader.reading.chunk:,})")
     groups = _same_prefix(list(readers.values()))
