@@ -1,12 +1,12 @@
 """The processes of a run, and how they share a model in training: float32 masters, gradients, FSDP2.
 
-Every trained parameter has a float32 master, which AdamW updates. Products run on a copy in the compute dtype; prime
-MLPs stay float32, as fast weights do. With several processes, `data` keeps everything everywhere and averages
-gradients; `sharded` (FSDP2) keeps masters, gradients and AdamW's state in parts and gathers the weights for each step.
+Every trained parameter has a float32 master, which AdamW updates. Products run on a copy in the compute dtype. Prime
+MLPs stay float32, as fast weights do. With several processes, `data` keeps everything in each and averages gradients.
+`sharded` (FSDP2) divides masters, gradients and AdamW's state, and gathers the weights for each step.
 
 Gradients are averaged by one explicit all-reduce. DDP's hooks would fire on every backward pass, and the inner loop's
-gradients are backward passes inside the forward pass. FSDP2 wraps the whole outer loss for the same reason: to it the
-inner loop is a part of one forward pass, and it reduces gradients when the backward pass of the loss has ended.
+gradients are backward passes inside the forward pass. For the same reason FSDP2 wraps the outer loss as a whole: the
+inner loop is then a part of one forward pass, and gradients are reduced when the backward pass of the loss has ended.
 """
 
 from __future__ import annotations

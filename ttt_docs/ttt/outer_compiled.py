@@ -1,9 +1,9 @@
 """The updates of a tiny model: everything is kept for plain autograd, and a chunk's step is compiled.
 
-A step of a tiny model on a CPU is hundreds of operations on tensors of a few kilobytes: their calls cost more than
-their numbers. With one suffix block a chunk touches no attention (its own comes before the prime MLP, and runs ahead of
-the updates), so the step is a pure function: torch.compile makes one program of it, inner gradient included, and one
-of its gradient. That takes some twenty seconds at the first step, and a C++ compiler.
+A step of a tiny model on a CPU is hundreds of operations on tensors of a few kilobytes: calling them costs more than
+computing them. With one suffix block, a chunk's step has no attention in it: the block's own comes before its prime MLP
+and runs ahead of the updates. So the step is a pure function. torch.compile makes one program of it, inner gradient
+included, and one of its gradient. This takes some twenty seconds at the first step, and a C++ compiler.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def names_above(config: ModelConfig, names: Iterable[str]) -> list[str]:
 class _ChunkCache(LayerCache):
     """What one chunk sees of the chunks before it, and afterwards its own keys and values in `newest`.
 
-    `past` are keys, sink keys, values, sink values, [batch, kv_heads, cached, head_dim] each. Where they ask for
-    gradient, so do the keys that `extend` returns, else all of those are constants (see `Kernels`).
+    `past` are keys, sink keys, values, sink values, [batch, kv_heads, cached, head_dim] each. If they ask for
+    gradient, what `extend` returns does too. Otherwise all of it is constant (see `CpuKernels`).
     """
 
     def __init__(self, window: int, past: Sequence[Tensor]) -> None:
@@ -106,7 +106,7 @@ class _Scan:
         self.attending = self.above if model.attends else range(0)
         shape = (len(x), config.kv_heads, x.shape[1], config.head_dim)
         self.stored = [x.new_zeros(shape) for _ in self.attending for _ in "kv"]
-        #: For passes in which only fast weights learn. A loss whose head is a constant makes its gradient at once.
+        #: For passes in which only fast weights learn: with a constant head, the loss computes its gradient at once.
         cross_entropy = kernels.linear_cross_entropy
         self.reading_kernels = kernels.replace(
             linear_cross_entropy=lambda x, head, *rest: cross_entropy(x, head.detach(), *rest)
@@ -213,15 +213,16 @@ class _Scan:
     def walk_back(
         self, first: int, last: int, after: Weights, grads: list[list[PrimeWeights]], into: _Gradients
     ) -> None:
-        """`read_back` the chunks first..last - 1, last one first; `after` are the weights after them, `grads` (which
-        gets empty) their inner gradients."""
+        """`read_back` for the chunks first..last - 1, the last one first. `after` are the weights after them. `grads`
+        are their inner gradients; the list is emptied."""
         for chunk in reversed(range(first, last)):
             own = grads.pop()
             after, _ = self.step(after, own, -1)
             self.read_back(chunk, after, own, into)
 
     def walk_back_reading_again(self, first: int, last: int, fast: Weights, into: _Gradients) -> None:
-        """The same from `fast`, the weights before chunk `first`, alone: halves are read again, the later one first."""
+        """The same from `fast` alone, the weights before chunk `first`. The first half is read again to reach the
+        second, which is walked back first."""
         if last - first <= SEGMENT:
             grads = []
             for chunk in range(first, last):

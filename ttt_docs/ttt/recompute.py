@@ -20,9 +20,9 @@ from ttt_docs.model.cache import LayerCache
 from ttt_docs.model.config import ReadingConfig
 from ttt_docs.model.decoder import Decoder
 
-#: Tokens whose feed-forward sub-layers run, and are differentiated, at a time: rows do not depend on each other.
+#: Tokens at a time in feed-forward sub-layers, forward and backward: rows do not depend on each other.
 PIECE = 2048
-#: Queries that attend together, at least, where scores are kept: not all, or they would grow as the square.
+#: Where scores are kept, queries attend in ranges of at least this many. All at once, scores would grow as the square.
 KEPT = 256
 
 
