@@ -223,3 +223,11 @@ def test_a_tokenizer_of_an_older_format_is_converted(llama, tmp_path):
     copy_tokenizer(old, tmp_path / "new")
     text = "The sea, said the captain"
     assert Tokenizer(tmp_path / "new").encode(text) == Tokenizer(llama[1]).encode(text)
+
+
+def test_a_tokenizer_that_cannot_be_converted_is_refused(tmp_path):
+    (tmp_path / "vocab.json").write_text("{")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    (tmp_path / "new").mkdir()
+    with pytest.raises(CheckpointError, match="its tokenizer cannot be converted"):
+        copy_tokenizer(tmp_path, tmp_path / "new")

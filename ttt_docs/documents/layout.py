@@ -27,7 +27,7 @@ class Line:
     text: str
     x: float = 0.0
     y: float = 0.0
-    size: float = 0.0  # 0: nothing is known about the place
+    size: float = 0.0  # 0: the position is not known
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def remove_running_lines(pages: Sequence[list[Line]], labels: Sequence[str]) -> 
         return len(same) >= 3 and any(index + step in same for step in (-2, -1, 1, 2))
 
     kept = [
-        [line for place, line in enumerate(page) if place not in edges[index] or not goes(index, line)]
+        [line for number, line in enumerate(page) if number not in edges[index] or not goes(index, line)]
         for index, page in enumerate(pages)
     ]
     return kept if any(kept) else list(pages)
@@ -86,7 +86,7 @@ def join_pages(pages: Sequence[list[Line]]) -> tuple[str, list[tuple[int, int]]]
     length = 0
     previous: tuple[Line, float, int] | None = None
     for index, page in enumerate(pages):
-        for place, line in enumerate(page):
+        for number, line in enumerate(page):
             joint = ""
             if previous:
                 above, margin, page_above = previous
@@ -97,7 +97,7 @@ def join_pages(pages: Sequence[list[Line]]) -> tuple[str, list[tuple[int, int]]]
                     parts[-1] = ending
             parts += [joint, line.text]
             length += len(joint)
-            if place == 0:
+            if number == 0:
                 starts.append((length, index))
             length += len(line.text)
             previous = (line, margins[index], index)
@@ -194,14 +194,14 @@ def _left_margins(pages: Sequence[list[Line]]) -> list[float]:
     """Points of the left margin of each page. Left-hand and right-hand pages differ in books."""
     usual: list[float] = []
     for side in (0, 1):
-        places = Counter(round(line.x) for page in pages[side::2] for line in page if line.size)
-        usual.append(float(places.most_common(1)[0][0]) if places else 0.0)
+        lefts = Counter(round(line.x) for page in pages[side::2] for line in page if line.size)
+        usual.append(float(lefts.most_common(1)[0][0]) if lefts else 0.0)
     margins = []
     for index, page in enumerate(pages):
-        places = Counter(round(line.x) for line in page if line.size)
+        lefts = Counter(round(line.x) for line in page if line.size)
         margin = usual[index % 2]
-        leftmost = min(places, default=margin)
-        own = places.most_common(1)[0][0] == leftmost and len(page) >= 8 if places else False
+        leftmost = min(lefts, default=margin)
+        own = lefts.most_common(1)[0][0] == leftmost and len(page) >= 8 if lefts else False
         # A short page may hold indented lines only; a full one that never touches the usual margin has its own.
         if abs(leftmost - margin) > 2 and (own or not 0 < leftmost - margin < 60):
             margin = float(leftmost)
@@ -216,22 +216,22 @@ def _full_line(pages: Sequence[list[Line]]) -> int:
 
 
 def _leading(pages: Sequence[list[Line]]) -> float:
-    """Points from line to line, 0 where places are unknown."""
+    """Points from line to line, 0 where positions are not known."""
     drops = [above.y - line.y for page in pages for above, line in pairwise(page) if line.size]
     drops = [drop for drop in drops if 0 < drop < 72]
     return statistics.median(drops) if drops else 0.0
 
 
-def _nearest(page: list[Line], place: int) -> float:
+def _nearest(page: list[Line], number: int) -> float:
     """Points to the line nearest in height."""
-    return min((abs(line.y - page[place].y) for other, line in enumerate(page) if other != place), default=math.inf)
+    return min((abs(line.y - page[number].y) for other, line in enumerate(page) if other != number), default=math.inf)
 
 
 def _edges(page: list[Line]) -> set[int]:
-    """Places of the two first and two last lines, both as written in the file and as seen on the page."""
-    places = range(len(page))
-    by_height = sorted(places, key=lambda place: page[place].y) if page and page[0].size else list(places)
-    return {*places[:2], *places[-2:], *by_height[:2], *by_height[-2:]}
+    """Numbers of the two first and two last lines, both in the order of the file and by height on the page."""
+    numbers = range(len(page))
+    by_height = sorted(numbers, key=lambda number: page[number].y) if page and page[0].size else numbers
+    return {*numbers[:2], *numbers[-2:], *by_height[:2], *by_height[-2:]}
 
 
 def _running_key(text: str) -> str:

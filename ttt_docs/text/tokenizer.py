@@ -18,8 +18,8 @@ _HELD = 8  # tokens; a character has at most 4 bytes, so more than that is no ch
 class Tokenizer:
     """The tokenizer of a checkpoint folder.
 
-    Text is data: a document that contains `<|im_end|>` gets the tokens of those ten characters, never the control
-    token. Only the chat template itself can produce control tokens.
+    A text is only data: a document that contains `<|im_end|>` gets the tokens of those ten characters, never the
+    control token. Only the chat template can produce control tokens.
 
     Raises:
         CheckpointError: the folder has no tokenizer.json, or a broken one.
@@ -108,9 +108,9 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Tokens of a conversation of (role, text), ready for the assistant's next message.
 
-        The roles are an optional "system", then "user" and "assistant" by turns. Only the template's own control tokens
-        are control tokens. A template that knows no system role gets the system text in front of the user's. White
-        space around each text is stripped, as most templates do. A thinking switch (Qwen 3's `enable_thinking`) is off.
+        The roles are perhaps "system", then alternately "user" and "assistant". Control tokens come from the template
+        alone. A template that knows no system role gets the system text in front of the user's. White space around each
+        text is stripped, as most templates do. A thinking switch (Qwen 3's `enable_thinking`) is off.
 
         Raises:
             CheckpointError: no chat template (a base model), or one that cannot be rendered.

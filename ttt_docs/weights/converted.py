@@ -2,7 +2,7 @@
 
     config.json             the ModelConfig
     model.safetensors       the weights under our names; bfloat16 where the source was, float32 otherwise
-    tokenizer.json          and tokenizer_config.json (chat template included); absent if the source had none
+    tokenizer.json          with tokenizer_config.json and perhaps chat_template.jinja; absent if the source had none
     manifest.json           written last: format version, source, its sha256, licence, sizes of all files, fingerprint
 
 The folder is built under a temporary name beside its target and renamed when complete. Two processes that convert at
@@ -155,7 +155,10 @@ def copy_tokenizer(folder: Path, target: Path) -> None:
     if not (folder / "tokenizer.json").is_file():
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(target)
+        try:
+            AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(target)
+        except Exception as error:  # no common base: a broken file, a package that is missing
+            raise CheckpointError(f"{folder}: its tokenizer cannot be converted: {error}") from error
         if not (target / "tokenizer.json").is_file():
             raise CheckpointError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
 
