@@ -82,6 +82,7 @@ def test_file_and_store_give_it_back(tiny_reader, memory, compact, tmp_path):
     assert memories_equal(tiny_reader.expand(loaded), tiny_reader.expand(compact))
     store = MemoryStore(tmp_path)
     assert store.get(store.put(compact)).change is not None and len(store.list()) == 1
+    assert not memories_equal(compact, memory.compact(tiny_reader, 80_000))
     exact = tiny_reader.ingest(text=TEXT, store=store)  # where the exact one is promised, the compact one is no help
     assert exact.change is None and memories_equal(exact, memory) and len(store.list()) == 2
     assert store.get(key_of(compact)).change is not None and store.get(key_of(exact)).change is None
