@@ -23,7 +23,7 @@ The reserve for pump-12 is 300 litres. The reserve for pump-12 is 450 litres.
 def values(question: str, text: str = REPORT) -> list[str]:
     index = index_of(text)
     query = understand(question, index.language)
-    return [text[v.start : v.end] for v in extract(index, query, search(index, query))]
+    return [text[a:b] for _, (a, b) in extract(index, query, search(index, query))]
 
 
 @pytest.mark.parametrize(

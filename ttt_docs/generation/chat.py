@@ -141,7 +141,7 @@ def text_pieces(tokens: Iterable[int], tokenizer: Tokenizer, stop: tuple[str, ..
     A character is given out when all its bytes are there. Text that may be the start of a stop text is held back until
     it is clear that it is none.
     """
-    held = ""
+    held, longest = "", max(map(len, stop), default=1) - 1
     for piece in tokenizer.decode_stream(tokens):
         held += piece
         found = [at for text in stop if (at := held.find(text)) >= 0]
@@ -149,19 +149,13 @@ def text_pieces(tokens: Iterable[int], tokenizer: Tokenizer, stop: tuple[str, ..
             if min(found):
                 yield held[: min(found)]
             return
-        keep = _possible_start(held, stop)
+        sizes = range(min(longest, len(held)), 0, -1)
+        keep = next((size for size in sizes if any(one.startswith(held[-size:]) for one in stop)), 0)
         if len(held) > keep:
             yield held[: len(held) - keep]
             held = held[len(held) - keep :]
     if held:
         yield held
-
-
-def _possible_start(text: str, stop: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` that a stop text begins with."""
-    longest = max((len(s) for s in stop), default=0) - 1
-    ends = range(min(longest, len(text)), 0, -1)
-    return next((size for size in ends if any(s.startswith(text[len(text) - size :]) for s in stop)), 0)
 
 
 def _stripped(pieces: Iterable[str]) -> Iterator[str]:

@@ -128,8 +128,7 @@ def _written(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Lengt
 def finished(text: str) -> str:
     """`text` up to the end of its last whole sentence; empty if it has none."""
     text = text.strip()
-    spans = sentences(text)
-    ends = [end for _, end in spans if text[end - 1] in '.!?。！？"”’)']
+    ends = [end for _, end in sentences(text) if text[end - 1] in '.!?。！？"”’)']
     return text[: ends[-1]] if ends else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import Answer, Evidence, quote
@@ -13,7 +13,7 @@ from ttt_docs.lookup.index import POSSESSIVE, PassageIndex, index_of, stop_words
 from ttt_docs.lookup.passage_reading import asked_tokens, question_fits
 from ttt_docs.lookup.proximity import hits, related, sentence_scores, surroundings
 from ttt_docs.lookup.question import Query, only, quoted, understand
-from ttt_docs.lookup.search import COVERED, Found, Value, extract, search
+from ttt_docs.lookup.search import COVERED, Found, Sentence, extract, search
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.text.sentences import Span
@@ -43,20 +43,9 @@ class Looked:
     query: Query
     found: Found
 
-    @property
-    def score(self) -> float:
-        return self.found.sentences[0].score if self.found.sentences else 0.0
-
-    @property
-    def coverage(self) -> float:
-        return self.found.sentences[0].coverage if self.found.sentences else 0.0
-
     def line(self, start: int, end: int) -> str:
         """text[start:end] on one line."""
         return " ".join(self.index.text[start:end].split())
-
-    def about(self, query: Query) -> Looked:
-        return Looked(self.which, self.memory, self.index, query, search(self.index, query))
 
     def around(self, sentence: int, size: int) -> Span:
         """The characters of whole sentences around one, at most `size` unless it is longer, within its document."""
@@ -89,7 +78,7 @@ def answer_from_text(
     top_k = TOP_K if top_k is None else top_k
     budget = _budget(model, tokenizer, question, top_k, max_context)
     looked = [_look(i, memory, question) for i, memory in enumerate(memories)]
-    looked.sort(key=lambda one: -one.score)
+    looked.sort(key=lambda one: -one.found.best.score)
     text, evidence, reason = (
         _missing(looked) or _extracted(looked, top_k) or _read(model, tokenizer, looked, question, top_k, budget)
     )
@@ -139,7 +128,7 @@ def _missing(looked: Sequence[Looked]) -> Result | None:
     if absent:
         named = " or ".join(f"“{name}”" for name in absent)
         return f"{document} {does} {named}.", [], f"looked for {named} everywhere"
-    if query.kind == "mention" and all(one.coverage < COVERED for one in looked):
+    if query.kind == "mention" and all(one.found.best.coverage < COVERED for one in looked):
         return f"{document} {does} what was asked about.", [], "no sentence names it"
     return None
 
@@ -159,23 +148,21 @@ def _extracted(looked: Sequence[Looked], top_k: int) -> Result | None:
     parts = [_values(looked)]
     if not parts[0] and len(best.query.keys) > 1:
         queries = [only(best.query, key, best.index.language) for key in best.query.keys]
-        parts = [_values([one.about(query) for one in looked]) for query in queries]
+        parts = [_values([replace(one, query=q, found=search(one.index, q)) for one in looked]) for q in queries]
     if not all(parts):
         return None
     values = [pair for part in parts for pair in part]
-    texts = dict.fromkeys(one.line(value.start, value.end) for one, value in values)
+    texts = dict.fromkeys(one.line(*span) for one, (_, span) in values)
     shown = {
-        (one.which, value.sentence.index): one.quoted(
-            one.around(value.sentence.index, QUOTE), value.sentence.score, value.start
-        )
-        for one, value in values
+        (one.which, sentence.index): one.quoted(one.around(sentence.index, QUOTE), sentence.score, span[0])
+        for one, (sentence, span) in values
     }
     count = "one sentence names" if len(shown) == 1 else f"{len(shown)} sentences name"
     reason = f"{count} what the question names, and the answer"
     return ", ".join(texts), _filled(list(shown.values()), _passage_quotes(looked, top_k), top_k), reason
 
 
-def _values(looked: Sequence[Looked]) -> list[tuple[Looked, Value]]:
+def _values(looked: Sequence[Looked]) -> list[tuple[Looked, tuple[Sentence, Span]]]:
     """The values of the best memory, or those of all if the question wants all."""
     found = [[(one, value) for value in extract(one.index, one.query, one.found)] for one in looked]
     if looked[0].query.many:
@@ -190,7 +177,7 @@ def _read(
     best = looked[0]
     near = related(model, tokenizer, list(best.query.words.values()))
     found = hits(best.index, sentence_scores(best.index, best.query, near), HITS, APART)
-    if best.coverage < LEAST or not found:
+    if best.found.best.coverage < LEAST or not found:
         document = "The document does" if len(looked) == 1 else "The documents do"
         return f"{document} not say.", [], "no passage is about what was asked"
     passages: list[str] = []

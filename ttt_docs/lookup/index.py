@@ -95,21 +95,15 @@ class PassageIndex:
     """The passages of a text, and the sentences that hold each of its terms. BM25 is computed from these."""
 
     def __init__(
-        self,
-        text: str,
-        language: str,
-        sentences: list[Span],
-        vocabulary: dict[str, int],
-        counts: np.ndarray,
-        holders: np.ndarray,
+        self, text: str, sentences: list[Span], vocabulary: dict[str, int], counts: np.ndarray, holders: np.ndarray
     ) -> None:
         """`vocabulary` numbers the terms. Term `i` occurs `counts[i]` times.
 
         `holders`, int32 [occurrences], are the sentences that hold the first term, in order with repeats, then those
         of the second, and so on.
         """
-        self.text, self.language, self.sentences, self.vocabulary = text, language, sentences, vocabulary
-        self.counts, self.holders = counts, holders
+        self.text, self.language, self.sentences = text, language_of(text), sentences
+        self.vocabulary, self.counts, self.holders = vocabulary, counts, holders
         self.firsts, self.lasts = passages(sentences)
         self._ends = np.cumsum(counts)
         before = np.concatenate(([0], np.cumsum(np.bincount(holders, minlength=len(sentences)))))
@@ -173,7 +167,7 @@ def build(text: str) -> PassageIndex:
     held = np.fromiter(chain.from_iterable(rows), np.int32)
     holders = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
     counts = np.bincount(held, minlength=len(vocabulary))
-    return PassageIndex(text, language, spans, vocabulary, counts, holders[np.argsort(held, kind="stable")])
+    return PassageIndex(text, spans, vocabulary, counts, holders[np.argsort(held, kind="stable")])
 
 
 #: Characters of a passage, of which at least OVERLAP are the next one's too where sentences allow it.
@@ -182,8 +176,7 @@ SIZE, OVERLAP = 700, 150
 
 def passages(spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
     """First and last sentence (excluded) of each passage, int32 [passages] each."""
-    firsts, lasts = [], []
-    first = 0
+    firsts, lasts, first = [], [], 0
     while first < len(spans):
         last = first + 1
         while last < len(spans) and spans[last][1] - spans[first][0] <= SIZE:
@@ -273,7 +266,7 @@ def unpacked(data: bytes, text: str) -> PassageIndex | None:
     vocabulary = {word: number for number, word in enumerate(words)}
     check(len(vocabulary) == terms == len(words), "its terms are not what it says")
     sentences = list(zip(starts.tolist(), ends.tolist(), strict=True))
-    return PassageIndex(text, language_of(text), sentences, vocabulary, counts, holders)
+    return PassageIndex(text, sentences, vocabulary, counts, holders)
 
 
 def _crc(text: str) -> int:

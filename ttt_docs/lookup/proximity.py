@@ -43,8 +43,6 @@ K1 = 0.8
 #: it holds something of the form asked for.
 FEATURES = (*(f"near {reach}" for reach in REACHES), "related", "form")
 
-Related = Mapping[str, Mapping[str, float]]
-
 
 class Hit(NamedTuple):
     """A sentence that may hold the answer, by its number, and the score of its surroundings."""
@@ -66,7 +64,7 @@ def hits(index: PassageIndex, scores: np.ndarray, count: int, apart: int) -> lis
     return found
 
 
-def sentence_scores(index: PassageIndex, query: Query, related: Related) -> np.ndarray:
+def sentence_scores(index: PassageIndex, query: Query, related: Mapping[str, Mapping[str, float]]) -> np.ndarray:
     """Log odds, up to a constant, that an answer stands there: float32 [sentences], 0 where no term is near.
 
     `related`: for words of the question, the words that mean much the same, with their cosine.
@@ -82,7 +80,7 @@ def weights() -> np.ndarray:
     return np.array([kept[name] for name in FEATURES], dtype=np.float32)
 
 
-def features(index: PassageIndex, query: Query, related: Related) -> np.ndarray:
+def features(index: PassageIndex, query: Query, related: Mapping[str, Mapping[str, float]]) -> np.ndarray:
     """The values of `FEATURES`, float32 [sentences, features]."""
     middles = np.array(index.sentences, dtype=np.float64).reshape(-1, 2).mean(1)
 
@@ -117,14 +115,11 @@ def surroundings(index: PassageIndex, sentence: int, size: int, within: Span | N
     first, last = sentence, sentence + 1
     start, end = spans[sentence]
     while True:
-        steps = []
-        if first and spans[first - 1][0] >= low and spans[last - 1][1] - spans[first - 1][0] <= size:
-            steps.append((start - spans[first - 1][1], -1))
-        if last < len(spans) and spans[last][1] <= high and spans[last][1] - spans[first][0] <= size:
-            steps.append((spans[last][0] - end, 1))
-        if not steps:
+        before = first > 0 and spans[first - 1][0] >= low and spans[last - 1][1] - spans[first - 1][0] <= size
+        after = last < len(spans) and spans[last][1] <= high and spans[last][1] - spans[first][0] <= size
+        if not (before or after):
             return first, last
-        if min(steps)[1] < 0:
+        if before and not (after and spans[last][0] - end < start - spans[first - 1][1]):
             first -= 1
         else:
             last += 1

@@ -12,6 +12,7 @@ import numpy as np
 
 from ttt_docs.lookup.index import PassageIndex
 from ttt_docs.lookup.question import Query, candidates
+from ttt_docs.text.sentences import Span
 
 #: Passages whose sentences are looked at one by one, and sentences whose passages are found too.
 LOOKED_AT = 40
@@ -38,6 +39,11 @@ class Found:
     passages: list[tuple[int, float]]
     sentences: list[Sentence]
     missing: tuple[str, ...]
+
+    @property
+    def best(self) -> Sentence:
+        """The best sentence; an empty one where nothing was found."""
+        return self.sentences[0] if self.sentences else Sentence(0, 0, 0, 0.0, 0.0)
 
 
 def search(index: PassageIndex, query: Query) -> Found:
@@ -88,21 +94,12 @@ COVERED, COVERED_KEYS = 0.9, 0.5
 ALIKE = 0.02
 
 
-@dataclass(frozen=True)
-class Value:
-    """An answer, text[start:end], and the sentence it stands in."""
-
-    start: int
-    end: int
-    sentence: Sentence
-
-
-def extract(index: PassageIndex, query: Query, found: Found) -> list[Value]:
-    """The values of the best sentences, in the document's order; empty where it takes reading to tell."""
-    best = found.sentences[0] if found.sentences else None
-    if best is None or best.coverage < (COVERED_KEYS if query.keys else COVERED) or not _has_keys(index, best, query):
+def extract(index: PassageIndex, query: Query, found: Found) -> list[tuple[Sentence, Span]]:
+    """The values of the best sentences, as spans of the text, in order; empty where it takes reading to tell."""
+    best = found.best
+    if best.coverage < (COVERED_KEYS if query.keys else COVERED) or not _has_keys(index, best, query):
         return []
-    values: dict[str, Value] = {}  # what is written the same is one value
+    values: dict[str, tuple[Sentence, Span]] = {}  # what is written the same is one value
     for sentence in sorted(found.sentences, key=lambda s: s.index):
         if sentence.coverage < best.coverage - ALIKE or not _has_keys(index, sentence, query):
             continue
@@ -117,8 +114,8 @@ def extract(index: PassageIndex, query: Query, found: Found) -> list[Value]:
         if len(spans) > 1 and not query.many:
             return []
         for a, b in spans:
-            value = Value(sentence.start + a, sentence.start + b, sentence)
-            values.setdefault(" ".join(text[a:b].lower().split()), value)
+            span = (sentence.start + a, sentence.start + b)
+            values.setdefault(" ".join(text[a:b].lower().split()), (sentence, span))
     return list(values.values())
 
 

@@ -99,8 +99,7 @@ def features(question: str) -> dict[str, str]:
     and name. `lead&c=` and `head&c=` are classes of the first and of the last word of what is asked for.
     `q=...&head&c=...` joins the question word and such a class.
     """
-    found: dict[str, str] = {}
-    stems, spoken = clause_words(question, found)
+    stems, spoken, found = clause_words(question)
     for kind in ("quote", "form", "place"):  # of another clause they say less
         if f"has={kind}" in found and f"<{kind}>" not in spoken:
             del found[f"has={kind}"]
@@ -131,22 +130,19 @@ def asked_for(words: list[str]) -> tuple[int | None, int | None]:
     That is the first run of words without small words: in English its last word is its head. `words` in lower case,
     with names and the like as `<name>`. (None, None) if there are only small words.
     """
-    run: list[int] = []
-    for i, word in enumerate(words):
-        if word in _SMALL or (word in _ORDERS and not run and i + 1 < len(words)):
-            if run:
-                break
-        else:
-            run.append(i)
-    return (run[0], run[-1]) if run else (None, None)
+    telling = (word not in _SMALL and not (word in _ORDERS and i + 1 < len(words)) for i, word in enumerate(words))
+    first = next((i for i, tells in enumerate(telling) if tells), None)
+    if first is None:
+        return None, None
+    return first, next((i for i, word in enumerate(words) if i > first and word in _SMALL), len(words)) - 1
 
 
-def clause_words(question: str, found: dict[str, str] | None = None) -> tuple[list[str], list[str]]:
+def clause_words(question: str) -> tuple[list[str], list[str], dict[str, str]]:
     """Stems and written words of the clause that asks, names and pointers as `<name>`, `<place>` and so on.
 
-    `found` gets a feature for every name and pointer.
+    Also a feature for every name and pointer, anywhere in the question.
     """
-    found = {} if found is None else found
+    found: dict[str, str] = {}
     text = _plain(question)
     words = text.split()
     if len(words) > LONGEST:
@@ -160,7 +156,7 @@ def clause_words(question: str, found: dict[str, str] | None = None) -> tuple[li
         return text
 
     clause = _POLITE.sub("", _asking_clause(mask(text, "quote", "form", "place")))
-    return _stems(mask(clause, "code", "year", "number"), found)
+    return (*_stems(mask(clause, "code", "year", "number"), found), found)
 
 
 def _plain(question: str) -> str:

@@ -55,7 +55,7 @@ class QuestionNetwork:
 
 
 def words_of(question: str) -> Words:
-    stems, spoken = clause_words(question)
+    stems, spoken, _ = clause_words(question)
     stems, spoken = [BEGIN, *stems[: LENGTH - 2], END], ["", *spoken[: LENGTH - 2], ""]
     known, columns = word_classes(), list(class_meanings())
     table = word_vectors()[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -106,15 +107,12 @@ def decide(question: str) -> Decision:
 
 def _reason(present: dict[str, str], w: Weights, lookup: bool, probability: float) -> str:
     """The strongest things in the question that speak for the route; single words only where nothing else does."""
-    sign = 1 if lookup else -1
-    telling: dict[str, float] = {}
-    words: dict[str, float] = {}
+    strength: dict[tuple[bool, str], float] = defaultdict(float)  # (whether it is a single word, what it says)
     for name, written in present.items():
-        phrase, group = _phrase(name, written), words if name.startswith("w=") else telling
-        if phrase:
-            group[phrase] = group.get(phrase, 0.0) + sign * w.features[name]
-    group = telling if max(telling.values(), default=0.0) > 0 else words
-    strongest = [phrase for phrase in sorted(group, key=lambda phrase: -group[phrase]) if group[phrase] > 0][:NAMED]
+        if phrase := _phrase(name, written):
+            strength[name.startswith("w="), phrase] += w.features[name] * (1 if lookup else -1)
+    ranked = sorted((one for one in strength if strength[one] > 0), key=lambda one: (one[0], -strength[one]))
+    strongest = [phrase for word, phrase in ranked if word == ranked[0][0]][:NAMED]
     if lookup and (not strongest or probability < 0.5):
         strongest.insert(0, "in doubt, so the document is searched")
     return "; ".join(strongest) or "asks about the document as a whole"
