@@ -1,17 +1,14 @@
 """Which sentences of a text probably hold the answer, when the question is not asked in the text's words.
 
 A sentence scores by how near to it the question's terms stand. An occurrence of a term counts 1 in its own sentence,
-and linearly less down to 0 at a given distance. There are three distances: the short one says that terms stand
-together, the long one what a chapter is about. The counts of one term are saturated as in BM25 and weighed by how rare
-it is.
+and linearly less down to 0 at a given distance. A short distance says that terms stand together, a long one what a
+chapter is about. The counts of one term are saturated as in BM25 and weighed by how rare it is.
 
-A question is seldom asked in the document's words, so words that mean much the same count too: "murdered" and "killed",
-"tall" and "height". The model's own input embedding knows which words are used alike, so no other data is needed. Words
-of several tokens have no vector there and are left alone.
+Words that mean much the same count too: "murdered" and "killed". The model's own input embedding knows which words are
+used alike. Words of several tokens have no vector there and are left alone.
 
 A sentence also scores if it holds something of the form asked for, such as an age or a date. How much each of these
-says was learned from questions on other books (benchmarks/questions/train_proximity.py). The best sentences that are
-not near one another are what is read.
+says was learned from questions on other books (benchmarks/questions/train_proximity.py).
 """
 
 from __future__ import annotations
