@@ -57,14 +57,16 @@ def norm_forward(
     """y = the norm of x. With ADD of total = x + delta (with POST, x + the norm of delta): a residual and the next
     pre-norm."""
     offsets, inside = _rows_of(tl.program_id(0), rows, DIM, WIDTH, ROWS)
-    value = load(x + offsets, inside)
-    if ADD:
+    if ADD:  # x is loaded after the post-norm: it would hold registers meanwhile
         added = load(delta + offsets, inside)
         if POST:
-            added = added * _scale(added, EPS, DIM)[:, None] * _load_row(post_weight, DIM, WIDTH)
-        value += added
+            w = _load_row(post_weight, DIM, WIDTH)
+            added = added * _scale(added, EPS, DIM)[:, None] * w
+        value = load(x + offsets, inside) + added
         tl.store(total + offsets, value, mask=inside)
         value = value.to(total.dtype.element_ty).to(value.dtype)  # as the backward pass will read it
+    else:
+        value = load(x + offsets, inside)
     w = _load_row(weight, DIM, WIDTH)
     tl.store(y + offsets, value * _scale(value, EPS, DIM)[:, None] * w, mask=inside)
 
