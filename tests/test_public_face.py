@@ -24,7 +24,7 @@ from ttt_docs import (
     UsageError, __version__,
 )
 from ttt_docs.documents import load_document
-from ttt_docs.generation.reply import Reply
+from ttt_docs.generation.chat import Reply
 from ttt_docs.memory import Span, inspect_memory, memories_equal
 from ttt_docs.model.config import ReadingConfig
 

@@ -86,37 +86,25 @@ class TTTReader:
         """A reader for a registry name, a local folder or GGUF file, or a Hugging Face id.
 
         A pre-trained model without fast weights is retrofitted (docs/method.md section 6): its last `suffix_blocks` (8)
-        blocks get fast weights and the first `sinks` (4) tokens stay. `dtype` (None: bfloat16 where hardware has it)
-        is the products'; fast weights are always float32. `window` and `chunk` are in tokens (2048 and 1024 for a
-        retrofit, what it was trained with otherwise). `learn=False` reads with the window alone.
+        blocks get fast weights, and attention always sees the first `sinks` (4) tokens. `dtype` is that of the products
+        (None: bfloat16 where the hardware has it); fast weights are always float32. `window` and `chunk` are in tokens
+        (2048 and 1024 for a retrofit, otherwise what the model was trained with). `learn=False` reads with the window
+        alone.
 
-        `adapter` is a file that `ttt-docs train` made for this model: its weights take the place of the retrofit, and
-        it reads as it was trained to, unless parameters say otherwise. For the default model one comes with the package
-        (docs/model-card.md) and is used unless `suffix_blocks` or `sinks` ask for another retrofit; None switches it
-        off. Given as `name`, an adapter opens the model it names as its base, if that is in the registry.
+        `adapter` is a file that `ttt-docs train` made for this model. Its weights take the place of the retrofit, and
+        its reading parameters hold unless others are given. The default model has one in the package
+        (docs/model-card.md). It is used unless `suffix_blocks` or `sinks` ask for another retrofit; None switches it
+        off. An adapter may also be given as `name`, if its base model is in the registry.
 
         Raises:
             CheckpointError: weights that cannot be found, downloaded or understood.
             UsageError: parameters that cannot work together.
         """
-        opened = open_pretrained(
-            name,
-            adapter,
-            device,
-            dtype,
-            suffix_blocks,
-            window=window,
-            chunk=chunk,
-            inner_rule=inner_rule,
-            inner_lr=inner_lr,
-            inner_clip=inner_clip,
-            sinks=sinks,
-            learn=learn,
-        )
-        tokenizer = Tokenizer(opened.folder)
+        chosen = dict(window=window, chunk=chunk, inner_rule=inner_rule, inner_lr=inner_lr, inner_clip=inner_clip)
+        opened = open_pretrained(name, adapter, device, dtype, suffix_blocks, sinks=sinks, learn=learn, **chosen)
         return cls(
             opened.model,
-            tokenizer,
+            Tokenizer(opened.folder),
             opened.reading,
             name=opened.name,
             fingerprint=opened.fingerprint,
@@ -139,31 +127,28 @@ class TTTReader:
     ) -> Memory:
         """Reads a document, chunk by chunk, and returns the memory of it.
 
-        With `learn=False` nothing is read: the memory holds the text alone, which takes moments and is enough to look
-        answers up (`ask` with route="lookup"). Such a memory can only be gone on with in the same way.
-
-        With `memory`, reading goes on where that one stopped, with its own reading parameters: in the middle of the
-        same document if it was interrupted there, else with a new document after it. The old memory stays valid.
+        With `memory`, reading goes on where that one stopped, with its own reading parameters. If it was interrupted in
+        the middle of this document, it goes on there; otherwise this document follows. The old memory stays valid.
         `progress=None` shows a bar on a terminal. `on_chunk` is called after every chunk.
 
-        With `store`, what was read before in the same way is loaded instead, and what is read now is kept: every so
-        many chunks (`MemoryStore.progress_every`) what there is so far. After a crash at any moment the same call goes
-        on from there, to the same bits. Text from an iterable is then taken in whole first.
+        With `learn=False` nothing is read, and the memory holds the text alone. That takes moments and is enough to
+        look answers up (`ask` with route="lookup"). Later documents must then be added with `learn=False` too.
+
+        With `store`, a document that was read before in the same way is loaded instead. Otherwise its memory is kept:
+        unfinished every `MemoryStore.progress_every` chunks, and whole in the end. After a crash the same call goes on
+        from the last part, and ends with the same bits. Text from an iterable is taken in whole first.
 
         Raises:
             DocumentError: a document that cannot be read.
             MemoryMismatchError: `memory` belongs to another model.
-            UsageError: `memory` holds text that was not read, and this one is to be read, or the other way round;
-                text that is not to be read, for a store; a list of paths.
+            UsageError: `memory` was made with another `learn`; `learn=False` with a store; a list of paths.
             StoreError: the store cannot be used.
             ReadingInterrupted: Ctrl-C; its `memory` holds what was read.
         """
-        _expect("text", text, str, None)
-        _expect("name", name, str, None)
-        _expect("password", password, str, None)
-        _expect("max_bytes", max_bytes, int)
-        _expect("store", store, MemoryStore, None)
-        _expect("on_chunk", on_chunk, Callable, None)
+        _expect(str, None, text=text, name=name, password=password)
+        _expect(int, max_bytes=max_bytes)
+        _expect(MemoryStore, None, store=store)
+        _expect(Callable, None, on_chunk=on_chunk)
         history = self._checked(memory)
         incoming = open_source(source, text, name, password, max_bytes)
         if learn and store is not None:
@@ -189,7 +174,7 @@ class TTTReader:
         """
         if not isinstance(documents, Sequence) or not all(isinstance(one, Document) for one in documents):
             raise UsageError("documents must be a list of Document: load_document(path) or Document.from_text(...)")
-        _expect("on_chunk", on_chunk, Callable, None)
+        _expect(Callable, None, on_chunk=on_chunk)
         empty = self._checked(None)
         return list(map(indexed, read_in_step(self.model, self.tokenizer, empty, documents, on_chunk)))
 
@@ -232,8 +217,8 @@ class TTTReader:
         `outline` shows. Raises MemoryMismatchError; UsageError for another length or an empty memory.
         """
         self.check(memory)
-        _expect("length", length, str)
-        _expect("seed", seed, int)
+        _expect(str, length=length)
+        _expect(int, seed=seed)
         return summarize(self.model, self.tokenizer, memory, length, seed)
 
     def ask(
@@ -265,9 +250,8 @@ class TTTReader:
             raise UsageError("there is no memory to ask: give at least one")
         for one in memories:
             self.check(one)
-        _expect("question", question, str)
-        _expect("top_k", top_k, int, None)
-        _expect("max_context", max_context, int, None)
+        _expect(str, question=question)
+        _expect(int, None, top_k=top_k, max_context=max_context)
         if route not in get_args(AskRoute):
             raise UsageError(f"route={route!r}: use {', '.join(get_args(AskRoute))}")
         chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
@@ -295,7 +279,7 @@ class TTTReader:
         Raises MemoryMismatchError; UsageError for a conversation that cannot be, or is longer than the window.
         """
         memory = self._checked(memory)
-        _expect("conversation", conversation, Sequence)
+        _expect(Sequence, conversation=conversation)
         for message in conversation:
             if not isinstance(message, Sequence) or len(message) != 2 or not all(isinstance(x, str) for x in message):
                 raise UsageError(f"a conversation is a list of (role, text), and {message!r} is not such a pair")
@@ -326,13 +310,13 @@ class TTTReader:
         Raises MemoryMismatchError for another model's memory; UsageError if it does not fit or is compact already.
         """
         self.check(memory)
-        _expect("max_bytes", max_bytes, int)
+        _expect(int, max_bytes=max_bytes)
         return compact(self.model, memory, max_bytes)
 
     def expand(self, memory: Memory) -> Memory:
         """A compact memory made whole, which takes as long as reading its last tokens; any other memory as it is.
 
-        Whatever uses a compact memory does this by itself, each time. Raises MemoryMismatchError.
+        Every use of a compact memory does this by itself, each time. Raises MemoryMismatchError.
         """
         self.check(memory)
         return expand(self.model, memory)
@@ -356,10 +340,11 @@ class TTTReader:
         )
 
 
-def _expect(name: str, value: object, *kinds: Any) -> None:
-    """Raises UsageError unless `value` is of one of the kinds; None among them allows None. A bool is no number."""
+def _expect(*kinds: Any, **values: object) -> None:
+    """Raises UsageError unless all values are of one of the kinds; None among them allows None. A bool is no number."""
     types = tuple(kind for kind in kinds if kind is not None)
-    if (value is None and None in kinds) or (isinstance(value, types) and not (type(value) is bool and int in types)):
-        return
     wanted = " or ".join("None" if kind is None else getattr(kind, "__name__", str(kind)) for kind in kinds)
-    raise UsageError(f"{name}={value!r} is a {type(value).__name__}: give {wanted}")
+    for name, value in values.items():
+        fits = isinstance(value, types) and not (type(value) is bool and int in types)
+        if not fits and (value is not None or None not in kinds):
+            raise UsageError(f"{name}={value!r} is a {type(value).__name__}: give {wanted}")

@@ -54,7 +54,9 @@ def _about(memory: Any) -> dict[str, Any]:
     help=f"Summarize what was read.\n\n{SOURCE}",
     epilog=examples("ttt-docs summarize book.ttt", "ttt-docs summarize book.pdf --length sentence"),
 )
-@click.option("--length", type=click.Choice(["sentence", "paragraph", "page"]), default="paragraph", help="How long.")
+@click.option(
+    "--length", type=click.Choice(["sentence", "paragraph", "page"]), default="paragraph", help="Of the summary."
+)
 @number("--seed", "Another seed, another summary.", least=0, default=0)
 @from_source
 @with_json
@@ -83,7 +85,7 @@ def summarize(opened: Opened, length: Any, seed: int) -> Result:
     help="memory: from the fast weights; lookup: from the passages found; auto: as the question asks.",
 )
 @number("--top-k", "Passages to look at and to show.  [5]")
-@number("--max-context", "Text to read of them.  [2048]", metavar="TOKENS")
+@number("--max-context", "Tokens of text to read in them.  [2048]", metavar="TOKENS")
 @from_source
 @click.argument("question", metavar="QUESTION")
 @with_json
@@ -113,7 +115,7 @@ def ask(opened: Opened, question: str, route: Any, top_k: int | None, max_contex
         'ttt-docs continue book.ttt --temperature 0.8 --seed 1 --stop "Chapter"',
     ),
 )
-@number("--tokens", "How many at most.", default=200)
+@number("--tokens", "How many tokens to write at most.", default=200)
 @gathered(
     "sampling",
     click.option("--temperature", type=click.FloatRange(0), metavar="NUMBER", help="0: the likeliest token.  [0.8]"),

@@ -27,10 +27,10 @@ def corpus() -> None:
 )
 @click.argument("documents", metavar="DIR|GLOB|LIST.txt")
 @click.option("--store", "location", required=True, metavar="STORE", help="Folder or fsspec URL of the store.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="What reads.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Read here, or on Ray.")
 @number("--batch", "Documents read together; memory grows with it.", default=4)
-@number("--workers", "Ray's actors.", default=2)
-@click.option("--address", metavar="ADDRESS", help="Of a Ray cluster.  [default: one on this machine]")
+@number("--workers", "Processes that read, on Ray.", default=2)
+@click.option("--address", metavar="ADDRESS", help="Address of a Ray cluster.  [default: a new one on this machine]")
 @click.option("--resume", is_flag=True, help="Read only what is not in the store.")
 @click.option("--compact", is_flag=True, help="Store compact memories, of at most 12 MB.")
 @opening_options

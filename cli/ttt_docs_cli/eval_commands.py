@@ -50,7 +50,7 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 names_option = partial(click.option, metavar="NAMES", callback=_names)
 length_option = partial(click.option, "--length", "lengths", metavar="TOKENS", callback=_lengths)
-json_file = output_file("--json", "out", metavar="OUT", help="Kept up to date while it runs.")
+json_file = output_file("--json", "out", metavar="OUT", help="Write the results here; kept up to date while it runs.")
 picture_option = partial(output_file, "--plot", "picture", metavar="OUT.png")
 
 
@@ -78,14 +78,14 @@ the inner loop), full (attention over the base model's trained length).""",
     ),
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@names_option("--system", "systems", default="window,retrofit", help="See below.")
-@length_option(default="8192,32768", help="First tokens of each document, several with commas.")
+@names_option("--system", "systems", default="window,retrofit", help="Which systems, with commas; see below.")
+@length_option(default="8192,32768", help="How many tokens of each document to read; several with commas.")
 @gathered(
     "base",
     click.option("-m", "--model", default=DEFAULT_MODEL, help="The base model of all systems."),
-    number("--window", "Keys a query sees.", metavar="TOKENS", default=2048),
+    number("--window", "How far attention sees back.", metavar="TOKENS", default=2048),
     click.option(
-        "--adapter", metavar="FILE", help="Of the systems adapter and adapter-off.  [default: the model's own]"
+        "--adapter", metavar="FILE", help="Adapter of the systems adapter and adapter-off.  [default: the model's own]"
     ),
     click.option("--control", metavar="FILE", help="Adapter of the system control."),
     dtype_option,
@@ -171,14 +171,14 @@ multikey_2 (needles all over), multikey_3 (the same, UUID for UUID), multivalue 
 multiquery (four keys). All but single_1, multikey_2 and multikey_3 need --haystack.""",
     ),
 )
-@names_option("--task", "tasks", default="single_1", help="With commas; see below.")
-@length_option(default="4096,32768", help="Of the texts, several with commas.")
-@number("--samples", "Of each.", default=10)
+@names_option("--task", "tasks", default="single_1", help="Which tasks, with commas; see below.")
+@length_option(default="4096,32768", help="Length of the texts; several with commas.")
+@number("--samples", "Questions for each task and length.", default=10)
 @click.option(
     "--route", type=ROUTES, default="auto", help="memory: every text is read first, seconds for each thousand tokens."
 )
 @click.option("--haystack", multiple=True, metavar="FILE", help="Prose: a document, or JSON lines (.zst) of documents.")
-@number("--seed", "Of texts and depths.", least=0, default=0)
+@number("--seed", "Another seed, other texts.", least=0, default=0)
 @json_file
 @picture_option(help="Draws a heat map.")
 @opening_options

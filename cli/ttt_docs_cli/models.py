@@ -31,7 +31,7 @@ def models() -> None:
 @models.command("list", epilog=examples("ttt-docs models list"))
 @with_json
 def list_() -> Result:
-    """The models that go by a name."""
+    """List the models that have a name, and which of them are here."""
     from ttt_docs.io import cache_folder
     from ttt_docs.weights.registry import list_models
 
@@ -68,7 +68,7 @@ def pull(name: str) -> Result:
 @model_argument
 @with_json
 def info_(name: str) -> Result:
-    """What is known about a model; downloads nothing."""
+    """Show what is known about a model. Nothing is downloaded."""
     from ttt_docs.weights.registry import info
 
     facts = info(name)
@@ -81,7 +81,9 @@ def info_(name: str) -> Result:
 )
 @click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--size", type=click.Choice(["125m", "1b", "3b"]), help="Which published model it is.")
-@click.option("--config", "config_file", type=PATH, metavar="FILE", help="JSON with the configuration of another.")
+@click.option(
+    "--config", "config_file", type=PATH, metavar="FILE", help="Of any other model: its configuration as JSON."
+)
 @click.option("-o", "--output", "target", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 @click.option("--tokenizer", metavar="NAME", help="Folder with tokenizer.json, or a Hugging Face id, to put beside it.")
 @with_json
@@ -104,7 +106,7 @@ def import_orbax(folder: Path, target: Path, **how: Any) -> Result:
 @click.argument("file", metavar="FILE", type=PATH)
 @click.option("-m", "--model", help="The base model.  [default: the one that FILE names]")
 @output_file("-o", "--output", required=True, help="File to write.")
-@click.option("--max-mb", type=click.FloatRange(min=0.1), default=19.5, help="Its size at most.")
+@click.option("--max-mb", type=click.FloatRange(min=0.1), default=19.5, help="Size of the file at most.")
 @with_json
 def pack_adapter(file: Path, model: str | None, output: Path, max_mb: float) -> Result:
     """Make a trained adapter smaller, by rounding what it changed in its base model.

@@ -90,7 +90,7 @@ model_option = click.option(
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
-    help="Numbers of the products.  [default: what the hardware is best at]",
+    help="Number format of the products.  [default: what the hardware is best at]",
 )
 #: For `opening.open_reader` and `opening.open_memory`.
 opening_options = gathered(
@@ -104,7 +104,7 @@ reading_options = gathered(
     "reading",
     number("--window", "How far attention sees back.", metavar="TOKENS"),
     number("--chunk", "Tokens per update of the fast weights.", metavar="TOKENS"),
-    click.option("--inner-rule", type=click.Choice(["sgd", "normalized", "balanced"]), help="How an update is made."),
+    click.option("--inner-rule", type=click.Choice(["sgd", "normalized", "balanced"]), help="Rule of the updates."),
     click.option("--inner-lr", type=click.FloatRange(0, 1000), metavar="NUMBER", help="Learning rate of the updates."),
     click.option(
         "--no-learn",
