@@ -110,7 +110,7 @@ def _open(source: str | os.PathLike[str]) -> IO[Any]:
         path = Path(source).expanduser()
         if path.is_dir():
             os.scandir(path).close()  # a folder that may not be read: that is the reason to name
-        return path.open("rb")
+        return open(path, "rb")
     except FileNotFoundError:
         problem = (
             "there is nothing at this address. Check the URL." if url else "there is no such file. Check the path."
