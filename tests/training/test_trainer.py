@@ -15,8 +15,9 @@ from training_files import tiny_recipe, write_books
 
 from ttt_docs import TTTReader
 from ttt_docs.errors import CheckpointError, TTTDocsError, UsageError
-from ttt_docs.training import trainer
+from ttt_docs.training import checkpoint, trainer
 from ttt_docs.training.checkpoint import saved_checkpoints
+from ttt_docs.training.parallel import Processes
 from ttt_docs.training.record import code_identity, read_log
 from ttt_docs.training.trainer import train
 
@@ -193,3 +194,46 @@ def test_what_cannot_work_is_said_before_anything_starts(tmp_path, changes, mess
     with pytest.raises(UsageError, match=message):
         train(recipe, progress=False)
     assert not recipe.folder.exists()
+
+
+def test_a_device_or_number_of_processes_that_cannot_work_is_said(tmp_path):
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match=r"compute\.device=cuda: no GPU is visible"):
+            train(tiny_recipe(tmp_path, "compute.device=cuda"), progress=False)
+    three = Processes(0, 3, 0, torch.device("cpu"))
+    with pytest.raises(UsageError, match="4 sequences cannot be divided between 3 processes in pieces of 2"):
+        trainer._train(tiny_recipe(tmp_path), three, False, None)
+
+
+def test_a_model_with_other_suffix_blocks_is_refused(tmp_path):
+    done = train(tiny_recipe(tmp_path, "steps=1"), progress=False)
+    start = [
+        "model.config=null",
+        "model.changes={}",
+        f"model.pretrained={done.exported}",
+        f"output={tmp_path / 'other'}",
+    ]
+    with pytest.raises(UsageError, match="has 1 suffix blocks, not 2"):
+        train(tiny_recipe(tmp_path, *start, "model.suffix_blocks=2"), progress=False)
+
+
+def test_a_damaged_checkpoint_and_a_data_folder_that_is_a_file_are_named(tmp_path):
+    recipe = tiny_recipe(tmp_path, "steps=1")
+    train(recipe, progress=False)
+    (saved,) = saved_checkpoints(recipe.folder)
+    for part in saved.folder.glob("*.distcp"):
+        part.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-000001 cannot be loaded \(EOFError.*: remove it"):
+        train(recipe, progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TTTDocsError, match=r"cannot be made for tokenized data .*: set data\.folder"):
+        train(tiny_recipe(tmp_path, f"data.folder={tmp_path / 'file' / 'data'}"), progress=False)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise checkpoint.dcp.api.CheckpointException("write", {0: (OSError(28, "No space left on device"), None)})
+
+    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    with pytest.raises(CheckpointError, match=r"step-000001 cannot be written \(OSError.*No space left.*: make room"):
+        train(tiny_recipe(tmp_path, "steps=1"), progress=False)

@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,7 @@ def save(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
     here.wait()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is one process only
+    with _explained(f"{folder} cannot be written", "make room on the disk, and start again"):
         dcp.save(_state(weights), checkpoint_id=str(building))
     if here.first:
         write_json(building / "run.json", {"step": step, "score": score, **facts})
@@ -58,12 +58,8 @@ def save(
 def load(saved: Saved, weights: TrainedWeights) -> None:
     """Puts a checkpoint's content into `weights`. All processes call it together."""
     state = _state(weights)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.load(state, checkpoint_id=str(saved.folder))
-    except Exception as error:  # DCP raises an exception of its own around what every process met
-        raise CheckpointError(f"{saved.folder} cannot be loaded: {error}") from error
+    with _explained(f"{saved.folder} cannot be loaded", "remove it, and the run goes on from the one before"):
+        dcp.load(state, checkpoint_id=str(saved.folder))
     torch.set_rng_state(state["random"])
     weights.publish()
 
@@ -111,6 +107,18 @@ def _differences(there: Any, here: Any, path: str) -> list[str]:
         keys = sorted(there.keys() | here.keys())
         return [line for key in keys for line in _differences(there.get(key), here.get(key), f"{path}.{key}")]
     return [] if there == here else [f"{path} is {str(there)[:80]} there and {str(here)[:80]} here"]
+
+
+@contextmanager
+def _explained(what: str, advice: str) -> Iterator[None]:
+    """Turns DCP's errors into a sentence. They hold what each process met, and are no subclass of Exception."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is one process only
+            yield
+    except (Exception, dcp.api.CheckpointException) as error:
+        met = [cause for cause, _ in getattr(error, "failures", {}).values()] or [error]
+        raise CheckpointError(f"{what} ({met[0]!r}): {advice}") from error
 
 
 def _state(weights: TrainedWeights) -> dict[str, Any]:
