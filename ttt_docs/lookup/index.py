@@ -256,8 +256,7 @@ def unpacked(data: bytes, text: str) -> PassageIndex | None:
     in_order = (starts < ends).all() and (ends[:-1] <= starts[1:]).all()
     check(inside and in_order, "its sentences are not spans of the text, one after another")
     check(counts.min(initial=1) >= 1 and counts.sum(dtype=np.int64) == occurrences, "its terms do not add up")
-    known = holders.min(initial=0) >= 0 and holders.max(initial=-1) < spans
-    check(known, "it names sentences that are not there")
+    check(holders.min(initial=0) >= 0 and holders.max(initial=-1) < spans, "it names sentences that are not there")
     same_term = np.diff(np.repeat(np.arange(terms), counts)) == 0
     check((np.diff(holders)[same_term] >= 0).all(), "the sentences of a term are not in order")
     written = data[len(data) - letters :].decode(errors="replace")

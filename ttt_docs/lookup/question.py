@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ttt_docs.lookup.index import TOKEN, language_of, stop_words, token_terms
+from ttt_docs.lookup.index import POSSESSIVE, TOKEN, language_of, stop_words, token_terms
 from ttt_docs.lookup.patterns import compiled, patterns
 from ttt_docs.text.names import word_list
 from ttt_docs.text.sentences import Span
@@ -86,8 +86,7 @@ def _keys(text: str) -> tuple[str, ...]:
     keys = quoted(text)
     rest = _QUOTED.sub(" ", text)
     for match in TOKEN.finditer(rest):
-        token = match.group()
-        token = re.sub(r"['’]s?$", "", token)
+        token = POSSESSIVE.sub("", match.group())
         if any(c.isdigit() for c in token):
             if not re.fullmatch(r"\d{1,2}|(?:1\d|20)\d\d", token):  # "chapter 3" and years are ordinary words
                 keys.append(token)
