@@ -12,7 +12,7 @@ import statistics
 import time
 
 import torch
-from shared import add_common, book_of, facts, read_tokens, tokens_of
+from shared import add_common, book_of, facts, tokens_of
 
 from ttt_docs import TTTReader
 from ttt_docs.ttt.state import ReadingState
@@ -20,7 +20,7 @@ from ttt_docs.ttt.state import ReadingState
 
 def reading_seconds(reader: TTTReader, tokens: torch.Tensor) -> float:
     began = time.perf_counter()
-    list(read_tokens(ReadingState(reader.model, reader.reading), tokens))
+    list(ReadingState(reader.model, reader.reading).read_whole(tokens))
     return time.perf_counter() - began
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from books import books
 from ingest import numbers
-from shared import add_common, facts, read_tokens
+from shared import add_common, facts
 from torch import Tensor
 
 from ttt_docs import Memory, TTTReader
@@ -35,7 +35,7 @@ def read(reader: TTTReader, ids: list[int], text: str) -> Memory:
     """The memory of the whole chunks of `ids`, with the text they come from."""
     state, track = ReadingState(reader.model, reader.reading), Track(reader._checked(None))
     track.tokens.extend(ids)
-    for result in read_tokens(state, torch.tensor(ids).unsqueeze(0)):
+    for result in state.read_whole(torch.tensor(ids).unsqueeze(0)):
         track.note(result.index * reader.reading.chunk, result.nll[0])
     track.text.append(text)
     memory = track.finish(state)
@@ -44,7 +44,7 @@ def read(reader: TTTReader, ids: list[int], text: str) -> Memory:
 
 def losses(reader: TTTReader, memory: Memory, tokens: Tensor) -> Tensor:
     """Nats per token [n] of the tokens after `memory`."""
-    results = list(read_tokens(state_of(reader.model, memory), tokens))
+    results = list(state_of(reader.model, memory).read_whole(tokens))
     return torch.cat([result.nll[0] for result in results]).double()
 
 

@@ -46,11 +46,7 @@ from ttt_docs.ttt.state import ReadingState
 def read(model: Decoder, reading: ReadingConfig, kernels: Kernels, tokens: Tensor) -> float:
     """Reads every whole chunk with TTT; mean loss in nats."""
     state = ReadingState(model, reading, kernels=kernels)
-    losses = []
-    while (left := (tokens.shape[1] - 1 - state.position) // reading.chunk) > 0:
-        count = min(left, state.slots_left)
-        piece = tokens[:, state.position : state.position + count * reading.chunk + 1]
-        losses += [float(result.loss) for result in state.read(piece)]
+    losses = [float(result.loss) for result in state.read_whole(tokens)]
     return sum(losses) / len(losses)
 
 

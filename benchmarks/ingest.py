@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from decode import transformers_model
 from profile_chunk import GROUPS, profile_chunks
-from shared import add_common, book_of, facts, read_tokens, tokens_of
+from shared import add_common, book_of, facts, tokens_of
 from torch import Tensor
 
 from ttt_docs import TTTReader
@@ -44,7 +44,7 @@ def read(reader: TTTReader, reading: ReadingConfig, tokens: Tensor) -> float:
     """Tokens per second."""
     state = ReadingState(reader.model, reading)
     began = time.perf_counter()
-    for _ in read_tokens(state, tokens):
+    for _ in state.read_whole(tokens):
         pass
     return state.position / (time.perf_counter() - began)
 
@@ -124,7 +124,7 @@ def memory_of(options: argparse.Namespace) -> dict[str, Any]:
     length = options.memory_of
     tokens = tokens_of(reader, text, length)
     state = ReadingState(reader.model, reader.reading)
-    seconds = [result.seconds for result in read_tokens(state, tokens)]
+    seconds = [result.seconds for result in state.read_whole(tokens)]
     size = min(PART, length // 4) // options.chunk
     early, late = seconds[size : 2 * size], seconds[-size:]
     speed = {"part_tokens": size * options.chunk}

@@ -50,12 +50,7 @@ def read_reference(path: str) -> dict[str, object]:
     model = build_decoder(reference.config, reference.state, torch.device("cpu"), torch.float32)
     state = ReadingState(model, reference.reading)
     tokens = torch.as_tensor(reference.tokens).long().unsqueeze(0)
-    chunk, losses = reference.reading.chunk, []
-    whole = (tokens.shape[1] - 1) // chunk
-    while (left := whole - state.position // chunk) > 0:
-        count = min(left, state.slots_left)
-        here = tokens[:, state.position : state.position + count * chunk + 1]
-        losses += [result.nll[0] for result in state.read(here)]
+    losses = [result.nll[0] for result in state.read_whole(tokens)]
     if tokens.shape[1] - state.position > 1:
         losses.append(state.score(tokens[:, state.position :])[0])
     errors = gradient_errors(reference, model)

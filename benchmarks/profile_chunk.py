@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from shared import read_tokens
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -123,7 +122,7 @@ def profile_chunks(model: Decoder, reading: ReadingConfig, tokens: Tensor, warm:
     The same chunks are read twice, without and with the profiler, as it makes every operation a little slower.
     """
     plain = ReadingState(model, reading)
-    seconds = [result.seconds for result in read_tokens(plain, tokens)][warm:]
+    seconds = [result.seconds for result in plain.read_whole(tokens)][warm:]
     genuine = kernels_for(torch.device("cpu"))
     kernels = genuine.replace(
         window_attention=scoped("ttt: attention", genuine.window_attention),
@@ -135,11 +134,11 @@ def profile_chunks(model: Decoder, reading: ReadingConfig, tokens: Tensor, warm:
     )
     state = ReadingState(model, reading, kernels=kernels)
     edge = warm * reading.chunk
-    for _ in read_tokens(state, tokens[:, : edge + 1]):
+    for _ in state.read_whole(tokens[:, : edge + 1]):
         pass
     with update_scopes(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         began = time.perf_counter()
-        for _ in read_tokens(state, tokens):
+        for _ in state.read_whole(tokens):
             pass
         profiled = time.perf_counter() - began
     spent = dict.fromkeys(GROUPS, 0.0)

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 import torch
-from shared import add_common, book_of, facts, read_tokens, tokens_of
+from shared import add_common, book_of, facts, tokens_of
 
 from ttt_docs import TTTReader
 from ttt_docs.ttt.state import ReadingState
@@ -39,7 +39,7 @@ def measure(name: str, options: argparse.Namespace, text: str) -> dict[str, Any]
     tokens = tokens_of(reader, text, options.tokens)
     state = ReadingState(reader.model, reader.reading)
     began = time.perf_counter()
-    results = list(read_tokens(state, tokens))
+    results = list(state.read_whole(tokens))
     seconds = time.perf_counter() - began
     nll = torch.cat([result.nll[0] for result in results]).double()
     return {

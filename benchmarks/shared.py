@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from record import ROOT, circumstances
 from torch import Tensor
 
 from ttt_docs import TTTReader
-from ttt_docs.ttt.state import ChunkResult, ReadingState
 
 EXAMPLE = ROOT / "examples" / "portrait.txt"
 
@@ -47,14 +45,6 @@ def tokens_of(reader: TTTReader, text: str, length: int) -> Tensor:
     ids = reader.tokenizer.encode(text)
     ids *= -(-(length + 1) // len(ids))
     return torch.tensor(ids[: length + 1]).unsqueeze(0)
-
-
-def read_tokens(state: ReadingState, tokens: Tensor) -> Iterator[ChunkResult]:
-    """Reads every whole chunk of tokens [1, n + 1]."""
-    chunk = state.reading.chunk
-    while (left := (tokens.shape[1] - 1 - state.position) // chunk) > 0:
-        count = min(left, state.slots_left)
-        yield from state.read(tokens[:, state.position : state.position + count * chunk + 1])
 
 
 def facts(options: argparse.Namespace, title: str) -> dict[str, Any]:

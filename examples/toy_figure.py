@@ -68,12 +68,7 @@ def excerpts(books: str, target: Path) -> Path:
 def loss_by_index(model: Decoder, reading: ReadingConfig, tokens: Tensor) -> Tensor:
     """Mean loss [length] over tokens [sequences, length + 1], each sequence read by itself; nats."""
     state = ReadingState(model, reading, len(tokens))
-    pieces: list[Tensor] = []
-    while (left := (tokens.shape[1] - 1 - state.position) // reading.chunk) > 0:
-        count = min(left, state.slots_left)
-        here = tokens[:, state.position : state.position + count * reading.chunk + 1]
-        pieces += [result.nll for result in state.read(here)]
-    return torch.cat(pieces, dim=1).mean(dim=0)
+    return torch.cat([result.nll for result in state.read_whole(tokens)], dim=1).mean(dim=0)
 
 
 def best_rate(model: Decoder, reading: ReadingConfig, tokens: Tensor) -> float:

@@ -41,11 +41,7 @@ def tokens(chunks: int) -> Tensor:
 
 
 def read(state: ReadingState, ids: Tensor, chunks: int) -> list[Tensor]:
-    losses: list[Tensor] = []
-    while len(losses) < chunks:
-        count = min(chunks - len(losses), state.slots_left)
-        losses += [r.nll for r in state.read(ids[:, state.position : state.position + count * CHUNK + 1])]
-    return losses
+    return [result.nll for result in state.read_whole(ids[:, : state.position + chunks * CHUNK + 1])]
 
 
 def new(model: Decoder, kernels: Kernels = NATIVE) -> ReadingState:

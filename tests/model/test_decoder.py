@@ -40,11 +40,7 @@ def tokens_of(length: int, batch: int = 1) -> torch.Tensor:
 
 
 def read_all(state: ReadingState, tokens: torch.Tensor, chunks: int) -> list[ChunkResult]:
-    results: list[ChunkResult] = []
-    while len(results) < chunks:
-        count = min(chunks - len(results), state.slots_left)
-        results += state.read(tokens[:, state.position : state.position + count * state.reading.chunk + 1])
-    return results
+    return list(state.read_whole(tokens[:, : state.position + chunks * state.reading.chunk + 1]))
 
 
 def same_state(a: ReadingState, b: ReadingState) -> bool:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from test_device import CHUNK, assert_same, read, reading, tokens_for
+from test_device import assert_same, read, reading, tokens_for
 from tiny_model import TINY, tiny_decoder
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -120,11 +120,7 @@ def test_documents_that_are_gone_on_with_share_the_graphs(recordings: list[Recor
         read(before, tokens, start)
         ours = ReadingState(model, reading(), kernels=KERNELS, piece=PIECE)
         ours.restore(before.position, before.fast, [cache.export() for cache in before.caches])
-        found = []
-        while (left := 9 - ours.position // CHUNK) > 0:
-            count = min(left, ours.slots_left)
-            found += ours.read(tokens[:, ours.position : ours.position + count * CHUNK + 1])
-        assert_same(found, expected[start:])
+        assert_same(list(ours.read_whole(tokens)), expected[start:])
     assert any(recording.replays > 1 for recording in recordings)
 
 

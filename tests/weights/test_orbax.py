@@ -70,10 +70,7 @@ def test_the_published_checkpoint_gives_the_reference_losses(tmp_path):
     model = build_decoder(checkpoint.config, checkpoint.state, torch.device("cpu"), torch.float32)
     state = ReadingState(model, reading)
     tokens = reference.tokens.unsqueeze(0)
-    nll = []
-    while (left := (tokens.shape[1] - 1 - state.position) // reading.chunk) > 0:
-        count = min(left, state.slots_left)
-        nll += [r.nll[0] for r in state.read(tokens[:, state.position : state.position + count * reading.chunk + 1])]
+    nll = [result.nll[0] for result in state.read_whole(tokens)]
     assert (torch.cat(nll) - reference.token_nll).abs().max() < 5e-6
 
 

@@ -145,13 +145,11 @@ def read_text(
     state = ReadingState(reader.model, reader.reading)
     state.prefix_states = prefix_states
     losses, skipped, seconds, chunk = [], 0, 0.0, reader.reading.chunk
-    while (left := (len(ids) - 1 - state.position) // chunk) > 0:
-        count = min(left, state.slots_left)
-        for result in state.read(tokens[:, state.position : state.position + count * chunk + 1]):
-            losses.append(result.nll[0].double().cpu())
-            skipped += int(result.skipped[0])
-            seconds += result.seconds
-            on_tokens(chunk)
+    for result in state.read_whole(tokens):
+        losses.append(result.nll[0].double().cpu())
+        skipped += int(result.skipped[0])
+        seconds += result.seconds
+        on_tokens(chunk)
     nll = torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64)
     return Reading(
         system=system,

@@ -292,11 +292,7 @@ def _validate(run: _Run, valid: Sequences) -> tuple[float, list[float]]:
     for index in indices[here.rank :: here.count]:
         tokens = torch.from_numpy(valid[int(index)]).unsqueeze(0).to(here.device)
         state = ReadingState(weights.model, reading)
-        losses: list[float] = []
-        while (left := chunks - len(losses)) > 0:
-            count = min(left, state.slots_left)
-            part = tokens[:, state.position : state.position + count * reading.chunk + 1]
-            losses += [float(result.loss[0]) for result in state.read(part)]
+        losses = [float(result.loss[0]) for result in state.read_whole(tokens[:, : chunks * reading.chunk + 1])]
         total += torch.tensor([*losses, sum(losses) / chunks], dtype=torch.float64)
     if weights.sharded:
         weights.objective.reshard()  # type: ignore[operator]

@@ -128,6 +128,14 @@ class ReadingState:
             yield result
             began = time.perf_counter()
 
+    def read_whole(self, tokens: Tensor) -> Iterator[ChunkResult]:
+        """Reads all whole chunks of tokens [batch, n + 1] that come after `position`; the first token is the first of
+        the document."""
+        chunk = self.reading.chunk
+        while (left := (tokens.shape[1] - 1 - self.position) // chunk) > 0:
+            count = min(left, self.slots_left)
+            yield from self.read(tokens[:, self.position : self.position + count * chunk + 1])
+
     def _steps(self, tokens: Tensor) -> Iterator[ChunkStep]:
         """The one way through a piece. The host waits for nothing that the kernels do not make it wait for."""
         self.check()

@@ -64,7 +64,10 @@ def native_library() -> Native:
         native = Native(None, f"{Path(error.cmd[0]).name} failed: {said[0]}")
     except (OSError, subprocess.SubprocessError) as error:
         native = Native(None, f"compiling or loading failed: {error}")
-    logger.debug("native kernels: %s", native.reason)
+    else:
+        logger.debug("native kernels: %s", native.reason)
+        return native
+    logger.warning("reading goes on without compiled kernels, several times slower: %s", native.reason)
     return native
 
 
