@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttt_docs import UsageError
+from ttt_docs.figures import picture_format
 from ttt_docs.io import write_json
 from ttt_docs_cli.options import (
     DEFAULT_MODEL,
@@ -46,6 +47,13 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str) -> 
     if lengths[0] <= 0:
         raise click.BadParameter("lengths are positive")
     return lengths
+
+
+def _check_targets(out: Path | None, picture: Path | None, sources: tuple[str, ...]) -> None:
+    for target in (out, picture):
+        keep_sources(target, *sources)
+    if picture is not None:
+        picture_format(picture)
 
 
 names_option = partial(click.option, metavar="NAMES", callback=_names)
@@ -91,7 +99,7 @@ the inner loop), full (attention over the base model's trained length).""",
     dtype_option,
 )
 @json_file
-@picture_option(help="Draws both curves.")
+@picture_option(help="Draws both curves (png, svg, pdf).")
 @quiet_option
 def context(
     files: tuple[str, ...],
@@ -111,14 +119,10 @@ def context(
     from ttt_docs.evaluation import context as evaluation
     from ttt_docs.evaluation.books import read_collection
 
-    unknown = [name for name in systems if name not in evaluation.SYSTEMS]
-    if unknown:
-        raise UsageError(f"there is no system {', '.join(unknown)}: choose from {', '.join(evaluation.SYSTEMS)}")
     wrong = [length for length in lengths if length % evaluation.BUCKET]
     if wrong:
         raise UsageError(f"a length of {wrong[0]:,} is not a multiple of {evaluation.BUCKET:,}")
-    for target in (out, picture):
-        keep_sources(target, *files)
+    _check_targets(out, picture, files)
     books = list(read_collection(files))
     known: list[Reading] = []
     if out is not None and out.exists() and out.stat().st_size:
@@ -180,7 +184,7 @@ multiquery (four keys). All but single_1, multikey_2 and multikey_3 need --hayst
 @click.option("--haystack", multiple=True, metavar="FILE", help="Prose: a document, or JSON lines (.zst) of documents.")
 @number("--seed", "Another seed, other texts.", least=0, default=0)
 @json_file
-@picture_option(help="Draws a heat map.")
+@picture_option(help="Draws a heat map (png, svg, pdf).")
 @opening_options
 @quiet_option
 def needle(
@@ -203,8 +207,7 @@ def needle(
     from ttt_docs.evaluation.books import read_collection
     from ttt_docs_cli.opening import open_reader
 
-    for target in (out, picture):
-        keep_sources(target, *haystack)
+    _check_targets(out, picture, haystack)
     texts = (book.text for book in read_collection(haystack))
     reader = open_reader(**opening)
     facts = {

@@ -142,6 +142,7 @@ def test_evaluations_keep_what_they_read_and_want_names(book, fails):
     for what in (("context", book), ("needle", "--haystack", book)):
         for option in ("--json", "--plot"):
             assert "would be replaced" in fails("eval", *what, option, book, code=2)
+        assert "png, svg or pdf" in fails("eval", *what, "--plot", "curve.docx", code=2)
     assert "at least one name" in fails("eval", "context", book, "--system", ",", code=2)
     assert "at least one name" in fails("eval", "needle", "--task", " , ", code=2)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from functools import partial
 
 import pytest
 from corpus_reading import open_mortal, open_tiny
 
-from ttt_docs import MemoryStore
+from ttt_docs import MemoryStore, TTTDocsError
 from ttt_docs.corpus.batches import Settings
 from ttt_docs.corpus.ingestion import corpus_sources, ingest_corpus
 
@@ -29,6 +30,31 @@ def cluster():
         ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=80_000_000)
         yield
         ray.shutdown()
+
+
+@pytest.mark.parametrize("address", ["nowhere.invalid:1", "127.0.0.1:{closed}", "ray://[::1]:{closed}", "here:99999"])
+def test_a_cluster_that_does_not_answer_is_said_before_ray_tries(books, tmp_path, monkeypatch, address):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = server.getsockname()[1]
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    with pytest.raises(TTTDocsError, match=r"no Ray cluster at .*ray start --head.*leave the address out"):
+        ingest_corpus(
+            corpus_sources(books),
+            MemoryStore(tmp_path / "store"),
+            open_tiny,
+            engine="ray",
+            address=address.format(closed=closed),
+            progress=False,
+        )
+
+
+def test_an_address_that_ray_refuses_is_said(books, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(TTTDocsError, match="no Ray cluster at nonsense: Invalid address format"):
+        ingest_corpus(
+            corpus_sources(books), MemoryStore(tmp_path / "store"), open_tiny, engine="ray", address="nonsense"
+        )
 
 
 def test_a_killed_worker_costs_nothing(cluster, books, tmp_path):

@@ -162,8 +162,9 @@ def test_systems_open_the_base_model_each_in_its_way(monkeypatch, tiny_reader):
 
 
 def test_unknown_systems_and_missing_adapters_are_named(opened):
-    with pytest.raises(UsageError, match="no system 'magic'"):
-        list(context.measure(BOOKS, ["magic"], Base(), BUCKET))
+    with pytest.raises(UsageError, match="no system magic"):
+        list(context.measure(BOOKS, ["window", "magic"], Base(), BUCKET))
+    assert opened == []
     for name in ("adapter", "control"):
         with pytest.raises(UsageError, match=f"--{name}"):
             open_system(name, Base(model="HuggingFaceTB/SmolLM2-360M"))
@@ -203,6 +204,7 @@ def test_a_picture_without_matplotlib_is_refused_in_a_sentence(opened, tmp_path,
         (["--length", "1000"], "not a multiple of 1,024"),
         (["--length", "many"], "not a list of numbers"),
         (["--json", "nowhere/out.json"], "does not exist"),
+        (["--plot", "out.docx"], "png, svg or pdf"),
     ],
 )
 def test_command_says_what_is_wrong(opened, tmp_path, arguments, message):

@@ -62,5 +62,9 @@ def test_prose_and_tasks_must_be_there(tiny_reader):
 def test_heat_map(tiny_reader, tmp_path):
     pytest.importorskip("matplotlib")
     asked = list(measure(tiny_reader, ["single_1", "multikey_2"], [2000], 2, "lookup"))
+    with pytest.raises(UsageError, match="png, svg or pdf"):
+        plot(asked, tmp_path / "map.docx")
+    plot(asked, tmp_path / "map.svg")
+    assert b"<svg" in (tmp_path / "map.svg").read_bytes()
     plot(asked, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")

@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
         TTTReader.from_pretrained(other, adapter=path)
     with pytest.raises(CheckpointError, match="there is no adapter"):
         TTTReader.from_pretrained(folder / "plain", adapter=tmp_path / "none.safetensors")
-    with pytest.raises(CheckpointError, match="not an adapter of ttt-docs"):
+    with pytest.raises(CheckpointError, match="not an adapter of ttt-docs: it does not have an adapter's header"):
         load_adapter(folder / "plain" / "model.safetensors")
     with pytest.raises(UsageError, match="1 suffix blocks: leave suffix_blocks out"):
         TTTReader.from_pretrained(folder / "plain", adapter=path, suffix_blocks=2)
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
         (lambda state, header: state["blocks.1.prime_mlp.w1"].add_(1), "do not match their sha256"),
         (lambda state, header: state.update({"blocks.1.prime_mlp.w1": torch.zeros(3)}), "tensors that its model"),
         (lambda state, header: header.update(format=3), "adapter format 3, newer"),
-        (lambda state, header: header.pop("reading"), "not an adapter of ttt-docs, or is damaged"),
+        (lambda state, header: header.pop("reading"), "not an adapter of ttt-docs, or is damaged: it lacks 'reading'"),
         (lambda state, header: header["config"].update(dim=-1), "not an adapter of ttt-docs, or is damaged"),
     ],
 )

@@ -98,6 +98,7 @@ def ingest_corpus(
     Raises:
         UsageError: settings that cannot work, or Ray is not installed.
         StoreError: the store cannot be used.
+        TTTDocsError: no Ray cluster answers, or none of its processes can be started.
     """
     settings = settings or Settings()
     if settings.batch < 1 or workers < 1:

@@ -6,6 +6,9 @@ is not read again. An actor has one group at a time, and the driver holds names 
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +26,8 @@ SHARES = 2
 #: Times a group is given out before its documents count as failed: a document that kills whoever reads it must not
 #: keep the others from being read. After as many failed starts of actors in a row, reading ends.
 TRIES = 3
+#: Seconds in which the host of a cluster must answer.
+ANSWER = 10
 
 
 class Worker:
@@ -50,7 +55,7 @@ def read_on_ray(
     """As `read_sources`, on `workers` actors, which share the cluster's cores evenly. A GPU goes to each where the
     cluster has one for each.
 
-    Raises UsageError when Ray is not installed, TTTDocsError when no actor can be started.
+    Raises UsageError when Ray is not installed, TTTDocsError when no cluster answers or no actor can be started.
     """
     try:
         import ray
@@ -58,7 +63,7 @@ def read_on_ray(
         raise UsageError("the engine ray needs Ray: pip install 'ttt-docs[ray]'") from None
     started = not ray.is_initialized()
     if started:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        _connect(ray, address)
     try:
         there = ray.cluster_resources()
         gpus = 1 if there.get("GPU", 0) >= workers else 0
@@ -74,6 +79,24 @@ def read_on_ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Joins the cluster at `address`, or starts one here. Ray itself tries a host that does not answer for minutes, and
+    then ends this process: so the host is asked first."""
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or address  # as Ray does
+    try:
+        if found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or ""):
+            socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=ANSWER).close()
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
+        raise TTTDocsError(
+            f"there is no Ray cluster at {address}: {str(error).rstrip('.')}. Start one there with `ray start --head`, "
+            "or leave the address out: then a new one is started on this machine"
+        ) from error
 
 
 def _run(

@@ -176,11 +176,12 @@ def measure(
 
     Raises UsageError for a system that does not exist or lacks its adapter, or for a length that its chunks do not fit.
     """
+    systems = list(systems)
+    if unknown := [name for name in systems if name not in SYSTEMS]:
+        raise UsageError(f"there is no system {', '.join(unknown)}: choose from {', '.join(SYSTEMS)}")
     done = {key_of_reading(reading): reading for reading in known}
     readers: dict[str, TTTReader] = {}
     for system in systems:
-        if system not in SYSTEMS:
-            raise UsageError(f"there is no system {system!r}: choose from {', '.join(SYSTEMS)}")
         readers[system] = reader = open_system(system, base)
         if length % reader.reading.chunk:
             raise UsageError(f"a length of {length:,} is not a multiple of the chunk ({reader.reading.chunk:,})")
@@ -256,7 +257,7 @@ def report(readings: Sequence[Reading], lengths: Sequence[int]) -> dict[str, Any
 def plot(readings: Sequence[Reading], lengths: Sequence[int], path: Path) -> None:
     """Two panels: loss against context length, and against token position relative to the first system.
 
-    Raises UsageError without matplotlib.
+    The suffix of `path` chooses the format. Raises UsageError for a format that matplotlib cannot write, or without it.
     """
     figure = new_figure((10, 4.2))
     left, right = figure.subplots(1, 2)

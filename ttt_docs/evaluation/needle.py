@@ -267,7 +267,10 @@ def report(asked: Sequence[Asked]) -> dict[str, Any]:
 
 
 def plot(asked: Sequence[Asked], path: Path) -> None:
-    """A heat map for each task: accuracy by length (across) and depth (down). Raises UsageError without matplotlib."""
+    """A heat map for each task: accuracy by length (across) and depth (down).
+
+    The suffix of `path` chooses the format. Raises UsageError for a format that matplotlib cannot write, or without it.
+    """
     rows = report(asked)["depths"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lengths = sorted({row["length"] for row in rows})

@@ -150,9 +150,6 @@ def save_plot(findings: Findings, path: str | os.PathLike[str]) -> Path:
     target, figure = Path(path), new_figure((9, 3.6), dpi=150)
     if not findings.curve or findings.mean is None:
         raise UsageError("there is nothing to plot: this memory has read nothing")
-    form = target.suffix.lstrip(".").lower()
-    if form not in figure.canvas.get_supported_filetypes():
-        raise UsageError(f"{target}: plots are written as png, svg or pdf; end the name with one of them")
     axes = figure.add_subplot()
     middle = [(point.start + point.end) / 2 for point in findings.curve]
     axes.plot(middle, [point.loss for point in findings.curve], color="#9fc3c3", linewidth=1)
@@ -166,5 +163,5 @@ def save_plot(findings: Findings, path: str | os.PathLike[str]) -> Path:
     axes.set_title(findings.title.replace("$", r"\$"), loc="left")  # a dollar would start a formula
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, target, form)
+    save_figure(figure, target)
     return target

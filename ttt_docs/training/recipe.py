@@ -111,7 +111,7 @@ class CheckpointRecipe(_Section):
 class ComputeRecipe(_Section):
     """How it is computed. Another machine may need other values; the loss curve stays the same to rounding."""
 
-    device: str = Field("auto", description="auto, cpu, cuda")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu, cuda")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="numbers of the products")
     micro_batch: int = Field(1, gt=0, description="sequences computed together in one process")
     parallel: Literal["data", "sharded"] = Field("data", description="sharded: FSDP2, for what does not fit one device")

@@ -7,6 +7,7 @@ data. Killed anywhere and started again, it goes on from its last checkpoint to 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
             f"a batch of {recipe.batch} sequences cannot be divided between {here.count} processes in pieces of "
             f"{recipe.compute.micro_batch}: change batch, compute.micro_batch or the number of processes"
         )
+    _check_folder(recipe.folder)
     data = prepare_data(recipe, here, progress)
     check_vocabulary(Tokenizer(data.tokenizer), config_of(recipe))
     start = start_of(recipe)
@@ -173,6 +175,13 @@ def _train(recipe: Recipe, here: Processes, progress: bool, announce: Callable[[
         plot(folder)
     last = next(line for line in reversed(read_log(folder)) if "loss" in line)
     return Trained(folder, exported, steps, tokens, last["loss"], valid_loss, time.perf_counter() - began)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UsageError where `folder` cannot be made because a file is in the way."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not os.path.isdir(there):
+        raise UsageError(f"the run cannot be kept in {folder}: {there} is not a folder. Give another output=FOLDER")
 
 
 def _all_steps(run: _Run, last: checkpoint.Saved | None, progress: bool) -> float | None:

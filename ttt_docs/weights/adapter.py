@@ -110,7 +110,10 @@ def load_adapter(path: str | PathLike[str]) -> Adapter:
         raise CheckpointError(f"there is no adapter {path}")
     try:
         with open_safetensors(path) as file:
-            header = json.loads((file.metadata() or {})[_KEY])
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                raise CheckpointError(f"{path} is not an adapter of ttt-docs: it does not have an adapter's header")
+            header = json.loads(metadata[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if header["format"] > PACKED:
             found = header["format"]
@@ -130,7 +133,8 @@ def load_adapter(path: str | PathLike[str]) -> Adapter:
             str(header["sha256"]),
         )
     except (ValueError, KeyError, TypeError) as error:  # pydantic's are ValueErrors too
-        raise CheckpointError(f"{path} is not an adapter of ttt-docs, or is damaged: {error}") from error
+        said = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path} is not an adapter of ttt-docs, or is damaged: {said}") from error
     shapes = parameter_shapes(adapter.config)
     strange = [name for name, tensor in state.items() if shapes.get(name) != tuple(tensor.shape)]
     strange += tensors.keys() - state.keys()
