@@ -199,10 +199,10 @@ def rms_norm(dim: int, dtype: torch.dtype) -> None:
 def heads(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, norm: bool = True, sinks: bool = False) -> None:
     qkv = _leaf(1, 1024, heads + 2 * kv_heads, head_dim, dtype=dtype)
     norms = [_leaf(head_dim, dtype=dtype) for _ in range(2)] if norm else []
-    turn = torch.empty(1024, head_dim, dtype=dtype), torch.empty(1024, head_dim, dtype=dtype)
+    rotation = torch.empty(1024, head_dim, dtype=dtype), torch.empty(1024, head_dim, dtype=dtype)
     slots = torch.empty(2, 1, kv_heads, 4096, head_dim, dtype=dtype)[:, :, :, 1024:2048]
-    for sink_turn in (None, turn) if sinks else (None,):
-        split = HeadSplit(kv_heads, turn, sinks, sink_turn, None, 1e-6)
+    for sink_rotation in (None, rotation) if sinks else (None,):
+        split = HeadSplit(kv_heads, rotation, sinks, sink_rotation, None, 1e-6)
         made = heads_triton(qkv, *(norms or (None, None)), split)
         _twice(sum(x.square().sum() for x in made if x is not None), [qkv, *norms])
         with torch.no_grad():

@@ -46,7 +46,7 @@ for step in $STEPS; do
         checks)
             run checks -m pytest -m gpu --noconftest -p no:cacheprovider --disable-warnings ${SMOKE:+--collect-only} \
                 tests/kernels/test_triton.py tests/kernels/test_triton_attention.py \
-                tests/kernels/test_triton_heads.py tests/model/test_device.py
+                tests/kernels/test_triton_heads.py tests/ttt/test_device.py
             ;;
         kernels | gpu_train) run "$step" "benchmarks/$step.py" $SMOKE --json "$OUT/$step.json" ;;
         gpu_prefill) run gpu_prefill benchmarks/gpu_prefill.py --fp8 $SMOKE --json "$OUT/gpu_prefill.json" ;;

@@ -176,7 +176,7 @@ def test_one_command_for_all(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, env=environment)
 
     done = script("checks")
-    assert done.returncode == 0 and "tests/model/test_device.py" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "tests/ttt/test_device.py" in done.stdout, done.stdout + done.stderr
     done = script("nonsense")
     assert done.returncode == 2 and "no step nonsense" in done.stderr
 

@@ -18,8 +18,8 @@ def angles(tokens: int, dim: int, dtype: torch.dtype) -> Rotation:
 
 
 def split_for(tokens: int, dim: int, kv_heads: int, sinks: str, dtype: torch.dtype) -> HeadSplit:
-    sink_turn = angles(tokens, dim, dtype) if sinks == "turned" else None
-    return HeadSplit(kv_heads, angles(tokens, dim, dtype), bool(sinks), sink_turn, eps=1e-5)
+    sink_rotation = angles(tokens, dim, dtype) if sinks == "rotated" else None
+    return HeadSplit(kv_heads, angles(tokens, dim, dtype), bool(sinks), sink_rotation, eps=1e-5)
 
 
 def in_dtype(split: HeadSplit, dtype: torch.dtype) -> HeadSplit:
@@ -48,8 +48,8 @@ def both(split: HeadSplit) -> tuple[object, object]:
     [
         (1, 40, 3, 3, 16, "", F64),
         (2, 19, 4, 2, 24, "straight", F32),
-        (2, 33, 3, 1, 40, "turned", F32),
-        (1, 17, 2, 1, 64, "turned", BF16),
+        (2, 33, 3, 1, 40, "rotated", F32),
+        (1, 17, 2, 1, 64, "rotated", BF16),
         (3, 1, 2, 2, 8, "", F16),
     ],
 )
@@ -68,7 +68,7 @@ def test_against_the_definition(
 @pytest.mark.parametrize("dtype", [BF16, F32])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "sinks", "normed"),
-    [(16, 16, 96, "", True), (32, 32, 80, "", True), (9, 3, 64, "straight", False), (8, 4, 256, "turned", True)],
+    [(16, 16, 96, "", True), (32, 32, 80, "", True), (9, 3, 64, "straight", False), (8, 4, 256, "rotated", True)],
 )
 def test_sizes_of_models(heads: int, kv_heads: int, dim: int, sinks: str, normed: bool, dtype: torch.dtype) -> None:
     test_against_the_definition("cuda", 2, 1000, heads, kv_heads, dim, sinks, dtype, normed)
@@ -79,7 +79,7 @@ def test_gradgradcheck(where: str) -> None:
     if where == "cuda":
         pytest.skip("float64 is for the interpreter")
     inputs = tuple(randn(*s, dtype=F64).requires_grad_() for s in ((1, 3, 4, 8), (8,), (8,)))
-    _, kernel = both(split_for(3, 8, 1, "turned", F64))
+    _, kernel = both(split_for(3, 8, 1, "rotated", F64))
     assert torch.autograd.gradcheck(kernel, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(kernel, inputs, fast_mode=True)
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding: the angles. `kernels.heads` turns by them."""
+"""Rotary position embedding: the angles. `kernels.heads` rotates by them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ LLAMA3 = pre_tokenizers.Sequence(
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
 )
-BOOK = (Path(__file__).parents[1] / "examples" / "portrait.txt").read_text("utf-8")
+BOOK = (Path(__file__).parents[2] / "examples" / "portrait.txt").read_text("utf-8")
 WORDS = st.sampled_from(
     ["a", "the", "Stephen", "don't", "--", ".", "12", "1906", "é", "e\u0301", "“", "漢字", "🙂", "\x1c"]
 )
