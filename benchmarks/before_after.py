@@ -4,8 +4,8 @@
     python benchmarks/before_after.py ../before --rounds 9 --json before-after.json
 
 Each checkout runs in one process with its own code. The process loads its models once and waits for its turns. A turn
-takes seconds, so a machine whose speed drifts slows both alike. Figures are medians of the rounds. A ratio is the median
-of the rounds' ratios, after over before. Run it with nothing else running.
+takes seconds, so a machine whose speed drifts slows both alike. Figures are medians of the rounds. A ratio is the
+median of the rounds' ratios, after over before. Run it with nothing else running.
 """
 
 from __future__ import annotations
