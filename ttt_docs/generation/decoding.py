@@ -11,7 +11,7 @@ from torch import Tensor
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.sampling import Runs, Sampling, choose
 from ttt_docs.memory.memory import Memory
-from ttt_docs.model.decode_step import SingleTokens
+from ttt_docs.model.decode_step import TokenSteps
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.reading.restoring import state_of
 from ttt_docs.ttt.state import ReadingState
@@ -33,7 +33,7 @@ class Decoding:
         self.tail: list[int] = memory.pending.tolist()
         self.updates = 0
         self.logits: Tensor | None = None  # [vocab] of the token after the last one, once there is one
-        self._single: SingleTokens | None = None
+        self._single: TokenSteps | None = None
 
     def feed(self, tokens: Sequence[int] = ()) -> Tensor:
         """Puts `tokens` after what is there and returns the logits [vocab] of the next one."""
@@ -45,7 +45,7 @@ class Decoding:
         hidden = live.run(self._tensor(self.tail))[:, -1:]
         with torch.no_grad():
             self.logits = live.model.logits(hidden, live.kernels)[0, 0]
-        self._single = SingleTokens(live.model, live.caches, live.views, live.position)
+        self._single = TokenSteps(live.model, live.caches, live.views, [live.position])
         return self.logits
 
     def step(self, token: int) -> Tensor:
@@ -54,7 +54,7 @@ class Decoding:
         if self._single is None or full:
             return self.feed([token])
         self.tail.append(token)
-        self.logits = self._single.step(token)
+        self.logits = self._single.step([token])[0]
         return self.logits
 
     def _read_full_chunks(self) -> None:

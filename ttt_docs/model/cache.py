@@ -87,11 +87,13 @@ class LayerCache:
         if self.sink_kv is not None:
             self.sink_kv = self.sink_kv[0].detach(), self.sink_kv[1].detach()
 
-    def kept(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values [batch, kv_heads, cached, head_dim] that later tokens can see (views); None if empty."""
+    def kept(self, more: int = 0) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [batch, kv_heads, cached, head_dim] that later tokens can see (views); None if empty.
+
+        With `more`, also so many before them. They are there as long as that many tokens were put in by one call."""
         if self._k is None or self._v is None or self._end == 0:
             return None
-        start = 0 if self.window is None else max(0, self._end - self.window + 1)
+        start = 0 if self.window is None else max(0, self._end - self.window + 1 - more)
         return self._k[:, :, start : self._end], self._v[:, :, start : self._end]
 
     @contextmanager
@@ -106,13 +108,17 @@ class LayerCache:
         finally:
             self._k[:, :, tail], self._v[:, :, tail], self._end = k, v, end
 
-    def copy(self) -> LayerCache:
-        """An independent cache with the same content."""
+    def copy(self, count: int = 1) -> LayerCache:
+        """An independent cache with the same content, `count` times along the batch."""
         other = LayerCache(self.window, self.sinks, self.differentiable)
         kept = self.kept()
         if kept is not None:
-            other._k, other._v, other._end = kept[0].clone(), kept[1].clone(), kept[0].shape[2]
+            k, v = (part.repeat(count, 1, 1, 1) for part in kept)
+            other._k, other._v, other._end = k, v, k.shape[2]
         other.sink_kv = self.sink_kv
+        if count > 1 and self.sink_kv is not None:
+            k, v = (part.repeat(count, 1, 1, 1) for part in self.sink_kv)
+            other.sink_kv = k, v
         return other
 
     @property
