@@ -129,10 +129,11 @@ class NativeKernels(CpuKernels):
 
 
 class NativeTrainingKernels(CpuKernels):
-    """What training uses there: compiled attention, for what is in bfloat16."""
+    """What training uses there: compiled attention and inner step, for what is in bfloat16."""
 
     name = "native training"
     window_attention = staticmethod(window_attention_native)
+    inner_step = staticmethod(inner_step_native)
     jvp = JvpKernels().replace(window_attention=partial(window_attention_jvp, passes=NATIVE_PASSES))
 
 
