@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_docs.errors import UsageError
+from ttt_docs.generation.decoding import RECENT
 from ttt_docs.generation.sampling import Runs, Sampling, choose
 from ttt_docs.kernels.inner_step.layout import PrimeWeights
 from ttt_docs.model.cache import LayerCache
@@ -113,7 +114,7 @@ class _Row:
         self.index, self.sampling = index, sampling
         self.written = Written([], [], False, 0.0)
         self.generator = torch.Generator().manual_seed(sampling.seed + index)
-        self.recent: deque[int] = deque(maxlen=256)  # of the reply alone: names of the prompt are to be repeated
+        self.recent: deque[int] = deque(maxlen=RECENT)  # of the reply alone: names of the prompt are to be repeated
         self.runs = Runs(sampling.no_repeat_ngram) if sampling.no_repeat_ngram else None
 
     def add(self, logits: Tensor, ends: frozenset[int], never_silent: bool) -> bool:

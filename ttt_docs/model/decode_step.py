@@ -113,10 +113,6 @@ class TokenSteps:
         self.sink_rotations: tuple[Tensor, Tensor] | None = None
         self.rotations_from = 0
 
-    def copy(self) -> TokenSteps:
-        """An independent one at the same position."""
-        return self.of(range(len(self.positions)))
-
     def of(self, rows: Sequence[int]) -> TokenSteps:
         """An independent one of some of the sequences."""
         other = object.__new__(TokenSteps)

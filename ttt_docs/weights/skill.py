@@ -38,8 +38,7 @@ class Skill:
 
     def applied_to(self, model: Decoder) -> Decoder:
         """A decoder with the changed weights; what is not changed is shared with `model`."""
-        other = copy.copy(model)
-        other.__dict__ = model.__dict__ | {"_modules": _shared_modules(model)}
+        other = copy.deepcopy(model, {id(shared): shared for shared in (*model.parameters(), *model.buffers())})
         for name, (down, up) in self.factors.items():
             owner, _, leaf = name.rpartition(".")
             old = model.get_parameter(name)
@@ -88,15 +87,3 @@ def _factors(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
     names = sorted(name.removesuffix("/down") for name in tensors if name.endswith("/down"))
     return {name: (part(f"{name}/down"), part(f"{name}/up").t().contiguous()) for name in names}
-
-
-def _shared_modules(module: nn.Module) -> dict[str, Any]:
-    """New modules, down to the leaves, that hold the same parameters."""
-    copies: dict[str, Any] = {}
-    for name, child in module._modules.items():
-        assert child is not None
-        other = copy.copy(child)
-        parameters = dict(child._parameters)
-        other.__dict__ = child.__dict__ | {"_parameters": parameters, "_modules": _shared_modules(child)}
-        copies[name] = other
-    return copies
