@@ -14,9 +14,9 @@ import torch
 from shared import add_common, book_of, facts
 
 from ttt_docs.evaluation.needle import NOISE, TASKS, sample
-from ttt_docs.lookup.index import build, packed, unpacked
 from ttt_docs.lookup.question import understand
 from ttt_docs.lookup.search import search
+from ttt_docs.text.index import build, packed, unpacked
 
 MILLION = 1_000_000
 

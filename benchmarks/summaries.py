@@ -1,6 +1,6 @@
 """Summaries of books kept out of training, with three checks on each.
 
-    python benchmarks/summaries.py ../shared/books/valid.jsonl.zst --cache build/books --out docs/summaries.md
+    python benchmarks/summaries.py ../shared/books/valid.jsonl.zst --cache build/books --out build/summaries.md
 
 The checks: at least 3 of the book's 5 most frequent proper names are named; distinct runs of four words / all runs is
 at least 0.9; the text ends in a finished sentence.
@@ -16,7 +16,7 @@ import torch
 from books import books, read_book
 
 from ttt_docs import TTTReader
-from ttt_docs.generation.summary import distinct_runs
+from ttt_docs.generation.extracts import distinct_runs
 from ttt_docs.text.names import proper_names
 
 
@@ -39,7 +39,7 @@ def main() -> None:
         summary = reader.summarize(memory, length=options.length)
         seconds = time.perf_counter() - began
         names = proper_names(book["text"], 5)
-        opening = "" if len(summary.outline) < 2 else summary.text.split(". ")[0]
+        opening = summary.text.split(". ")[0] if summary.text.startswith("The document is mostly about") else ""
         rest = summary.text[len(opening) :]
         unaided = sum(name.within(rest) for name in names)
         named = [name.full for name in names if name.within(summary.text)]
@@ -67,7 +67,7 @@ def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.split("\n"))
 
 
-HEAD = """# Summaries
+HEAD = """# Twelve books, by sentences of the document
 
 Every one of {count} books kept out of training, summarized by `{model}`; nothing was picked or edited. Made by
 

@@ -25,6 +25,7 @@ from ttt_docs import (
 )
 from ttt_docs.documents import load_document
 from ttt_docs.generation.chat import Reply
+from ttt_docs.generation.summary import SummaryStream
 from ttt_docs.memory import Span, inspect_memory, memories_equal
 from ttt_docs.model.config import ReadingConfig
 
@@ -47,6 +48,11 @@ def main() -> None:
     assert_type(memory.save("book.ttt", precision="bfloat16"), Path)
     assert_type(Memory.load("book.ttt").compact(reader), Memory)
     assert_type(reader.summarize(memory, "page", seed=1), Summary)
+    stream = reader.summarize(memory, "chapters", "Who?", stream=True)
+    assert_type(stream, SummaryStream)
+    assert_type([section.pages for section in stream], list[str | None])
+    assert_type(stream.summary.sentences[0].evidence, tuple[Evidence, ...])
+    assert_type(reader.score(memory, ["A summary."]), list[float])
     answer = reader.ask([memory, memory], "Who?", route="lookup", top_k=3)
     assert_type(answer, Answer)
     assert_type(answer.evidence, tuple[Evidence, ...])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, get_args, overload
 
 import torch
@@ -15,11 +17,15 @@ from ttt_docs.errors import MemoryMismatchError, UsageError
 from ttt_docs.generation.chat import Conversation, Reply, answer_from_memory, continue_text, converse
 from ttt_docs.generation.results import Answer, Summary
 from ttt_docs.generation.sampling import sampling_of
-from ttt_docs.generation.summary import Length, summarize
+from ttt_docs.generation.scoring import score_texts
+from ttt_docs.generation.summary import Length, SummaryStream, stream_summary
+from ttt_docs.generation.writing import writer_for
 from ttt_docs.lookup.answer import answer_from_text
-from ttt_docs.lookup.index import indexed
+from ttt_docs.lookup.exact import exact_question
+from ttt_docs.lookup.question import asks_why
+from ttt_docs.lookup.reader import History, PassageReader
 from ttt_docs.lookup.router.routing import AskRoute, chosen_route
-from ttt_docs.memory.memory import COMPACT_BYTES, Memory, mismatch
+from ttt_docs.memory.memory import COMPACT_BYTES, Memory, indexed, mismatch
 from ttt_docs.model.config import InnerRule, ReadingConfig
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.reading.chunks import ChunkReport
@@ -29,6 +35,10 @@ from ttt_docs.store.store import MemoryStore
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.weights.adapter import SHIPPED
 from ttt_docs.weights.pretrained import Base, open_pretrained
+from ttt_docs.weights.skill import taught
+
+#: A question that may ask for something at one place, with more probability than this, is not answered on the whole.
+DOUBT = 0.1
 
 
 def reader_for(memory: Memory, open_reader: Callable[..., TTTReader]) -> TTTReader:
@@ -210,16 +220,70 @@ class TTTReader:
         pieces = continue_text(self.model, self.tokenizer, memory, chosen, learn)
         return pieces if stream else "".join(pieces)
 
-    def summarize(self, memory: Memory, length: Length = "paragraph", *, seed: int = 0) -> Summary:
-        """A summary of everything the memory has read, in a `sentence`, a `paragraph` or a `page`.
+    @overload
+    def summarize(
+        self,
+        memory: Memory,
+        length: Length = ...,
+        focus: str | None = ...,
+        *,
+        seed: int = ...,
+        stream: Literal[False] = ...,
+        progress: bool | None = ...,
+    ) -> Summary: ...
 
-        It is written from the fast weights and from salient passages of the document's text, which the summary's
-        `outline` shows. Raises MemoryMismatchError; UsageError for another length or an empty memory.
+    @overload
+    def summarize(
+        self,
+        memory: Memory,
+        length: Length = ...,
+        focus: str | None = ...,
+        *,
+        seed: int = ...,
+        stream: Literal[True],
+        progress: bool | None = ...,
+    ) -> SummaryStream: ...
+
+    def summarize(
+        self,
+        memory: Memory,
+        length: Length = "paragraph",
+        focus: str | None = None,
+        *,
+        seed: int = 0,
+        stream: bool = False,
+        progress: bool | None = False,
+    ) -> Summary | SummaryStream:
+        """A summary of everything the memory has read, in a `sentence`, a `paragraph`, a `page`, or by `chapters`.
+
+        With a `focus` ("What happens to the captain?") it tells what the document says about that. Every sentence
+        comes with the places of the text that it stands in. A model that was not taught to write summaries, and a text
+        that is no English prose, get a summary of the document's own sentences; `note` says so. With `stream`, iterate
+        over the result for sections as they are ready. `seed` is for the texts that are drawn where the likeliest one
+        does not stand in the document. `progress=None` shows a bar on a terminal.
+
+        Raises MemoryMismatchError; UsageError for another length, an empty memory, or a focus that is empty, too long,
+        or asked of a memory without text.
         """
         self.check(memory)
         _expect(str, length=length)
+        _expect(str, None, focus=focus)
         _expect(int, seed=seed)
-        return summarize(self.model, self.tokenizer, memory, length, seed)
+        writer = writer_for(self.model, self.tokenizer, self.name, memory.reading.window)
+        made = stream_summary(self.model, self.tokenizer, memory, length, writer, focus, seed, progress)
+        return made if stream else made.summary
+
+    def score(self, memory: Memory | None, texts: Sequence[str]) -> list[float]:
+        """Loss of each text as it would follow after the memory, in nats per token; without a memory, after nothing.
+
+        A blank line stands before each text. Many are scored in one batch, and none sees another.
+
+        Raises MemoryMismatchError; UsageError for a text that has no tokens.
+        """
+        memory = self._checked(memory)
+        if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(one, str) for one in texts):
+            raise UsageError("texts must be a list of str")
+        return score_texts(self.model, self.tokenizer, memory, texts)
 
     def ask(
         self,
@@ -231,14 +295,17 @@ class TTTReader:
         max_context: int | None = None,
         max_new_tokens: int = 160,
         temperature: float = 0.0,
+        history: History = (),
         **sampling: Any,
     ) -> Answer:
         """Answers a question from a memory, or from several; the question does not change them.
 
-        `route="memory"` answers from the fast weights. `route="lookup"` finds the `top_k` (5) best passages of the
-        text, reads at most `max_context` (2,048) tokens of them with full attention, and copies the answer from them;
-        its `evidence` are exact quotes. `route="auto"` decides by the question; several memories are always looked up
-        in. Sampling applies to the memory route alone.
+        `route="lookup"` finds passages of the text, reads at most `max_context` (2,048) tokens of them with full
+        attention, and answers from them; its `evidence` are exact quotes, at most `top_k` (5). `route="whole"` tells
+        what the document says as a whole, in sentences that each have their place. `route="memory"` answers from the
+        fast weights: a recollection, without evidence. `route="auto"` looks up first, and answers on the whole where
+        the question asks for that; several memories are always looked up in. `history` are the (question, answer) pairs
+        before this question, which may lean on them. Sampling applies to the memory route alone.
 
         Raises MemoryMismatchError; UsageError for an empty question, one longer than the window, an unknown route, or
         a memory that cannot answer by that route (without text, or without anything read).
@@ -255,12 +322,37 @@ class TTTReader:
         if route not in get_args(AskRoute):
             raise UsageError(f"route={route!r}: use {', '.join(get_args(AskRoute))}")
         chosen = sampling_of(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
-        way, why = chosen_route(memories, question, route)
-        if way == "lookup":
-            answer = answer_from_text(self.model, self.tokenizer, memories, question, top_k, max_context)
-        else:
+        for turn in history:
+            if not isinstance(turn, Sequence) or len(turn) != 2 or not all(isinstance(x, str) for x in turn):
+                raise UsageError(f"history is a list of (question, answer), and {turn!r} is not such a pair")
+        way, why, exact = chosen_route(memories, question, route)
+        if route == "auto" and way == "whole" and (exact > DOUBT or exact_question(question) or asks_why(question)):
+            way, why = "lookup", "may ask for what stands at one place"
+        if way == "memory":
             answer = answer_from_memory(self.model, self.tokenizer, memories[0], question, chosen)
+        elif way == "whole" and route == "whole":
+            answer = self._on_the_whole(memories[0])
+        else:
+            answer = answer_from_text(self.passages, memories, question, top_k, max_context, history)
+            # The surer the question is one on the whole, the surer must be what was found at one place.
+            if way == "whole" and not (answer.answered and (answer.confidence or 0.0) > 1 - exact):
+                answer = self._on_the_whole(memories[0])
         return replace(answer, reason="; ".join(filter(None, (why, answer.reason))))
+
+    def _on_the_whole(self, memory: Memory) -> Answer:
+        """What the document says, as a summary does."""
+        began = time.perf_counter()
+        told = self.summarize(memory)
+        evidence = tuple(dict.fromkeys(place for one in told.sentences for place in one.evidence))
+        verified = bool(told.sentences) and all(one.supported for one in told.sentences)
+        seconds = time.perf_counter() - began
+        return Answer(told.text, "whole", evidence, seconds, "told from all parts of the document", verified)
+
+    @cached_property
+    def passages(self) -> PassageReader:
+        """What reads the passages found for a question: the model with the package's skill for it, if there is one."""
+        model = taught(self.model, self.name, "answers")
+        return PassageReader(model or self.model, self.tokenizer, skilled=model is not None)
 
     def chat(
         self,

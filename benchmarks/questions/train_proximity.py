@@ -27,9 +27,9 @@ from books import books
 from ttt_docs import TTTReader
 from ttt_docs.lookup import proximity
 from ttt_docs.lookup.answer import APART, SHOWN
-from ttt_docs.lookup.index import PassageIndex, build
 from ttt_docs.lookup.proximity import related
 from ttt_docs.lookup.question import understand
+from ttt_docs.text.index import PassageIndex, build
 
 QUESTIONS = Path(__file__).with_name("training.jsonl")
 WEIGHTS = Path(proximity.__file__).with_name("proximity.json")

@@ -25,7 +25,7 @@ def frame_questions() -> list[dict[str, Any]]:
     words = {name: text.split("|") for name, text in frames["words"].items()}
     taken = {_plain(template["text"]) for template in templates()}
     rows: list[dict[str, Any]] = []
-    for label in ("memory", "lookup"):
+    for label in ("whole", "lookup"):
         for number, frame in enumerate(frames[label]):
             generator = random.Random(f"{SEED} {frame}")
             for text in _filled(frame, words, generator):

@@ -19,7 +19,8 @@ HERE = Path(__file__).resolve().parent
 SEED = 20
 FILLS = 2  # questions made of a template with slots, at most
 #: Templates of the second round are shared out by themselves, so that those of the first stay in their half.
-FILES = ("lookup", "memory", "lookup-2", "memory-2")
+#: File -> label. The files got their names when questions on the whole went to the memory.
+FILES = {"lookup": "lookup", "memory": "whole", "lookup-2": "lookup", "memory-2": "whole"}
 DOMAINS = ("book", "contract", "report", "paper", "code", "manual")
 
 
@@ -34,14 +35,16 @@ def templates() -> list[dict[str, Any]]:
                 {
                     "id": f"{file}-{number:03}",
                     "file": file,
-                    "label": file.removesuffix("-2"),
+                    "label": FILES[file],
                     "kind": kind,
                     "domains": DOMAINS if domains == "any" else tuple(domains.split()),
                     "text": text,
                 }
             )
     generator = random.Random(SEED)
-    for file, kind in sorted({(t["file"], t["kind"]) for t in found}, key=lambda one: (FILES.index(one[0]), one[1])):
+    for file, kind in sorted(
+        {(t["file"], t["kind"]) for t in found}, key=lambda one: (list(FILES).index(one[0]), one[1])
+    ):
         group = [t for t in found if (t["file"], t["kind"]) == (file, kind)]
         generator.shuffle(group)
         for place, template in enumerate(group):

@@ -300,7 +300,7 @@ def measure(path: Path, half: str | None, out: Path | None, misses: bool) -> Non
         "questions": len(rows),
         "right": round(float(np.mean(right)), 4),
         "right_lookup": round(float(np.mean([r for r, a in zip(right, y, strict=True) if a])), 4),
-        "right_memory": round(float(np.mean([r for r, a in zip(right, y, strict=True) if not a])), 4),
+        "right_whole": round(float(np.mean([r for r, a in zip(right, y, strict=True) if not a])), 4),
         **rounds(rows, right),
         "calibration_error": round(error, 4),
         "milliseconds_median": round(1000 * median(seconds), 3),

@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,15 +21,19 @@ from typing import Any, NamedTuple
 
 import zstandard
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from answer_sets import around
+
 from ttt_docs.documents.json_lines import json_lines
+from ttt_docs.generation.writing import ABSTRACT, MERGE, SENTENCE, writing_prompt
 from ttt_docs.lookup.reader import question_prompt
 
 HERE = Path(__file__).parent
 NOT_HERE = ""  # the reply ends at once
 #: Of the questions with an answer, how many are asked of a passage that does not hold it as well.
 ABSENT = 0.35
-#: Words of a passage, and of a story's piece that abstracts are made of.
-PASSAGE_WORDS, PIECE_WORDS = 400, 550
+#: Words of a story's piece that abstracts are made of.
+PIECE_WORDS = 550
 _WORD = re.compile(r"[A-Za-z][A-Za-z'’-]+")
 _SENTENCE = re.compile(r"(?<=[.!?][\"'”’ ])\s*(?=[A-Z\"“‘])|(?<=[.!?])\s+(?=[A-Z\"“‘])")
 
@@ -38,13 +43,6 @@ class Row(NamedTuple):
     source: str
     user: str
     assistant: str
-
-
-def writing_prompt(text: str, request: str, words: int) -> str:
-    return f"{text.strip()}\n\n{request} In about {max(10, round(words, -1))} words."
-
-
-ABSTRACT, MERGE = "Tell what this passage says.", "Tell this as one paragraph."
 
 
 def rows(path: Path) -> list[Any]:
@@ -72,29 +70,19 @@ def with_absent(
 def fairytales(shared: Path, part: str, chance: random.Random) -> Iterator[Row]:
     for story in rows(shared / f"questions/fairytale.{part}.jsonl.zst"):
         sections = [" ".join(s.split("\n")) for s in story["sections"]]
+        passages: dict[tuple[int, ...], str] = {}  # by the sections that an answer needs: questions share them
+        for inside in sorted({tuple(sorted(q["sections"])) for q in story["questions"]}):
+            taken = set(inside)
+            # A passage as it is found: the sections of the answer, often with a neighbour.
+            if chance.random() < 0.3 and len(inside) == 1:
+                taken |= {chance.choice([max(inside[0] - 1, 0), min(inside[0] + 1, len(sections) - 1)])}
+            passages[inside] = "\n\n".join(sections[i] for i in sorted(taken))
         asked = []
         for q in story["questions"]:
-            inside = sorted(q["sections"])
-            others = [s for i, s in enumerate(sections) if i not in inside]
-            # A passage as it is found: the sections of the answer, often with a neighbour.
-            if chance.random() < 0.5 and len(inside) == 1:
-                inside = sorted(
-                    {inside[0], chance.choice([max(inside[0] - 1, 0), min(inside[0] + 1, len(sections) - 1)])}
-                )
-            passage = "\n\n".join(sections[i] for i in inside)
+            passage = passages[tuple(sorted(q["sections"]))]
+            others = [p for inside, p in passages.items() if not set(inside) & set(q["sections"]) and p != passage]
             asked.append((passage, q["question"], chance.choice(q["answers"]), others))
         yield from with_absent(chance, asked, "fairytaleqa")
-
-
-def around(text: str, start: int, end: int, chance: random.Random) -> str:
-    """About PASSAGE_WORDS words of `text` around characters [start, end), cut between sentences where possible."""
-    room = chance.randint(PASSAGE_WORDS // 3, PASSAGE_WORDS) * 6
-    left = chance.randint(0, room)
-    first, last = max(0, start - left), min(len(text), end + room - left)
-    stops = [m.end() for m in re.finditer(r"[.!?]\s+|\n", text[first:start])]
-    first += stops[0] if stops and first else 0
-    stops = [m.end() for m in re.finditer(r"[.!?]\s|\n", text[end:last])]
-    return text[first : end + stops[-1] if stops and last < len(text) else last].strip()
 
 
 def covid(shared: Path, part: str, chance: random.Random) -> Iterator[Row]:
@@ -104,25 +92,29 @@ def covid(shared: Path, part: str, chance: random.Random) -> Iterator[Row]:
             answer, start = q["answers"][0], q["start"][0]
             if len(answer.split()) > 40:
                 continue
-            far = [chance.randrange(len(text)) for _ in range(6)]
-            others = [around(text, at, at, chance) for at in far if abs(at - start) > 3000]
-            asked.append((around(text, start, start + len(answer), chance), q["question"], answer, others))
-        yield from with_absent(chance, asked, "covid-qa")
+            asked.append((around(text, start, start + len(answer), chance), start, q["question"], answer))
+        far = [[p for p, at, *_ in asked if abs(at - start) > 6000] for _, start, *_ in asked]
+        found = [(p, question, answer, o) for (p, _, question, answer), o in zip(asked, far, strict=True)]
+        yield from with_absent(chance, found, "covid-qa")
 
 
 def qamr(shared: Path, chance: random.Random, count: int) -> Iterator[Row]:
+    """A passage is a few sentences that have nothing to do with one another."""
     documents = rows(shared / "questions/qamr.train.jsonl.zst")
-    texts = [document["text"] for document in documents]
-    every = [(d["text"], q) for d in documents for q in d["questions"] if q["question"].count(" ") > 2]
-    asked = []
-    for text, q in chance.sample(every, count):
-        sentences = [text, *chance.sample(texts, chance.randint(2, 6))]
-        chance.shuffle(sentences)
-        others = [" ".join(chance.sample(texts, chance.randint(3, 7)))]
-        answer = Counter(a.lower() for a in q["answers"]).most_common(1)[0][0]
-        verbatim = next(a for a in q["answers"] if a.lower() == answer)
-        asked.append((" ".join(sentences), q["question"], verbatim, [o for o in others if text not in o]))
-    yield from with_absent(chance, asked, "qamr")
+    chance.shuffle(documents)
+    groups, asked = [], 0
+    while asked < count:
+        group, documents = documents[: chance.randint(2, 7)], documents[7:]
+        groups.append((" ".join(d["text"] for d in group), [q for d in group for q in d["questions"]]))
+        asked += len(groups[-1][1])
+    made = []
+    for passage, questions in groups:
+        for q in questions:
+            answer = Counter(a.lower() for a in q["answers"]).most_common(1)[0][0]
+            verbatim = next(a for a in q["answers"] if a.lower() == answer)
+            other = chance.choice(groups)[0]
+            made.append((passage, q["question"], verbatim, [other] if other != passage else []))
+    yield from with_absent(chance, made, "qamr")
 
 
 def sentences_of(text: str) -> list[str]:
@@ -204,8 +196,7 @@ def qmsum(shared: Path, part: str) -> Iterator[Row]:
 def scitldr(shared: Path, part: str, chance: random.Random) -> Iterator[Row]:
     for paper in rows(shared / f"summaries/scitldr.{part}.jsonl.zst"):
         summary = chance.choice(paper["summaries"])
-        request = "Say in one sentence what this says."
-        yield Row("abstract", "scitldr", writing_prompt(paper["text"], request, len(summary.split())), summary)
+        yield Row("abstract", "scitldr", writing_prompt(paper["text"], SENTENCE, len(summary.split())), summary)
 
 
 def own_answers(own: Sequence[Any], chance: random.Random) -> Iterator[Row]:

@@ -13,6 +13,7 @@ import click
 from ttt_docs import UsageError
 from ttt_docs.figures import picture_format
 from ttt_docs.io import write_json
+from ttt_docs_cli.answer import SOURCE, Opened, from_source
 from ttt_docs_cli.options import (
     DEFAULT_MODEL,
     ROUTES,
@@ -25,7 +26,7 @@ from ttt_docs_cli.options import (
     output_file,
     quiet_option,
 )
-from ttt_docs_cli.output import note, quiet, say, table
+from ttt_docs_cli.output import Result, note, quiet, say, table, with_json
 
 if TYPE_CHECKING:
     from ttt_docs.evaluation.context import Reading
@@ -67,10 +68,11 @@ picture_option = partial(output_file, "--plot", "picture", metavar="OUT.png")
     epilog=examples(
         "ttt-docs eval context book.txt --system window,retrofit --length 8192,32768",
         "ttt-docs eval needle --task single_1,multikey_2 --length 32768 --samples 20",
+        "ttt-docs eval summary book.ttt summary.txt",
     ),
 )
 def evaluate() -> None:
-    """Measure a model on documents: loss by context length, needles found."""
+    """Measure a model on documents: loss by context length, needles found, how likely a summary is."""
 
 
 @evaluate.command(
@@ -243,3 +245,27 @@ def _print_needle(report: dict[str, Any]) -> None:
     cells = [[found.get((row["task"], row["length"], band), "-") for band in bands] for row in report["results"]]
     heads = ["task", "tokens", *(f"{band:.0%}" for band in bands)]
     table([heads, *(row[:2] + cell for row, cell in zip(rows, cells, strict=True))], numbers=True)
+
+
+@evaluate.command(
+    "summary",
+    help=f"""Measure how likely summaries are after what was read, and after nothing, in nats per token.
+
+A SUMMARY is a file of any kind that can be read. {SOURCE}""",
+    epilog=examples("ttt-docs eval summary book.ttt summary.txt", "ttt-docs eval summary book.pdf ours.txt theirs.txt"),
+)
+@from_source
+@click.argument("summaries", nargs=-1, required=True, metavar="SUMMARY...")
+@with_json
+def summary(opened: Opened, summaries: tuple[str, ...]) -> Result:
+    from ttt_docs.documents import load_document
+
+    texts = [load_document(one).text.strip() for one in summaries]
+    reader, memory = opened()
+    tokens = [len(one) for one in reader.tokenizer.encode_batch(texts)]
+    rows = list(zip(summaries, tokens, reader.score(None, texts), reader.score(memory, texts), strict=True))
+    fields = ("summary", "tokens", "nothing", "memory")
+    cells = [[name, f"{count:,}", f"{nothing:.4f}", f"{after:.4f}"] for name, count, nothing, after in rows]
+    heads = ["", "tokens", "after nothing", "after the memory"]
+    found = [dict(zip(fields, row, strict=True)) for row in rows]
+    return Result({"model": memory.model, "summaries": found}, lambda: table([heads, *cells], numbers=True))

@@ -126,6 +126,41 @@ def remembered(
         raise KeyboardInterrupt(f"{how_far(interruption.memory, [document])}{kept}") from None
 
 
+def texts_of(
+    sources: Sequence[str], *, password: str | None = None, no_cache: bool = False, **opening: Any
+) -> tuple[TTTReader, list[Memory]]:
+    """The memories of several sources, for looking up: of documents the text alone, of folders all documents in them,
+    of a store's folder all memories in it."""
+    from ttt_docs import Memory
+
+    reader: TTTReader | None = None
+    memories: list[Memory] = []
+    for source in sources:
+        for one in _held(source, password):
+            if isinstance(one, Memory):
+                reader = reader or reader_of(source, one, **opening)
+                memories.append(one)
+            else:
+                reader = reader or open_reader(**opening)
+                memories.append(reader.ingest(one, learn=False))
+    assert reader is not None
+    return reader, memories
+
+
+def _held(source: str, password: str | None) -> list[Memory | Document]:
+    from ttt_docs import Memory, MemoryStore
+    from ttt_docs.corpus.ingestion import corpus_sources
+    from ttt_docs.documents import load_document
+
+    if os.path.isdir(source):
+        store = MemoryStore(source)
+        memories = [store.get(key) for key in store.keys()]  # noqa: SIM118 (no dict)
+        if memories:
+            return [memory for memory in memories if memory is not None]
+    names = corpus_sources(source) if os.path.isdir(source) else [source]
+    return [Memory.load(n) if is_memory_file(n) else load_document(n, password=password) for n in names]
+
+
 def memories_folder() -> Path:
     from ttt_docs.io import cache_folder
 

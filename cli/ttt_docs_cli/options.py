@@ -115,4 +115,4 @@ reading_options = gathered(
     ),
 )
 
-ROUTES = click.Choice(["auto", "memory", "lookup"])
+ROUTES = click.Choice(["auto", "lookup", "whole", "memory"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -56,9 +57,10 @@ class Answering(AnswerChoice):
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """The reply to a conversation of (role, text): its pieces, each with {}, and in the end "" with what is known.
 
-        By the memory route it continues the whole conversation, as `TTTReader.chat` does. By the lookup route it
-        answers the last question alone, in one piece that is copied from the text. Known in the end are model_name,
-        documents, route, finish_reason and usage, of a lookup also reason, verified and evidence.
+        By the memory route it continues the whole conversation, as `TTTReader.chat` does. By the others it answers the
+        last question, in one piece, and understands it from the turns before. Known in the end are model_name,
+        documents, route, finish_reason and usage, and without the memory route also reason, verified, confidence,
+        answered and evidence.
 
         Raises UsageError and the errors of `open_memory`, `open_reader`.
         """
@@ -70,14 +72,20 @@ class Answering(AnswerChoice):
             raise UsageError("a conversation must end with a message of the user that is not empty")
         names = [document.name for document in memory.documents] if memory is not None else []
         about: dict[str, Any] = {"model_name": choice.model, "documents": names}
-        if memory is not None and chosen_route([memory], question, choice.route)[0] == "lookup":
-            answer = reader.ask(memory, question, route="lookup")
+        if memory is not None and chosen_route([memory], question, choice.route)[0] != "memory":
+            answer = reader.ask(memory, question, route=choice.route, history=turns_of(conversation))
             text = min((answer.text.partition(end)[0] for end in choice.stop or ()), key=len, default=answer.text)
             if text:
                 yield text, {}
-            # The words are the document's. The question and the answer count, not the passages looked through.
+            # The question and the answer count, not the passages looked through.
             prompt, length = (len(reader.tokenizer.encode(words)) for words in (question, text))
-            about |= {"finish_reason": "stop", "route": "lookup", "reason": answer.reason, "verified": answer.verified}
+            about |= {
+                "finish_reason": "stop",
+                "route": answer.route,
+                "reason": answer.reason,
+                "verified": answer.verified,
+            }
+            about |= {"confidence": answer.confidence, "answered": answer.answered}
             about["evidence"] = [asdict(found) for found in answer.evidence]
         else:
             sampling = {name: getattr(choice, name) for name in SAMPLING}
@@ -89,6 +97,13 @@ class Answering(AnswerChoice):
             about |= {"finish_reason": reply.ending, "route": "memory"}
         usage = UsageMetadata(input_tokens=prompt, output_tokens=length, total_tokens=prompt + length)
         yield "", about | {"usage": usage}
+
+
+def turns_of(conversation: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The (question, answer) pairs before the last message."""
+    said = [message for message in conversation if message[0] != "system"]
+    pairs = pairwise(said)
+    return [(one, other) for (role, one), (by, other) in pairs if (role, by) == ("user", "assistant")]
 
 
 def conversation_of(messages: Sequence[BaseMessage]) -> list[tuple[str, str]]:

@@ -22,10 +22,10 @@ from ttt_docs.documents import Document, load_document
 from ttt_docs.documents.load import DEFAULT_MAX_BYTES
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.results import quote
-from ttt_docs.lookup.index import index_of
 from ttt_docs.lookup.question import understand
 from ttt_docs.lookup.search import search
 from ttt_docs.store.store import key_of
+from ttt_docs.text.index import index_of
 
 Place = str | os.PathLike[str]
 #: What is read: a path or URL, a document of LangChain's or a list of its parts, or one of ttt-docs.

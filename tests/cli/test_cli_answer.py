@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from cli_commands import FIELDS, SMALL, TEXT
 
 from ttt_docs import Answer, Evidence, Memory, TTTReader
+from ttt_docs.generation.results import SummarySection, SummarySentence
+from ttt_docs.generation.summary import SummaryStream
 from ttt_docs.memory import memories_equal
 from ttt_docs.weights.loading import best_dtype
 
@@ -20,14 +21,21 @@ WHO = ("Who?", "--route", "memory")
 QUOTE = Evidence("the captain,\n who had\x1b[31m not slept", "3", 5, 40, 0.5, chapter="II", document="book.txt")
 
 
-def summarize(reader, memory, length="paragraph", *, seed=0):
-    CALLS.append((reader, memory, length, seed))
-    return SimpleNamespace(text="A ship waits.", tokens=4, route="memory")
+def summarize(reader, memory, length="paragraph", focus=None, *, seed=0, stream=False, progress=None):
+    assert stream
+    CALLS.append((reader, memory, length, focus, seed))
+    told = SummarySentence("A ship waits.", (QUOTE, replace(QUOTE, page="9")), True)
+    sections = [
+        SummarySection("CHAPTER I", "A ship waits.", "3 to 9", (told,)),
+        SummarySection("", "Nobody knows why.", None, (SummarySentence("Nobody knows why."),)),
+    ]
+    return SummaryStream(iter(sections), reader.tokenizer, "A <note>.")
 
 
-def ask(reader, memory, question, route="auto", *, top_k=None, max_context=None):
+def ask(reader, memories, question, route="auto", *, top_k=None, max_context=None):
+    (memory,) = memories
     CALLS.append((reader, memory, question, route, top_k, max_context))
-    return Answer("Nobody knows.", "lookup", (QUOTE, replace(QUOTE, page=None)), 0.25, "because", True)
+    return Answer("Nobody knows.", "lookup", (QUOTE, replace(QUOTE, page=None)), 0.25, "because", True, 0.6)
 
 
 def continue_text(reader, memory, max_new_tokens=200, *, stream=False, learn=True, **sampling):
@@ -48,17 +56,46 @@ def asked_memory() -> Memory:
 
 
 def test_summarize(memory, run, run_json, load):
-    assert run("summarize", memory).stdout == "A ship waits.\n"
-    assert CALLS[-1][2:] == ("paragraph", 0) and memories_equal(asked_memory(), load(memory))
-    result = run_json("summarize", memory, "--length", "page", "--seed", "7")
-    assert CALLS[-1][2:] == ("page", 7)
+    result = run("summarize", memory)
+    assert result.stdout == "A ship waits.\n\nNobody knows why. [not found in the text]\n" and "<note>" in result.stderr
+    assert CALLS[-1][2:] == ("paragraph", None, 0) and memories_equal(asked_memory(), load(memory))
+    cited = run("summarize", memory, "--length", "chapters", "--cite").stdout
+    assert cited.startswith("CHAPTER I\nA ship waits. (page 3, page 9)\n\n")
+    result = run_json("summarize", memory, "--length", "page", "--seed", "7", "--focus", "Why?")
+    assert CALLS[-1][2:] == ("page", "Why?", 7)
     assert result.keys() == FIELDS["summarize"].keys() and result["documents"] == ["book.txt"]
+    assert [one["supported"] for one in result["sentences"]] == [True, False]
+    assert result["sections"][0]["sentences"][0]["evidence"][0] == vars(QUOTE)
+
+
+def test_summaries_in_files(memory, run, tmp_path):
+    for name in ("summary.md", "summary.html"):
+        result = run("summarize", memory, "-o", tmp_path / name)
+        assert result.stdout == "" and name in result.stderr
+    page, text = ((tmp_path / name).read_text("utf-8") for name in ("summary.html", "summary.md"))
+    assert page.count('href="#q') == page.count('<p id="q') == 2 and "A &lt;note&gt;." in page
+    assert "page 3" in page and "not found in the text" in page and "\x1b" not in page + text
+    assert text.count("[^1]") == text.count("[^2]") == 2 and "*A \\<note\\>.*" in text
+    assert "page 3: “the captain, who had" in text
+    assert ".md or .html" in run("summarize", memory, "-o", tmp_path / "summary.doc", code=2).stderr
+
+
+def test_how_likely_summaries_are(memory, book, run, run_json, tmp_path):
+    ours = tmp_path / "ours.txt"
+    ours.write_text("A ship lay still.", "utf-8")
+    result = run_json("eval", "summary", memory, ours, book)
+    assert result.keys() == FIELDS["eval summary"].keys()
+    first, second = result["summaries"]
+    assert first["summary"] == str(ours) and second["tokens"] > first["tokens"] > 0
+    assert all(one["nothing"] > 0 and one["memory"] != one["nothing"] for one in (first, second))
+    printed = float(run("eval", "summary", memory, ours).stdout.split()[-1])
+    assert printed == pytest.approx(first["memory"], rel=1e-2)  # alone, and in bfloat16
 
 
 def test_ask(memory, run, run_json):
     result = run("ask", memory, "Who slept?", "--dtype", "float32")
     quote = "“the captain, who had\\x1b[31m not slept”"
-    assert result.stdout == f"Nobody knows.\n\n  page 3: {quote}\n\n  II: {quote}\n"
+    assert result.stdout == f"Nobody knows.  (likely)\n\n  page 3: {quote}\n\n  II: {quote}\n"
     assert CALLS[-1][2:] == ("Who slept?", "auto", None, None) and CALLS[-1][0].model.dtype == torch.float32
     answer = run_json("ask", memory, "Who slept?", "--route", "lookup", "--top-k", "3", "--max-context", "99")
     assert CALLS[-1][2:] == ("Who slept?", "lookup", 3, 99)
@@ -78,6 +115,31 @@ def test_looking_up_in_a_document_reads_nothing(book, cache, run, monkeypatch):
     assert learned == [False, False, True] and not asked_memory().unread
     run("ask", book, "Who slept?", "--route", "lookup")  # the memory that is there will do
     assert len(learned) == 3 and not asked_memory().unread
+
+
+def test_several_sources_are_asked_together(book, memory, home, run, run_json, monkeypatch):
+    asked: list[list[str]] = []
+
+    def ask_all(reader, memories, question, *_, **__):
+        asked.append([document.name for one in memories for document in one.documents])
+        return Answer("Nobody.", "lookup", (replace(QUOTE, memory=1, document="b.md"),), 0.1, "", True, 0.9)
+
+    monkeypatch.setattr(TTTReader, "ask", ask_all)
+    (home / "folder").mkdir()
+    (home / "folder" / "a.txt").write_text("One captain.", "utf-8")
+    (home / "folder" / "b.md").write_text("# Two\n\nAnother captain.", "utf-8")
+    result = run("ask", "folder", "Who?")
+    assert asked[-1] == ["a.txt", "b.md"] and "b.md, page 3" in result.stdout and "(sure)" in result.stdout
+    run("ask", memory, "folder/b.md", "Who?")
+    assert asked[-1] == ["book.txt", "b.md"]
+    assert run_json("ask", "folder", book, "Who?")["documents"] == ["a.txt", "b.md", "book.txt"]
+
+
+def test_what_a_document_does_not_say(memory, run, monkeypatch):
+    answer = Answer("The document does not say.", "lookup", (QUOTE,), 0.1, "", False, 0.9, False)
+    monkeypatch.setattr(TTTReader, "ask", lambda *_, **__: answer)
+    shown = run("ask", memory, "Who?").stdout
+    assert shown.startswith("The document does not say.\n\nThe nearest passages:\n") and "sure" not in shown
 
 
 def test_continue_streams(memory, run, run_json):
@@ -135,7 +197,7 @@ def test_an_unusable_cache_costs_only_a_warning(book, cache, run):
         result = run("summarize", book)
     finally:
         (cache / "memories").unlink()
-    assert "Warning: the memory will not be kept" in result.stderr and result.stdout == "A ship waits.\n"
+    assert "Warning: the memory will not be kept" in result.stderr and result.stdout.startswith("A ship waits.\n")
 
 
 def test_interrupted_reading_goes_on(home, interrupt, run):
@@ -217,8 +279,11 @@ def test_sources_that_cannot_be_opened(command, memory, home, fails):
     (home / "broken.ttt").write_bytes(memory.read_bytes()[:-1])
     (home / "folder.ttt").mkdir()
     name, rest = command[0], command[1:]
-    for source in ("missing.ttt", "missing.txt", "empty.ttt", "empty.txt", "broken.ttt", "folder.ttt", "."):
-        assert source in fails(name, source, *rest, code=1) or source == "."
+    for source in ("missing.ttt", "missing.txt", "empty.ttt", "empty.txt", "broken.ttt"):
+        assert source in fails(name, source, *rest, code=1)
+    for folder in ("folder.ttt", "."):  # a folder can be asked, if a document is in it
+        message = fails(name, folder, *rest, code=2 if (name, folder) == ("ask", "folder.ttt") else 1)
+        assert folder in message or folder == "."
     assert not CALLS
 
 
@@ -227,6 +292,7 @@ def test_sources_that_cannot_be_opened(command, memory, home, fails):
     [
         ("summarize", "book.ttt", "--length", "novel"),
         ("summarize", "book.ttt", "--seed", "x"),
+        ("summarize", "book.ttt", "--focus", " "),
         ("summarize", "book.ttt", "--device", "cuda:77"),
         ("ask", "book.ttt"),
         ("ask", "book.ttt", "  "),

@@ -68,6 +68,34 @@ def test_page_labels_and_metadata(make_pdf):
     assert document.metadata == {"format": "pdf", "pages": "3", "title": "The Ship", "author": "A. Sailor"}
 
 
+def bookmarked(data: bytes, *entries: tuple[str, int], under: str | None = None) -> bytes:
+    """The PDF with bookmarks (title, page index), all of them below one of the name `under` if that is given."""
+    writer = pypdf.PdfWriter(clone_from=pypdf.PdfReader(io.BytesIO(data)))
+    parent = writer.add_outline_item(under, 0) if under else None
+    for title, page in entries:
+        writer.add_outline_item(title, page, parent=parent)
+    writer.write(written := io.BytesIO())
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("under", [None, "The Ship"])
+def test_bookmarks_are_chapters_beside_the_pages(make_pdf, under):
+    plain = make_pdf(PAGES)
+    document = load(
+        bookmarked(plain, ("The ship had  LEFT", 0), ("Nowhere to be found", 1), ("12 ships", 2), under=under)
+    )
+    pages = load(plain)
+    assert document.text == pages.text and document.spans[: len(pages.spans)] == pages.spans
+    chapters = [span for span in document.spans if span.kind == "chapter"]
+    assert [span.label for span in chapters] == ["The ship had LEFT", "Nowhere to be found", "12 ships"]
+    begins = [0, pages.spans[1].start, document.text.index("12 ships")]
+    assert [span.start for span in chapters] == begins and chapters[-1].end == len(document.text)
+    assert (
+        document.span_at(begins[2], "page").label == "3" and document.span_at(begins[2], "chapter").label == "12 ships"
+    )
+    assert load(bookmarked(plain, ("The ship", 0))).spans == pages.spans
+
+
 def test_pages_without_text_keep_their_numbers(make_pdf):
     document = load(make_pdf([["One."], [], ["Three."], []]))
     assert [span.label for span in document.spans] == ["1", "3"]

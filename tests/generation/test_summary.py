@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from ttt_docs.errors import UsageError
+from ttt_docs.generation.extracts import distinct_runs, finished
 from ttt_docs.generation.sections import candidates, is_prose, outline, quotes, sections, surprise, written
-from ttt_docs.generation.summary import distinct_runs, finished
 from ttt_docs.memory.memory import memories_equal
 from ttt_docs.text.names import proper_names
 from ttt_docs.text.sentences import sentences
@@ -66,6 +66,17 @@ def test_sentences_are_exact_and_know_titles_and_initials():
         "“Why?” he asked.",
         "It rained…  all day.",
         "End",
+    ]
+
+
+def test_sentences_know_abbreviations():
+    text = "Smith et al. Found it, e.g. Here. See No. 5 and Fig. 2. Is it so? No. Then we left."
+    assert [text[a:b] for a, b in sentences(text)] == [
+        "Smith et al. Found it, e.g. Here.",
+        "See No. 5 and Fig. 2.",
+        "Is it so?",
+        "No.",
+        "Then we left.",
     ]
 
 
@@ -134,12 +145,15 @@ def test_summaries_quote_the_document_in_order(tiny_reader, length):
     summary = tiny_reader.summarize(memory, length)
     assert memories_equal(memory, before)
     assert str(summary) == summary.text and summary.route == "memory" and summary.tokens > 0
-    assert summary.outline and all(e.quote == BOOK[e.start : e.end] for e in summary.outline)
-    assert [e.start for e in summary.outline] == sorted(e.start for e in summary.outline)
-    assert all(written(e.quote) in summary.text for e in summary.outline)
+    assert "own sentences" in summary.note and all(one.supported for one in summary.sentences)
+    places = [place for one in summary.sentences for place in one.evidence]
+    assert places and all(place.quote == BOOK[place.start : place.end] for place in places)
+    quoted = [one for one in summary.sentences if not one.text.startswith("The document is mostly")]
+    assert [one.evidence[0].start for one in quoted] == sorted(one.evidence[0].start for one in quoted)
+    assert all(written(one.evidence[0].quote) == one.text for one in quoted)
     assert distinct_runs(summary.text) >= 0.9 and finished(summary.text) == summary.text
     assert summary == tiny_reader.summarize(memory, length)
-    assert (len(summary.outline) == 1) == (length == "sentence")
+    assert (len(summary.sentences) == 1) == (length == "sentence")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +175,7 @@ def test_any_document_gets_some_summary(tiny_reader, text):
 def test_memories_without_text_are_summarized_by_the_model(tiny_reader):
     memory = tiny_reader.ingest(text=BOOK, progress=False).with_text(None)
     summary = tiny_reader.summarize(memory, seed=4)
-    assert summary.outline == () and summary.tokens > 0
+    assert not any(one.supported or one.evidence for one in summary.sentences) and "no text" in summary.note
     assert summary == tiny_reader.summarize(memory, seed=4)
 
 
@@ -170,7 +184,7 @@ def test_unknown_lengths_and_empty_memories(tiny_reader):
     with pytest.raises(UsageError, match="paragraph"):
         tiny_reader.summarize(memory, "novel")
     with pytest.raises(UsageError, match="read a document"):
-        tiny_reader.summarize(replace(memory, tokens=memory.tokens[:0], nll=memory.nll[:0], position=0))
+        tiny_reader.summarize(replace(memory, tokens=memory.tokens[:0], nll=memory.nll[:0], position=0, text=""))
 
 
 def test_finished_cuts_what_is_not_a_sentence():

@@ -8,7 +8,7 @@ import pytest
 
 from ttt_docs import Document, Memory, UsageError
 from ttt_docs.generation.results import Evidence
-from ttt_docs.lookup.answer import _filled
+from ttt_docs.lookup.answer import _filled, extract_around, table_head
 from ttt_docs.memory import memories_equal
 from ttt_docs.text.spans import Span
 
@@ -79,6 +79,23 @@ def test_paragraphs_show_nothing_twice():
     paragraphs = [Evidence("", None, start, end, 1.0) for start, end in spans]
     kept = _filled([], paragraphs, len(paragraphs))
     assert [found.start for found in kept] == [1000, 2050, 0, 5000]  # of the second, a fifth was shown before
+
+
+def test_a_row_comes_with_the_head_of_its_table():
+    head, rows = "| Site | Passes |\n|---|---|\n", ["| Kemme | 840 |\n", "| Gradau | 12 |\n"]
+    text = "Counted in 2020:\n\n" + head + "".join(rows) + "\nNo more."
+    assert table_head(text, text.index("| Gradau")) == table_head(text, text.index("12")) == head
+    assert [table_head(text, text.index(some)) for some in ("| Site", "Counted", "No more")] == ["", "", ""]
+    assert table_head(head + rows[0], len(head)) == head
+
+
+def test_an_extract_has_the_answer_in_its_middle():
+    words = [f"w{i}," for i in range(60)]
+    found = extract_around(" ".join(words), "W30 w31").split()
+    assert len(found) == 20 and found[9:11] == ["w30,", "w31,"]
+    assert extract_around(" ".join(words), "w1").split() == words[:20]
+    assert extract_around(" ".join(words), "w59").split() == words[40:]
+    assert extract_around("Solo cinco palabras hay aquí", "nada") == "Solo cinco palabras hay aquí"
 
 
 def test_mentions(tiny_reader, memory):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ttt_docs.lookup.answer import unsupported
-from ttt_docs.lookup.index import index_of
+from ttt_docs.generation.grounding import unsupported
 from ttt_docs.lookup.question import candidates, understand
 from ttt_docs.lookup.search import extract, occurrences, search
+from ttt_docs.text.index import index_of
 
 REPORT = """The station was opened in May 1911. Its keeper was Edward Marlow, who came from Leith.
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttt_docs.lookup.index import SIZE, index_of, language_of, passages, terms
+from ttt_docs.text.index import SIZE, index_of, language_of, passages, terms
 from ttt_docs.text.sentences import LONGEST, short_sentences
 
 PROSE = "The harbour lay still. Mr. Brown counted the ships, one by one. Nobody came!\n\nThe next day it rained."
@@ -114,7 +114,7 @@ def test_scores_have_the_same_bits_in_every_process():
     program = """if True:
         import random
         from ttt_docs.generation.sections import candidates
-        from ttt_docs.lookup.index import index_of
+        from ttt_docs.text.index import index_of
         from ttt_docs.lookup.question import understand
         from ttt_docs.lookup.search import search
         chance, letters = random.Random(0), "bdfgklmnprt"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ttt_docs.lookup.passage_reading import asked_tokens, base_state, question_fits
+from ttt_docs.generation.together import base_state
+from ttt_docs.lookup.passage_reading import asked_tokens, question_fits
 
 PASSAGES = ["The keeper was Edward\nMarlow.", "He came from Leith, by boat, in 1911. Nobody else came.", "Marlow"]
 QUESTION = "Who came?"

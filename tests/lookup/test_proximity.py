@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttt_docs.lookup.index import index_of
 from ttt_docs.lookup.proximity import _nearness, hits, related, sentence_scores, surroundings
 from ttt_docs.lookup.question import form_of, understand
+from ttt_docs.text.index import index_of
 
 FILLER = "\n\n".join(f"On day {i} nothing was seen from the tower but water and a grey sky." for i in range(40))
 TEXT = (

@@ -42,11 +42,11 @@ def labelled(name: str) -> list[dict[str, str]]:
         ('Who says "we shall not meet again"?', "lookup"),
         ("Summarize what page 12 says.", "lookup"),
         ("What is the main date the story revolves around?", "lookup"),
-        ("What are the main themes?", "memory"),
-        ("summarise the report", "memory"),
-        ("How does Anna change over the course of the novel?", "memory"),
-        ("Describe the style of the author.", "memory"),
-        ("Compare the two brothers.", "memory"),
+        ("What are the main themes?", "whole"),
+        ("summarise the report", "whole"),
+        ("How does Anna change over the course of the novel?", "whole"),
+        ("Describe the style of the author.", "whole"),
+        ("Compare the two brothers.", "whole"),
     ],
 )
 def test_clear_questions(question, expected):
@@ -72,7 +72,7 @@ def test_frames_say_what_no_template_says(router_scripts):
     frames, make_questions = router_scripts("frames"), router_scripts("make_questions")
     rows = frames.frame_questions()
     templates = {frames.bare(template["text"]).lower() for template in make_questions.templates()}
-    assert {row["label"] for row in rows} == {"lookup", "memory"} and len(rows) > 1000
+    assert {row["label"] for row in rows} == {"lookup", "whole"} and len(rows) > 1000
     assert not {row["bare"].lower() for row in rows} & templates
     assert not any("{" in row["question"] for row in rows)
 
@@ -141,11 +141,11 @@ def test_empty_question():
 @given(st.text(min_size=1).filter(str.strip))
 def test_any_text_has_a_route(text):
     decision = decide(text)
-    assert decision.route in ("memory", "lookup") and decision.reason and 0 <= decision.probability <= 1
+    assert decision.route in ("whole", "lookup") and decision.reason and 0 <= decision.probability <= 1
 
 
 def test_pasted_pages_are_a_question_too():
-    assert decide("word " * 100_000 + "what is the date?").route in ("memory", "lookup")
+    assert decide("word " * 100_000 + "what is the date?").route in ("whole", "lookup")
 
 
 def test_neither_torch_nor_transformers_is_imported():
@@ -227,12 +227,12 @@ def run(*arguments: str, code: int = 0, stdin: str | bytes | None = None):
 def test_command_json():
     (line,) = run("What are the themes?", "--json").stdout.splitlines()
     decision = json.loads(line)
-    assert decision.keys() == {"route", "probability", "reason"} and decision["route"] == "memory"
+    assert decision.keys() == {"route", "probability", "reason"} and decision["route"] == "whole"
 
 
 def test_command_reads_questions_line_by_line():
     result = run("--json", stdin="What are the themes?\nOn which page is Paris mentioned?\n")
-    assert [json.loads(line)["route"] for line in result.stdout.splitlines()] == ["memory", "lookup"]
+    assert [json.loads(line)["route"] for line in result.stdout.splitlines()] == ["whole", "lookup"]
     assert "lookup" in run("-", stdin="Who was it?\n").stdout
 
 

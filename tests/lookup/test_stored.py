@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttt_docs import Memory, MemoryFormatError
-from ttt_docs.lookup import index as stored
-from ttt_docs.lookup.index import PassageIndex, build, packed, unpacked
+from ttt_docs.text import index as stored
+from ttt_docs.text.index import PassageIndex, build, packed, unpacked
 
 TEXT = "\n\n".join(
     f"On day {i} the keeper of north-gate counted {i * 37 % 101} gulls, and wrote it down." for i in range(60)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_model import tiny_decoder
 
 from ttt_docs.errors import CheckpointError
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.weights.skill import Skill, load_skill, matrices, save_skill
+from ttt_docs.weights.skill import Skill, load_skill, matrices, norms, save_skill
 
 
 def skill_for(model: Decoder, rank: int = 3) -> Skill:
@@ -17,7 +19,7 @@ def skill_for(model: Decoder, rank: int = 3) -> Skill:
         name: (torch.randn(rank, w.shape[1], generator=chance), torch.randn(w.shape[0], rank, generator=chance))
         for name, w in matrices(model)
     }
-    return Skill("tiny", "f" * 64, factors, {"steps": 7})
+    return Skill("tiny", "f" * 64, factors, provenance={"steps": 7})
 
 
 def test_every_projection_and_nothing_else_is_changed():
@@ -39,6 +41,15 @@ def test_applied_to_a_copy_that_shares_the_rest():
         else:
             torch.testing.assert_close(weight, before[name] + up @ down)
     assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
+
+
+def test_it_brings_its_norms(tmp_path):
+    model, other = tiny_decoder(), tiny_decoder()
+    with torch.no_grad():
+        other.block(1).mlp_norm.weight.mul_(3)
+    save_skill(replace(skill_for(model), norms=norms(model)), tmp_path / "skill.safetensors")
+    changed = load_skill(tmp_path / "skill.safetensors").applied_to(other)
+    assert torch.equal(changed.block(1).mlp_norm.weight, model.block(1).mlp_norm.weight)
 
 
 def test_a_file_holds_it_in_8_bits(tmp_path):

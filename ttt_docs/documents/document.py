@@ -17,7 +17,7 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Document:
-    """What was read from one file: `text`, and `spans` that are in order, do not overlap and lie inside the text.
+    """What was read from one file: `text`, and `spans` inside it. Those of one kind are in order and do not overlap.
 
     Raises DocumentError when the text is empty or only whitespace, or when the spans break that rule.
     """
@@ -33,14 +33,14 @@ class Document:
         if not self.text or self.text.isspace():
             what = "holds only whitespace" if self.text else "is empty"
             raise DocumentError(f"{self.name}: the document {what}. Give a file that has text in it.")
-        before = 0
+        before: dict[str, int] = {}
         for span in self.spans:
-            if not before <= span.start < span.end <= len(self.text):
+            if not before.get(span.kind, 0) <= span.start < span.end <= len(self.text):
                 raise DocumentError(
                     f"{self.name}: span {span.label!r} [{span.start}, {span.end}) is empty, out of order or outside "
                     f"the text of {len(self.text)} characters. Give spans in order that do not overlap."
                 )
-            before = span.end
+            before[span.kind] = span.end
 
     @classmethod
     def from_text(
@@ -62,9 +62,9 @@ class Document:
         """SHA-256 of the text in UTF-8, 64 hexadecimal digits."""
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
 
-    def span_at(self, offset: int) -> Span | None:
-        """The page or chapter of character `offset`; None outside the text or where no span covers it."""
-        return span_at(self.spans, offset)
+    def span_at(self, offset: int, kind: str | None = None) -> Span | None:
+        """The page or chapter of character `offset`, or None. Say which `kind` where there are both."""
+        return span_at(self.spans, offset, kind)
 
     def __len__(self) -> int:
         """Characters of the text."""

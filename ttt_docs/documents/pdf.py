@@ -1,4 +1,4 @@
-"""PDF to text with pypdf: one span for each page, paragraphs put together across lines and pages."""
+"""PDF to text with pypdf: a span for each page and bookmark, paragraphs put together across lines and pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pypdf
 from ttt_docs.documents.document import LONE_SURROGATE, Document
 from ttt_docs.documents.layout import Line, join_pages, remove_running_lines
 from ttt_docs.errors import DocumentError
-from ttt_docs.text.spans import spans_from_starts
+from ttt_docs.text.spans import Span, spans_from_starts
 
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufffe\uffff]")
 #: The dots of a table of contents.
@@ -28,6 +28,7 @@ _LIGATURES = str.maketrans(
 def read_pdf(data: bytes, name: str, password: str | None = None) -> Document:
     """A Document of a PDF, with one span of kind "page" for each page that has text, labelled as the PDF labels it.
 
+    Bookmarks become spans of kind "chapter" where there are several. They begin where their title stands on its page.
     Line-end hyphens, running headers and page numbers are removed. Pages that are damaged are left out; their
     1-based numbers then stand in the metadata under "unreadable_pages". Nothing is fetched from outside the file.
 
@@ -38,6 +39,7 @@ def read_pdf(data: bytes, name: str, password: str | None = None) -> Document:
         lines, unreadable = _all_lines(reader, name)
         labels = _labels(reader, len(lines))
         metadata = _metadata(reader, len(lines))
+        bookmarks = _bookmarks(reader)
     if unreadable:
         metadata["unreadable_pages"] = ", ".join(map(str, unreadable))
     if not any(any(character.isalnum() for character in line.text) for page in lines for line in page):
@@ -49,6 +51,7 @@ def read_pdf(data: bytes, name: str, password: str | None = None) -> Document:
         )
     text, starts = join_pages(remove_running_lines(lines, labels))
     spans = spans_from_starts("page", [(offset, labels[index]) for offset, index in starts], len(text))
+    spans += _chapters(text, bookmarks, {index: offset for offset, index in starts})
     return Document.from_text(text, name=name, spans=spans, metadata=metadata)
 
 
@@ -120,6 +123,35 @@ def _labels(reader: pypdf.PdfReader, count: int) -> list[str]:
     except Exception:  # a damaged label tree costs the labels only
         return numbers
     return [label or number for label, number in zip(labels, numbers, strict=True)] if len(labels) == count else numbers
+
+
+def _bookmarks(reader: pypdf.PdfReader) -> list[tuple[str, int]]:
+    """(title, page index) of the outermost bookmarks; of those below where there is a single one."""
+    try:
+        level: Any = reader.outline
+        while len([one for one in level if not isinstance(one, list)]) == 1 and isinstance(level[-1], list):
+            level = level[-1]
+        entries = [one for one in level if not isinstance(one, list)]
+        pages = [reader.get_destination_page_number(one) for one in entries]
+        titles = [" ".join(_clean(str(one.title or "")).split()) for one in entries]
+    except Exception:  # a damaged outline costs the bookmarks only
+        return []
+    return [(title, page) for title, page in zip(titles, pages, strict=True) if title and page is not None]
+
+
+def _chapters(text: str, bookmarks: list[tuple[str, int]], pages: dict[int, int]) -> tuple[Span, ...]:
+    """Spans of the bookmarks. `pages` has where each page begins in the text; a page without text has none."""
+    starts: list[tuple[int, str]] = []
+    for title, page in bookmarks:
+        if page not in pages:
+            continue
+        words = r"\s+".join(map(re.escape, title.split()))
+        end = min((start for start in pages.values() if start > pages[page]), default=len(text))
+        found = re.compile(words, re.IGNORECASE).search(text, pages[page], end)
+        at = found.start() if found else pages[page]
+        if not starts or at > starts[-1][0]:
+            starts.append((at, title))
+    return spans_from_starts("chapter", starts, len(text)) if len(starts) > 1 else ()
 
 
 def _metadata(reader: pypdf.PdfReader, count: int) -> dict[str, str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # it brings torch along
     from ttt_docs.memory.memory import Memory
 
-#: Where an answer came from: the fast weights, or the document's passages read again with full attention.
-Route = Literal["memory", "lookup"]
+#: Where an answer came from: the fast weights, passages read again with full attention, or all parts of the document.
+Route = Literal["memory", "lookup", "whole"]
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,47 @@ class Answer:
     evidence: tuple[Evidence, ...] = ()
     seconds: float = 0.0
     reason: str = ""  # why it went that way, and how the answer was found
-    verified: bool = False  # every number, name and quoted string of it stands in the evidence
+    verified: bool = False  # each name and number of it stands in its first quote, which is about the question
+    confidence: float | None = None  # probability that it is right; None: not known
+    answered: bool = True  # False: the document does not say
 
     def __str__(self) -> str:
         return self.text
 
 
 @dataclass(frozen=True)
-class Summary:
-    """A summary, and the sentences of the document it is made of, in its order (empty where the model wrote freely)."""
+class SummarySentence:
+    """A sentence of a summary, and the places of the text that it stands in."""
 
     text: str
-    tokens: int  # of the text; where the model wrote freely, all it generated, tries that failed a check included
+    evidence: tuple[Evidence, ...] = ()
+    supported: bool = False  # its names and numbers stand there, and its other words near one another
+
+
+@dataclass(frozen=True)
+class SummarySection:
+    """A part of a summary: what a chapter, or a stretch of the document, says."""
+
+    title: str  # "" where the stretch has no name
+    text: str
+    pages: str | None  # "3" or "3 to 17"
+    sentences: tuple[SummarySentence, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A summary. `text` is that of its sections, a paragraph each."""
+
+    text: str
+    tokens: int  # of the text
     route: Route = "memory"
-    outline: tuple[Evidence, ...] = ()
+    sections: tuple[SummarySection, ...] = ()
+    note: str = ""  # what a reader should know of how it was made; may be empty
+
+    @property
+    def sentences(self) -> tuple[SummarySentence, ...]:
+        """Those of all sections, in order."""
+        return tuple(sentence for section in self.sections for sentence in section.sentences)
 
     def __str__(self) -> str:
         return self.text

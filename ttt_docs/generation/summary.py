@@ -1,138 +1,265 @@
-"""Summaries made of the document's own sentences.
+"""A summary of a memory: which parts of the document it tells, in how many words, and by whom it is written.
 
-A small model that writes freely about a book invents. In a trial with the default model, most of its own sentences said
-what the document does not. So a few sentences of each part of the document are nominated (`sections`), and the model
-that has read the document chooses one of them: the likeliest after its fast weights and the summary so far. Without
-prose to choose from, or without a text in the memory, the model writes by itself, and what it writes is checked.
+A writer tells it in its own words (`merging`). Where there is none, or it was not taught such a text, the summary is
+made of the document's own sentences (`extracts`), and a note says so.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Literal, get_args
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import groupby
+from typing import Literal, NamedTuple, get_args
 
-import torch
+from tqdm import tqdm
 
 from ttt_docs.errors import UsageError
-from ttt_docs.generation.chat import Reply, prompt_tokens
-from ttt_docs.generation.results import Summary, quote
-from ttt_docs.generation.sampling import Sampling
-from ttt_docs.generation.sections import NOMINATED, Quote, nominate, opening_of, written
+from ttt_docs.generation.extracts import best_quotes, extract, extracts, first_lines, written_from_memory
+from ttt_docs.generation.merging import SHORTER, Teller, Unit
+from ttt_docs.generation.pieces import TextPart, is_english_prose, parts_of, pieces_of
+from ttt_docs.generation.results import Summary, SummarySection, SummarySentence
+from ttt_docs.generation.together import SEQUENCES
+from ttt_docs.generation.writing import Writer
 from ttt_docs.memory.memory import Memory
 from ttt_docs.model.decoder import Decoder
-from ttt_docs.reading.restoring import state_of
+from ttt_docs.text.index import PassageIndex, index_of, terms
 from ttt_docs.text.names import proper_names
-from ttt_docs.text.sentences import sentences
+from ttt_docs.text.sentences import Span, trimmed
 from ttt_docs.text.tokenizer import Tokenizer
-from ttt_docs.ttt.state import ReadingState
 
-Length = Literal["sentence", "paragraph", "page"]
-#: Parts of the document that get a sentence each, sentences to a paragraph, and tokens if the model writes by itself.
-PARTS: dict[Length, tuple[int, int, int]] = {"sentence": (1, 1, 60), "paragraph": (7, 7, 160), "page": (20, 5, 480)}
-#: What a nat per token weighs against a sentence's score.
-WEIGHT = 0.8
-#: Tokens of an outline that the model sees when it writes by itself.
-SHOWN = 700
-RETRIES = 3
+Length = Literal["sentence", "paragraph", "page", "chapters"]
 
 
-def summarize(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Length, seed: int = 0) -> Summary:
-    """A summary of what the memory has read; `seed` matters only where the model writes by itself.
+class Shape(NamedTuple):
+    """What a length means."""
 
-    Raises UsageError for an unknown length or an empty memory.
+    words: int  # in all; of each chapter
+    sections: int  # a paragraph each
+    asked: int  # pieces that a focus is told from, at most
+    extracts: int  # sentences of the document, where it is made of those
+    task: str  # how it is asked for where there is no text
+    free: int  # tokens that may be written then
+
+
+SHAPES: dict[Length, Shape] = {
+    "sentence": Shape(25, 1, 3, 1, "in one sentence", 60),
+    "paragraph": Shape(120, 1, 6, 7, "in one paragraph", 160),
+    "page": Shape(450, 5, 15, 20, "in detail", 480),
+    "chapters": Shape(100, 0, 15, 2, "in detail", 480),
+}
+#: Extracts in a paragraph.
+TO_PARAGRAPH = 6
+#: Share of the best piece's score that another has at least, to be about the focus too.
+ABOUT = 0.4
+#: Share of the window that a focus takes at most.
+FOCUS = 1 / 8
+EXTRACTS = "The summary is made of the document's own sentences"
+NO_PROSE = "it is no running English: a table, a list, or another language"
+UNKNOWN = "No word of the focus stands in the text: the summary looks at all of it."
+NO_TEXT = "The memory holds no text: the model wrote from its fast weights alone, and nothing could be checked."
+NOTHING = "The memory holds no text, and the model wrote nothing of use from its fast weights alone."
+
+
+class SummaryStream:
+    """A summary in the making: iterate over it once for its sections, as they are ready. `summary` is the whole.
+
+    Made by `stream_summary`.
+    """
+
+    def __init__(self, sections: Iterator[SummarySection], tokenizer: Tokenizer, note: str = "") -> None:
+        self._left, self._tokenizer, self.note = sections, tokenizer, note
+        self._made: list[SummarySection] = []
+
+    def __iter__(self) -> Iterator[SummarySection]:
+        for section in self._left:
+            self._made.append(section)
+            yield section
+
+    @cached_property
+    def summary(self) -> Summary:
+        """All sections; those that were not asked for yet are made first."""
+        for _ in self:
+            pass
+        text = "\n\n".join(section.text for section in self._made)
+        return Summary(text, len(self._tokenizer.encode(text)), sections=tuple(self._made), note=self.note)
+
+
+def stream_summary(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    memory: Memory,
+    length: Length,
+    writer: Writer | str,
+    focus: str | None = None,
+    seed: int = 0,
+    progress: bool | None = False,
+) -> SummaryStream:
+    """A summary of what the memory has read, or what it says about a `focus`. `writer` may be why there is none.
+
+    `seed` is for what is drawn where the likeliest text does not stand in the document. `progress=None` shows a bar on
+    a terminal.
+
+    Raises UsageError for an unknown length, an empty memory, and a focus that is empty, too long, or asked of a memory
+    without text.
     """
     if length not in get_args(Length):
         raise UsageError(f"length={length!r}: use {', '.join(get_args(Length))}")
-    if not len(memory.tokens):
+    text = memory.text or ""
+    if not len(memory.tokens) and not text.strip():
         raise UsageError("this memory is empty: read a document first")
-    parts, to_paragraph, _ = PARTS[length]
-    text = memory.text or ""
+    _check_focus(focus, tokenizer, memory)
+    shape = SHAPES[length]
     if not text.strip():
-        return _written(model, tokenizer, memory, length, seed, "")
-    names = proper_names(text, 8)
-    nominated = nominate(text, memory, tokenizer, names, parts)
-    if not nominated:
-        return _written(model, tokenizer, memory, length, seed, text)
-    opening = opening_of(text, names) if parts > 1 and len(nominated) > 3 else ""
-    chosen = _choose(model, tokenizer, memory, nominated, opening)
-    lines = [*([opening] if opening else []), *(one.written for one in chosen)]
-    joined = "\n\n".join(" ".join(lines[i : i + to_paragraph + 1]) for i in range(0, len(lines), to_paragraph + 1))
-    sentences = tuple(quote(memory, one.start, one.end, one.score) for one in chosen)
-    return Summary(joined, len(tokenizer.encode(joined)), outline=sentences)
-
-
-def _choose(
-    model: Decoder, tokenizer: Tokenizer, memory: Memory, nominated: list[list[Quote]], opening: str
-) -> list[Quote]:
-    """One sentence of each part: well scored, and likely to the model after the document and the summary so far."""
-    text = memory.text or ""
-    state = state_of(model, memory) if memory.position else ReadingState(model, memory.reading)
-    device = model.embed.weight.device
-    prompt = prompt_tokens(tokenizer, [("user", "Summarize the document.")], opening)
-    held = [*memory.pending.tolist(), *prompt]
-    state.run(torch.tensor([held[:-1]], device=device))
-    last, said = held[-1], opening
-    chosen: list[Quote] = []
-    names = proper_names(text, 8)
-    for group in nominated:
-        fresh = [name for name in names if not name.within(said)]
-        ranked = sorted(group, key=lambda q: (-q.score - 0.8 * any(name.within(q.written) for name in fresh), q.start))
-        ranked = [q for q in ranked if _overlap(q.written, said) < 0.5][:NOMINATED]
-        if not ranked:
-            continue
-        encoded = [tokenizer.encode(f" {one.written}" if said else one.written) for one in ranked]
-        losses = [float(state.score(torch.tensor([[last, *ids]], device=device)).mean()) for ids in encoded]
-        best = max(range(len(ranked)), key=lambda i: ranked[i].score - WEIGHT * losses[i])
-        state.run(torch.tensor([[last, *encoded[best][:-1]]], device=device))
-        last, said = encoded[best][-1], f"{said} {ranked[best].written}"
-        chosen.append(ranked[best])
-    return chosen
-
-
-def _overlap(line: str, said: str) -> float:
-    """Share of the line's runs of four words that were said before."""
-    runs = _runs(line)
-    return len(runs & _runs(said)) / max(len(runs), 1)
-
-
-def _runs(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i : i + 4]) for i in range(len(words) - 3)}
-
-
-def _written(model: Decoder, tokenizer: Tokenizer, memory: Memory, length: Length, seed: int, text: str) -> Summary:
-    """The model's own words; the first line of the text if none of its tries is a finished text without loops."""
-    task = {"sentence": "in one sentence", "paragraph": "in one paragraph", "page": "in detail"}[length]
-    limit = min(PARTS[length][2], memory.reading.window // 3)
-    shown = tokenizer.decode(tokenizer.encode(text[: 8 * SHOWN])[: min(SHOWN, memory.reading.window // 4)])
-    user = f"{shown}\n\nSummarize this document {task}." if shown else f"Summarize the document above {task}."
-    prompt = prompt_tokens(tokenizer, [("user", user)])
-    total = 0
-    for attempt in range(RETRIES):
-        sampling = Sampling(
-            temperature=0.0 if attempt == 0 else 0.4,
-            repetition_penalty=1.1,
-            no_repeat_ngram=6,
-            seed=seed + attempt,
-            max_new_tokens=limit,
+        free = written_from_memory(model, tokenizer, memory, shape.task, shape.free, seed)
+        return SummaryStream(
+            iter([_section(memory, "", free)] if free else []), tokenizer, NO_TEXT if free else NOTHING
         )
-        reply = Reply(model, tokenizer, memory, prompt, sampling)
-        whole = finished("".join(reply))
-        total += reply.tokens
-        if whole and distinct_runs(whole) >= 0.9:
-            return Summary(whole, total)
-    lines = [line for line in text.splitlines() if line.strip()]
-    return Summary(written(lines[0])[:300] if lines else "", total)
+    index = index_of(text, memory.index)
+    if len(index.sentences) == 1:
+        return SummaryStream(iter([_section(memory, "", first_lines(memory, index, 1))]), tokenizer)
+    reason = writer if isinstance(writer, str) else "" if is_english_prose(text) else NO_PROSE
+    unknown = UNKNOWN if focus and not _weights(index, focus) else ""
+    quoted = _extracted(model, tokenizer, memory, index, length, focus or "")
+    if reason or isinstance(writer, str):
+        return SummaryStream(quoted, tokenizer, " ".join(filter(None, (f"{EXTRACTS}: {reason}.", unknown))))
+    told = _told(writer, memory, index, length, focus or "", seed, progress)
+    return SummaryStream(_or(told, quoted), tokenizer, unknown)
 
 
-def finished(text: str) -> str:
-    """`text` up to the end of its last whole sentence; empty if it has none."""
-    text = text.strip()
-    ends = [end for _, end in sentences(text) if text[end - 1] in '.!?。！？"”’)']
-    return text[: ends[-1]] if ends else ""
+def _or(sections: Iterator[SummarySection], others: Iterator[SummarySection]) -> Iterator[SummarySection]:
+    """The sections; the others if there is none, as where a writer has nothing to say about a focus."""
+    none = True
+    for section in sections:
+        none = False
+        yield section
+    if none:
+        yield from others
 
 
-def distinct_runs(text: str) -> float:
-    """Distinct runs of four words / all of them: 1 without repetition."""
-    words = re.findall(r"\w+", text.lower())
-    return len(_runs(text)) / max(len(words) - 3, 1) if len(words) > 3 else 1.0
+def _check_focus(focus: str | None, tokenizer: Tokenizer, memory: Memory) -> None:
+    if focus is None:
+        return
+    if not focus.strip():
+        raise UsageError("the focus is empty: say what the summary is to be about, or leave it out")
+    tokens, most = len(tokenizer.encode(focus)), int(memory.reading.window * FOCUS)
+    if tokens > most:
+        raise UsageError(f"the focus has {tokens:,} tokens, and {most:,} fit: ask more briefly")
+    if not (memory.text or "").strip():
+        raise UsageError("this memory holds no text to look for the focus in: ingest the document again")
+
+
+def _told(
+    writer: Writer, memory: Memory, index: PassageIndex, length: Length, focus: str, seed: int, progress: bool | None
+) -> Iterator[SummarySection]:
+    """The sections as a writer tells them, some units at a time so that batches are full."""
+    shape, weights = SHAPES[length], _weights(index, focus)
+    pieces = [(part, span) for part in parts_of(memory) for span in pieces_of(index, part.start, part.end, writer.fits)]
+    about = _about([span for _, span in pieces], index, weights, shape.asked)
+    units = _units(index.text, [one for one in pieces if one[1] in about], shape, length)
+    disable = None if progress is None else not progress
+    total = sum(len(unit.pieces) for unit, _ in units)
+    with tqdm(total=total, unit="text", disable=disable, desc="Writing") as bar:
+        started = [0]
+
+        def planned(count: int) -> None:
+            started[0] += count
+            bar.total = max(total, started[0])
+
+        names = proper_names(index.text, 8)
+        teller = Teller(writer, memory, index, names, focus, weights, seed, planned, bar.update)
+        for some in _waves(units):
+            told = teller.tell([unit for unit, _ in some])
+            made = [
+                _section(memory, title, one.sentences, one.span)
+                for (_, title), one in zip(some, told, strict=True)
+                if one.sentences
+            ]
+            yield from made
+
+
+def _weights(index: PassageIndex, focus: str) -> dict[str, float]:
+    """The terms of the focus that stand in the text."""
+    return {term: 1.0 for term in terms(focus, index.language) if len(index.held_by(term))}
+
+
+def _about(pieces: Sequence[Span], index: PassageIndex, weights: dict[str, float], most: int) -> set[Span]:
+    """The pieces that a focus is about, by BM25; all where there is no focus, or no piece has a word of it."""
+    if not weights:
+        return set(pieces)
+    scores = index.scores(weights)
+    best = dict.fromkeys(pieces, 0.0)
+    places = [index.span(passage) for passage in range(len(index))]
+    for start, end in pieces:
+        inside = [float(s) for (a, b), s in zip(places, scores, strict=True) if start <= (a + b) // 2 < end]
+        best[start, end] = max(inside, default=0.0)
+    least = max(ABOUT * max(best.values(), default=0.0), 1e-9)
+    ranked = sorted(pieces, key=lambda span: -best[span])[:most]
+    return {span for span in ranked if best[span] >= least} or set(pieces)
+
+
+def _units(text: str, pieces: Sequence[tuple[TextPart, Span]], shape: Shape, length: Length) -> list[tuple[Unit, str]]:
+    """The pieces by section, each section with its title; a short text gets a shorter summary."""
+    if length == "chapters":
+        runs = [list(group) for _, group in groupby(pieces, key=lambda one: one[0])]
+    else:
+        count = min(shape.sections, len(pieces))
+        runs = [list(pieces[len(pieces) * i // count : len(pieces) * (i + 1) // count]) for i in range(count)]
+    made = []
+    for run in runs:
+        spans = tuple(span for _, span in run)
+        most = sum(len(text[a:b].split()) for a, b in spans) // SHORTER
+        words = shape.words // (1 if length == "chapters" else len(runs))
+        titles = list(dict.fromkeys(part.title for part, _ in run if part.title))
+        title = " – ".join(dict.fromkeys(titles[:1] + titles[-1:]))
+        made.append((Unit(spans, max(min(words, most), 10), length == "sentence"), title))
+    return made
+
+
+def _waves(units: Sequence[tuple[Unit, str]]) -> Iterator[list[tuple[Unit, str]]]:
+    """Units that together have pieces enough for a batch."""
+    wave: list[tuple[Unit, str]] = []
+    for one in units:
+        wave.append(one)
+        if sum(len(unit.pieces) for unit, _ in wave) >= SEQUENCES:
+            yield wave
+            wave = []
+    if wave:
+        yield wave
+
+
+def _extracted(
+    model: Decoder, tokenizer: Tokenizer, memory: Memory, index: PassageIndex, length: Length, focus: str
+) -> Iterator[SummarySection]:
+    """The sections of a summary that is made of the document's own sentences."""
+    shape, weights = SHAPES[length], _weights(index, focus)
+    names = proper_names(index.text, 8)
+    if length == "chapters" or weights:
+        parts = parts_of(memory)
+        spans = {trimmed(index.text, part.start, part.end): part.title for part in parts}
+        if weights:
+            places = [index.span(passage) for passage in range(len(index))]
+            spans = dict.fromkeys(sorted(_about(places, index, weights, shape.extracts)), "")
+        count = shape.extracts if length == "chapters" and not weights else 1
+        found = [(title, best_quotes(index, span, names, weights)[:count]) for span, title in spans.items()]
+        made = [(title, [extract(memory, one) for one in sorted(some, key=lambda q: q.start)]) for title, some in found]
+        if weights:
+            made = [("", list(dict.fromkeys(one for _, some in made for one in some)))]
+    else:
+        every = extracts(model, tokenizer, memory, shape.extracts)
+        made = [("", every[i : i + TO_PARAGRAPH]) for i in range(0, len(every), TO_PARAGRAPH)]
+        if length == "paragraph":
+            made = [("", every)]
+    made = [(title, some) for title, some in made if some]
+    if not made:
+        made = [("", first_lines(memory, index, min(shape.words, max(len(index.text.split()) // SHORTER, 10))))]
+    yield from (_section(memory, title, some) for title, some in made)
+
+
+def _section(memory: Memory, title: str, made: Sequence[SummarySentence], span: Span | None = None) -> SummarySection:
+    """A section of these sentences, about the characters `span`; None: from the first of their evidence to the last."""
+    found = [place for one in made for place in one.evidence]
+    if span is None and found:
+        span = min(one.start for one in found), max(one.end for one in found)
+    pages = [memory.label_at(at, "page") for at in (span[0], span[1] - 1)] if span else []
+    named = dict.fromkeys(page for page in pages if page is not None)
+    return SummarySection(title, " ".join(one.text for one in made), " to ".join(named) or None, tuple(made))

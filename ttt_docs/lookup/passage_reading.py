@@ -10,23 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ttt_docs.model.config import ReadingConfig
+from ttt_docs.generation.together import base_state
 from ttt_docs.model.decoder import Decoder
 from ttt_docs.text.tokenizer import Tokenizer
-from ttt_docs.ttt.state import ReadingState
-
-
-def base_state(model: Decoder, batch: int = 1, tokens: int | None = None) -> ReadingState:
-    """A fresh state with full attention over so many tokens (the model's trained length).
-
-    The fast weights of a retrofit are left out: they were added to the base model. A model that was trained with them
-    keeps their initial values, since it is none without.
-    """
-    longest = min(tokens or model.config.max_positions, model.config.max_positions)
-    state = ReadingState(model, ReadingConfig(chunk=longest, window=longest, learn=False), batch)
-    if not model.config.prime_norm:
-        state.set_fast(None)
-    return state
 
 
 def asked_tokens(tokenizer: Tokenizer, question: str) -> list[int]:

@@ -3,7 +3,8 @@
 `~name~` in a pattern stands for a pattern of the section "parts". A pattern that ignores case begins with `(?i)`.
 Section "kinds" tells the kind of answer from a question, the first that fits; "spans" are what answers of a kind look
 like, the most telling pattern first; "forms" are what a sentence with such an answer holds, and the words that ask for
-it; "router" takes a question apart.
+it; "router" takes a question apart; "exact" are whole questions that need no model, and what each asks for. A digit at
+the end of a group's name only tells it from others of that name.
 """
 
 from __future__ import annotations

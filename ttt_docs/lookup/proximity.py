@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttt_docs.lookup.index import PassageIndex, token_terms
 from ttt_docs.lookup.question import Query, form_of
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.text.index import PassageIndex, token_terms
 from ttt_docs.text.sentences import Span
 from ttt_docs.text.tokenizer import Tokenizer
 

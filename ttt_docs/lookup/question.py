@@ -7,13 +7,14 @@ answers are known for English questions only.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ttt_docs.lookup.index import POSSESSIVE, TOKEN, language_of, stop_words, token_terms
 from ttt_docs.lookup.patterns import compiled, patterns
+from ttt_docs.text.index import POSSESSIVE, TOKEN, language_of, stop_words, token_terms
 from ttt_docs.text.names import word_list
-from ttt_docs.text.sentences import Span
+from ttt_docs.text.sentences import QUOTED, Span, quoted
 
 #: What the answer is to be: a string that names a thing, a quantity, a point in time, yes or no, or any span.
 Kind = Literal["uuid", "email", "url", "identifier", "number", "date", "mention", "span"]
@@ -28,7 +29,6 @@ _MANY = re.compile(
     r"^\W*(?:what|which|who) (?:are|were)\b|^\W*(?:list|name|enumerate)\b|\b(?:all|every|each)\b.*\b\w+s\b",
     re.IGNORECASE,
 )
-_QUOTED = re.compile(r"[“\"«„]([^“”\"«»„]{2,})[”\"»“]|(?<!\w)[‘'`]([^‘’'`]{2,}?)[’'`](?!\w)")
 _NAMED_IN = re.compile(r"(?<!^)(?<![.?!:]\s)\b[^\W\d_a-z][\w’']*(?:\s+[^\W\d_a-z][\w’']*)*")
 _LEADING = re.compile(
     r"\b(?:for|of|to|about|on|with|from|at|called|named|is|are|was|has|does|and|or|,|:)\W*$", re.IGNORECASE
@@ -63,7 +63,9 @@ def understand(text: str, language: str | None = None) -> Query:
             weights[term] = max(factor, weights.get(term, 0.0))
             words.setdefault(term, word)
     stops = stop_words(language) | _ASKING
-    names = tuple(n for n in (m.group() for m in _NAMED_IN.finditer(text)) if n.lower() not in stops and n != "I")
+    # Only English has capitals for names alone, and only an English question is known by its first word.
+    named = _NAMED_IN.findall(text) if language_of(text) == "english" else []
+    names = tuple(name for name in named if name.lower() not in stops and name != "I")
     return Query(text, kind, bool(_MANY.search(text)), weights, words, _keys(text), names)
 
 
@@ -76,15 +78,43 @@ def only(query: Query, key: str, language: str) -> Query:
     return replace(understand(text, language), kind=query.kind, many=query.many, keys=(key,))
 
 
-def quoted(text: str) -> list[str]:
-    """The strings that stand in quotation marks."""
-    return [double or single for double, single in _QUOTED.findall(text)]
+_LEANS = re.compile(
+    r"^\W*(?:and|or|but|what about|how about|why|then)\b|\b(?:he|she|it|they|him|her|them|his|its|their|that|this|"
+    r"those|these|there|one|ones)\b",
+    re.IGNORECASE,
+)
+#: A follow-up of no more terms than this leans on what was said before; what the terms said there count for.
+_FEW, _BEFORE = 2, 0.4
+
+
+_REASON = re.compile(
+    r"^\W*(?:and |but |so )?(?:why\b|how come\b|for what reason\b|what (?:was|is) the reason\b)", re.IGNORECASE
+)
+
+
+def asks_why(question: str) -> bool:
+    """Whether a question asks for a reason: what is asked about may be the whole, the reason stands at some place."""
+    return _REASON.search(question) is not None
+
+
+def leans(question: str) -> bool:
+    """Whether a question has words that stand for something said before."""
+    return _LEANS.search(question) is not None
+
+
+def following(query: Query, history: Sequence[tuple[str, str]]) -> Query:
+    """The question with the terms of the turn before it, where it leans on that."""
+    if not history or not (leans(query.text) or len(query.weights) <= _FEW):
+        return query
+    before = understand(" ".join(history[-1]))
+    weights = {term: _BEFORE * factor for term, factor in before.weights.items()}
+    return replace(query, weights=weights | query.weights, words=before.words | query.words)
 
 
 def _keys(text: str) -> tuple[str, ...]:
     """Strings that can only be meant as they stand: quoted ones, and tokens with digits or joined words in them."""
     keys = quoted(text)
-    rest = _QUOTED.sub(" ", text)
+    rest = QUOTED.sub(" ", text)
     for match in TOKEN.finditer(rest):
         token = POSSESSIVE.sub("", match.group())
         if any(c.isdigit() for c in token):

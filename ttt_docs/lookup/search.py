@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttt_docs.lookup.index import PassageIndex
 from ttt_docs.lookup.question import Query, candidates
+from ttt_docs.text.index import PassageIndex
 from ttt_docs.text.sentences import Span
 
 #: Passages whose sentences are looked at one by one, and sentences whose passages are found too.
@@ -77,13 +77,16 @@ def search(index: PassageIndex, query: Query) -> Found:
     return Found(sorted(ranked, key=lambda item: (-item[1], item[0])), sentences, missing)
 
 
-def occurrences(text: str, key: str) -> list[tuple[int, int]]:
-    """Spans where a key stands as whole words, whatever joins its parts and however it is capitalized."""
+def occurrences(text: str, key: str, any_case: bool = False) -> list[tuple[int, int]]:
+    """Spans where a key stands as whole words, whatever joins its parts.
+
+    Capitals count unless the key stands nowhere with its own, or with `any_case`.
+    """
     parts = _PART.findall(key)
     if not parts:
         return []
     pattern = r"(?<![^\W_])" + r"[\W_]{0,3}?".join(map(re.escape, parts)) + r"(?![^\W_])"
-    exact = [m.span() for m in re.finditer(pattern, text)]
+    exact = [] if any_case else [m.span() for m in re.finditer(pattern, text)]
     return exact or [m.span() for m in re.finditer(pattern, text, re.IGNORECASE)]
 
 

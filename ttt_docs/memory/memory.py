@@ -48,6 +48,7 @@ from ttt_docs.memory.header import (
 )
 from ttt_docs.memory.packing import pack, pack_numbers, unpack, unpack_numbers
 from ttt_docs.model.config import ReadingConfig
+from ttt_docs.text.index import index_of, packed
 from ttt_docs.text.spans import label_at
 from ttt_docs.weights.lowrank import Changes, LowRank
 from ttt_docs.weights.registry import advice
@@ -88,7 +89,7 @@ class Memory:
     extra: dict[str, str] = field(default_factory=dict)  # free notes of the caller
     #: Only in a compact memory: what reading added to the fast weights. `fast` and `window` are then empty.
     change: Changes | None = None
-    #: The index that lookups use (`lookup/stored.py`); a compact memory leaves it out, and lookups make it again.
+    #: The index over the text (`text/index.py`); a compact memory leaves it out, and lookups make it again.
     index: bytes | None = None
 
     @property
@@ -179,6 +180,11 @@ class Memory:
             if expect_fingerprint is not None and found != expect_fingerprint:
                 raise mismatch(fspath(path), raw.header.model, found, expect_model, expect_fingerprint)
             return _load(file, raw)
+
+
+def indexed(memory: Memory) -> Memory:
+    """`memory` with the index over its text, made anew."""
+    return replace(memory, index=packed(index_of(memory.text)) if memory.text else None)
 
 
 def mismatch(

@@ -29,36 +29,37 @@ PARTS = {
     "header": "header",
 }
 # Characters that HTML does not allow. The rest of what strangers write is harmless once it is escaped.
-_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def html_page(findings: Findings) -> str:
     """The report as one HTML page. All text of documents in it is escaped, and its policy forbids every script."""
-    style = Path(__file__).with_name("style.css").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     facts, sizes = findings.facts, findings.facts["bytes"]
     sinks = min(facts["reading"]["sinks"], findings.keys)
     seen, gone = findings.keys - sinks, max(facts["position"] - findings.keys, 0)
-    return (
-        _templates()
-        .get_template("page.html.jinja")
-        .render(
-            found=findings,
-            style=Markup(style),
-            policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
-            in_view=[
-                ("sinks", f"{sinks:,} first tokens, kept for ever", sinks),
-                ("weights", f"{gone:,} tokens that only the fast weights remember", gone),
-                ("window", f"{seen:,} tokens in the attention window", seen),
-                ("pending", f"{facts['pending']:,} pending: read, not yet learned from", facts["pending"]),
-            ],
-            made_of=[
-                (part, f"{name} {readable_bytes(sizes[part])}", sizes[part])
-                for part, name in PARTS.items()
-                if sizes.get(part)
-            ],
-        )
+    return rendered(
+        "page.html.jinja",
+        found=findings,
+        in_view=[
+            ("sinks", f"{sinks:,} first tokens, kept for ever", sinks),
+            ("weights", f"{gone:,} tokens that only the fast weights remember", gone),
+            ("window", f"{seen:,} tokens in the attention window", seen),
+            ("pending", f"{facts['pending']:,} pending: read, not yet learned from", facts["pending"]),
+        ],
+        made_of=[
+            (part, f"{name} {readable_bytes(sizes[part])}", sizes[part])
+            for part, name in PARTS.items()
+            if sizes.get(part)
+        ],
     )
+
+
+def rendered(template: str, **values: object) -> str:
+    """A page of a template, with the style sheet and a policy that allows nothing else."""
+    style = Path(__file__).with_name("style.css").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    return _templates().get_template(template).render(style=Markup(style), policy=policy, **values)
 
 
 @cache
@@ -91,4 +92,4 @@ def _shown(value: object) -> object:
     """What a template writes for a value, before it is escaped: pixels are shortened, forbidden characters replaced."""
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
-    return value if isinstance(value, Markup) else _FORBIDDEN.sub("\ufffd", str(value))
+    return value if isinstance(value, Markup) else FORBIDDEN.sub("\ufffd", str(value))

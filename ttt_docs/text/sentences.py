@@ -12,8 +12,12 @@ Span = tuple[int, int]
 PARAGRAPH = re.compile(r"\S(?:.|\n(?!\s*\n))*")
 SENTENCE_END = re.compile(r"(?:[.!?…]+|[。！？]+)[\"'”’»)\]_*]*(?=\s|$)|[。！？]+[」』”]*")
 _LAST_WORD = re.compile(r"(?<!\w)(\w+)\W*$")
+#: What stands in quotation marks, double or single.
+QUOTED = re.compile(r"[“\"«„]([^“”\"«»„]{2,})[”\"»“]|(?<!\w)[‘'`]([^‘’'`]{2,}?)[’'`](?!\w)")
 #: Titles that are written with a dot, and the characters to look back for one.
-_DOTTED = TITLES - {"sir", "king", "queen", "la", "le"}
+_DOTTED = (TITLES - {"sir", "king", "queen", "la", "le"}) | {"al", "vs", "cf", "approx"}
+#: Abbreviations before a number; elsewhere they may end a sentence ("No.").
+_BEFORE_NUMBERS = {"no", "nos", "fig", "figs", "vol", "pp", "art", "sec", "eq", "ch"}
 _LONGEST_TITLE = max(map(len, _DOTTED)) + 4
 #: `short_sentences` have at most this many characters.
 LONGEST = 500
@@ -42,9 +46,13 @@ def trimmed(text: str, start: int, end: int) -> Span:
 
 
 def _abbreviated(text: str, start: int, dot: int) -> bool:
-    """Whether the dot at `dot` ends a title or an initial, and no sentence."""
+    """Whether the dot at `dot` ends a title, an initial or an abbreviation, and no sentence."""
     word = _LAST_WORD.search(text, max(start, dot - _LONGEST_TITLE), dot)
     last = word.group(1) if word else ""
+    if text[max(start, dot - 3) : dot].lower() in ("e.g", "i.e"):
+        return True
+    if last.lower() in _BEFORE_NUMBERS:
+        return text[dot + 1 : dot + 3].strip()[:1].isdigit()
     return last.lower() in _DOTTED or (len(last) == 1 and last.isupper() and last != "I")
 
 
@@ -86,3 +94,8 @@ def _cut(text: str, start: int, end: int) -> list[Span]:
         pieces.append((start, cut))
         start = trimmed(text, cut, end)[0]
     return [*pieces, (start, end)] if start < end else pieces
+
+
+def quoted(text: str) -> list[str]:
+    """The strings that stand in quotation marks."""
+    return [double or single for double, single in QUOTED.findall(text)]

@@ -15,10 +15,10 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,14 @@ from ttt_docs.io import replacing
 from ttt_docs.kernels.backends import Kernels
 from ttt_docs.kernels.dispatch import kernels_for
 from ttt_docs.model.decoder import Decoder
+from ttt_docs.model.positions import Positions
+from ttt_docs.model.rope import rotation
 from ttt_docs.text.tokenizer import Tokenizer
 from ttt_docs.training.recipe import OptimizerRecipe
 from ttt_docs.training.record import Record
 from ttt_docs.training.trainer import learning_rate
 from ttt_docs.weights.pretrained import open_pretrained
-from ttt_docs.weights.skill import SYSTEM, Skill, matrices, save_skill
+from ttt_docs.weights.skill import SYSTEM, Skill, matrices, norms, save_skill
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +46,10 @@ class Plan:
     """How a skill is taught."""
 
     rank: int = 16
+    frozen: int = 10  # blocks at the bottom that are not changed: no gradient is computed for them
     lr: float = 1e-3
     steps: int = 3000
-    batch: int = 8192  # tokens of a step, padding counted
+    batch: int = 4096  # tokens of a step, padding counted
     longest: int = 1400  # tokens of an example, at most
     save_every: int = 100  # steps between two checkpoints
     seed: int = 0
@@ -79,11 +82,51 @@ def examples_of(path: Path, tokenizer: Tokenizer, longest: int) -> list[Example]
     return [example for example in made if len(example.tokens) <= longest]
 
 
-def batches(examples: Sequence[Example], size: int, seed: int) -> list[list[Example]]:
-    """All examples once, in random batches of similar lengths: at most `size` tokens each, padding counted."""
+class Tree(NamedTuple):
+    """Examples that begin alike: what they share is read once, and each goes on from there by itself."""
+
+    shared: list[int]
+    branches: list[Example]  # without what is shared
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.shared + [token for branch in self.branches for token in branch.tokens]
+
+
+def trees(examples: Iterable[Example], longest: int) -> list[Tree]:
+    """Every example in one tree. What a tree shares is at least half of each prompt; `longest` tokens at most."""
+    made: list[list[Example]] = []
+    shared: list[int] = []
+    for example in sorted(examples):
+        same = _common(shared, example.prompt) if made else []
+        group = made[-1] if made else []
+        tokens = len(same) + sum(len(e.tokens) - len(same) for e in [*group, example])
+        if group and 2 * len(same) >= max(len(e.prompt) for e in [*group, example]) and tokens <= longest:
+            group.append(example)
+            shared = same
+        else:
+            made.append([example])
+            shared = example.prompt[:-1]
+    return [_tree(group) for group in made]
+
+
+def _common(one: list[int], other: list[int]) -> list[int]:
+    return one[
+        : next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    ]
+
+
+def _tree(group: Sequence[Example]) -> Tree:
+    """Sorted as they are, what the first and the last share is shared by all."""
+    count = len(_common(group[0].prompt[:-1], group[-1].prompt[:-1]))
+    return Tree(group[0].prompt[:count], [Example(e.prompt[count:], e.reply) for e in group])
+
+
+def batches(examples: Sequence[Tree], size: int, seed: int) -> list[list[Tree]]:
+    """All trees once, in random batches of similar lengths: at most `size` tokens each, padding counted."""
     chance = random.Random(seed)
     order = sorted(examples, key=lambda e: len(e.tokens) * chance.uniform(0.9, 1.1))
-    made: list[list[Example]] = [[]]
+    made: list[list[Tree]] = [[]]
     for example in order:
         longest = max(len(e.tokens) for e in [*made[-1], example])
         if made[-1] and longest * (len(made[-1]) + 1) > size:
@@ -93,16 +136,34 @@ def batches(examples: Sequence[Example], size: int, seed: int) -> list[list[Exam
     return made
 
 
+class _Changed(torch.autograd.Function):
+    """The product with a changed weight [out, in], whose change is up @ down; gradient for x and the two factors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, changed: Tensor, down: Tensor, up: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, changed, down, up)
+        return F.linear(x, changed)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, changed, down, up = ctx.saved_tensors
+        rows, grads = x.flatten(0, -2), grad.flatten(0, -2)
+        of_down = (grads @ up.to(grad.dtype)).t() @ rows
+        of_up = grads.t() @ F.linear(rows, down.to(x.dtype))
+        return grad @ changed, None, of_down.to(down.dtype), of_up.to(up.dtype)
+
+
 class LowRankFactors:
     """The factors being learned, and the kernels that add their products to the frozen ones'."""
 
-    def __init__(self, model: Decoder, rank: int, seed: int, scale: float = 2.0) -> None:
+    def __init__(self, model: Decoder, rank: int, seed: int, frozen: int = 0, scale: float = 2.0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.scale = scale
         self.down: dict[str, Tensor] = {}
         self.up: dict[str, Tensor] = {}
         self._names: dict[int, str] = {}
-        for name, weight in matrices(model):
+        for name, weight in matrices(model, frozen):
             out, into = weight.shape
             bound = 1 / math.sqrt(into)
             self.down[name] = ((torch.rand(rank, into, generator=generator) * 2 - 1) * bound).requires_grad_()
@@ -117,17 +178,20 @@ class LowRankFactors:
         """As `Skill` has them."""
         return {name: (self.down[name].detach(), self.scale * self.up[name].detach()) for name in self.down}
 
-    def kernels(self, plain: Kernels) -> Kernels:
-        """`plain` with these factors. Products of weights that have none are as before."""
+    def kernels(self, plain: Kernels, model: Decoder) -> Kernels:
+        """`plain` with the factors as they are now. Products of weights that have none are as before."""
+        weights = dict(matrices(model))
+        changed = {}
+        with torch.no_grad():
+            for name, (down, up) in self.factors().items():
+                changed[name] = (weights[name].float() + up @ down).to(weights[name].dtype)
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             name = self._names.get(id(weight))
             if name is None:
                 return plain.linear(x, weight, bias)
-            rows = x.reshape(-1, x.shape[-1])
-            down, up = self.down[name].to(x.dtype), (self.scale * self.up[name]).to(x.dtype)
-            out = torch.addmm(F.linear(rows, weight, bias), F.linear(rows, down), up.t())
-            return out.view(*x.shape[:-1], -1)
+            out = _Changed.apply(x, changed[name], self.down[name], self.scale * self.up[name])
+            return out if bias is None else out + bias
 
         def swiglu(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
             gate, up = linear(x, w13).chunk(2, dim=-1)
@@ -136,18 +200,57 @@ class LowRankFactors:
         return plain.replace(linear=linear, swiglu=swiglu)
 
 
-def reply_losses(model: Decoder, kernels: Kernels, batch: Sequence[Example]) -> Tensor:
-    """Losses (nats) of all tokens of the batch's replies, one after another [tokens]."""
-    longest = max(len(example.tokens) for example in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    inside = torch.zeros(len(batch), longest, dtype=torch.bool)
-    for row, example in enumerate(batch):
-        ids[row, : len(example.tokens)] = torch.tensor(example.tokens)
-        inside[row, len(example.prompt) - 1 : len(example.tokens) - 1] = True
-    positions = model.positions(0, longest, None)
-    x = model.run(model.hidden(ids), range(model.config.blocks), positions, model.new_caches(None), None, kernels)
-    targets = torch.cat([torch.tensor(example.reply) for example in batch])
-    return model.token_nll(x[inside][None], targets[None], kernels)[0]
+def reply_losses(model: Decoder, kernels: Kernels, batch: Sequence[Tree]) -> Tensor:
+    """Losses (nats) of all tokens of the batch's replies, one after another [tokens].
+
+    The trees stand in one sequence, each padded to the longest; what sees what is attention's affair.
+    """
+    longest = max(len(tree.tokens) for tree in batch)
+    ids, positions = torch.zeros(2, len(batch), longest, dtype=torch.long)
+    visible = torch.zeros(len(batch), longest, longest, dtype=torch.bool)
+    before: list[int] = []
+    targets: list[int] = []
+    for row, tree in enumerate(batch):
+        ids[row, : len(tree.tokens)] = torch.tensor(tree.tokens)
+        first = len(tree.shared)
+        positions[row, :first] = torch.arange(first)
+        for branch in tree.branches:
+            last = first + len(branch.tokens)
+            positions[row, first:last] = torch.arange(len(tree.shared), len(tree.shared) + last - first)
+            visible[row, first:last, : len(tree.shared)] = True
+            visible[row, first:last, first:last] = True
+            before += range(row * longest + first + len(branch.prompt) - 1, row * longest + last - 1)
+            targets += branch.reply
+            first = last
+        visible[row, : len(tree.shared), : len(tree.shared)] = True
+        visible[row, first:, first:] = True  # padding sees padding
+    visible = visible.tril()[:, None]
+    bias = torch.zeros(visible.shape, dtype=model.dtype).masked_fill_(~visible, float("-inf"))
+
+    def attend(q: Tensor, _k: Tensor, _v: Tensor, _window: None, _sinks: None, new: tuple[Tensor, Tensor]) -> Tensor:
+        q, k, v = (x[0].unflatten(1, (len(batch), longest)).transpose(0, 1) for x in (q, *new))
+        return _attention(q, k, v, bias).transpose(0, 1).flatten(1, 2)[None]
+
+    angles = rotation(positions.flatten(), model.inverse_frequencies, model.dtype)
+    where = Positions(angles, ((0, ids.numel()),), (None,))
+    kernels = kernels.replace(window_attention=attend)
+    every = range(model.config.blocks)
+    x = model.run(model.hidden(ids.view(1, -1)), every, where, model.new_caches(None), None, kernels)
+    return model.token_nll(x[:, before], torch.tensor(targets)[None], kernels)[0]
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, rows: int = 128) -> Tensor:
+    """Attention with `bias` [batch, 1, tokens, tokens], causal: q [batch, heads, tokens, head_dim]. Some rows at a
+    time, so that what comes later is not multiplied; in bfloat16 4 times as fast as PyTorch's, with its gradient."""
+    batch, heads, tokens, dim = q.shape
+    kv_heads, q, outs = k.shape[1], q * dim**-0.5, []
+    for first in range(0, tokens, rows):
+        last = min(first + rows, tokens)
+        some = q[:, :, first:last].reshape(batch, kv_heads, -1, dim)
+        scores = (some @ k[:, :, :last].mT).view(batch, heads, -1, last) + bias[:, :, first:last, :last]
+        weights = scores.softmax(-1).view(batch, kv_heads, -1, last)
+        outs.append((weights @ v[:, :, :last]).view(batch, heads, -1, dim))
+    return torch.cat(outs, 2)
 
 
 class Teaching:
@@ -161,22 +264,22 @@ class Teaching:
         dev: Sequence[Example],
         plan: Plan,
     ) -> None:
-        self.model, self.run, self.dev, self.plan = model.requires_grad_(False), run, dev, plan
-        self.factors = LowRankFactors(model, plan.rank, plan.seed)
+        self.model, self.run, self.plan = model.requires_grad_(False), run, plan
+        self.factors = LowRankFactors(model, plan.rank, plan.seed, plan.frozen)
         self.kernels = kernels_for(model.embed.weight.device)
-        self.learning = self.factors.kernels(self.kernels)
         self.optimizer = torch.optim.AdamW(
             self.factors.parameters().values(),
             lr=plan.lr,
             betas=(plan.optimizer.beta1, plan.optimizer.beta2),
             weight_decay=plan.optimizer.weight_decay,
         )
-        self.examples, self.step = examples, 0
+        self.examples, self.dev = (trees(some, plan.longest) for some in (examples, dev))
+        self.step = 0
         run.mkdir(parents=True, exist_ok=True)
         if (run / "state.pt").is_file():
             self._load()
 
-    def _batches(self) -> Iterator[list[Example]]:
+    def _batches(self) -> Iterator[list[Tree]]:
         """Those from `step` on, epoch after epoch."""
         epoch, skip = 0, self.step
         while True:
@@ -194,7 +297,7 @@ class Teaching:
             rate = learning_rate(plan.optimizer, self.step, plan.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = reply_losses(self.model, self.learning, batch).mean()
+            loss = reply_losses(self.model, self.factors.kernels(self.kernels, self.model), batch).mean()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(list(self.factors.parameters().values()), plan.optimizer.clip)
             self.optimizer.step()
@@ -212,12 +315,14 @@ class Teaching:
     @torch.no_grad()
     def dev_loss(self) -> float:
         """Nats per token of the dev set's replies."""
-        parts = [reply_losses(self.model, self.learning, b) for b in batches(self.dev, self.plan.batch, 0)]
+        kernels = self.factors.kernels(self.kernels, self.model)
+        parts = [reply_losses(self.model, kernels, b) for b in batches(self.dev, self.plan.batch, 0)]
         return torch.cat(parts).mean().item()
 
     def skill(self, base: str, fingerprint: str) -> Skill:
         """What was learned so far, for the model of that name and fingerprint."""
-        return Skill(base, fingerprint, self.factors.factors(), asdict(self.plan) | {"steps": self.step})
+        provenance = asdict(self.plan) | {"steps": self.step}
+        return Skill(base, fingerprint, self.factors.factors(), norms(self.model), provenance)
 
     def _save(self) -> None:
         state = {"step": self.step, "optimizer": self.optimizer.state_dict()}

@@ -12,7 +12,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Entry:
     parameters: int
     wheel: Wheel | None = None
     adapter: str | None = None  # a trained initialization that ships with the package: file in `adapters`
+    skills: Mapping[str, str] = field(default_factory=dict)  # what it was taught (`weights.skill`): file in `skills`
 
     def sources(self) -> dict[str, str]:
         """Full name of each variant -> where it comes from; the hub's is first."""

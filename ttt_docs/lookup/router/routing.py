@@ -1,4 +1,4 @@
-"""Whether a question is answered from the memory, or looked up in the document's text.
+"""Whether a question is about the document as a whole, or about something at one place of it.
 
 A logistic regression over features of the question and a small network over its words decide together. Both are fitted
 by benchmarks/router/train.py, and docs/router.md says what belongs where. No language model runs. In doubt the question
@@ -24,7 +24,7 @@ from ttt_docs.lookup.router.question_network import network_score
 if TYPE_CHECKING:  # it brings torch along
     from ttt_docs.memory.memory import Memory
 
-AskRoute = Literal["auto", "memory", "lookup"]
+AskRoute = Literal["auto", "memory", "lookup", "whole"]
 #: Features named in a reason.
 NAMED = 2
 #: What a pointer says about the question.
@@ -64,32 +64,30 @@ def weights() -> Weights:
     return Weights(**json.loads(Path(__file__).with_name("weights.json").read_text("utf-8")))
 
 
-def chosen_route(memories: Sequence[Memory], question: str, route: AskRoute) -> tuple[Route, str]:
-    """The route of a question, and why: as asked for, as the memories allow, or as the router decides.
+def chosen_route(memories: Sequence[Memory], question: str, route: AskRoute) -> tuple[Route, str, float]:
+    """The route of a question, why, and the probability that it asks for something exact: as asked for, as the memories
+    allow, or as the router decides.
 
     Raises UsageError for an empty question, and for memories that were asked for what they do not hold.
     """
     if not question.strip():
         raise UsageError("the question is empty")
-    if route == "memory":
+    if route in ("memory", "whole"):
         if len(memories) > 1:
             raise UsageError('several memories cannot answer as one: ask them one by one, or with route="lookup"')
-        if memories[0].unread:
+        if route == "memory" and memories[0].unread:
             raise UsageError(
                 'this memory holds only the text, nothing of it was read: ask with route="lookup", '
                 "or ingest the document with learn=True"
             )
-        return "memory", "route=memory was asked for"
-    if route == "lookup":
-        return "lookup", "route=lookup was asked for"
+    if route != "auto":
+        return route, f"route={route} was asked for", 0.0
     if len(memories) > 1:
-        return "lookup", "several memories are looked up in"
+        return "lookup", "several memories are looked up in", 1.0
     if memories[0].text is None:
-        return "memory", "the memory was saved without its text, so nothing can be looked up"
-    if memories[0].unread:
-        return "lookup", "the memory holds only the text, nothing of it was read"
+        return "memory", "the memory was saved without its text, so this is a recollection", 0.0
     decision = decide(question)
-    return decision.route, decision.reason
+    return decision.route, decision.reason, decision.probability
 
 
 def decide(question: str) -> Decision:
@@ -102,7 +100,7 @@ def decide(question: str) -> Decision:
     score = w.scale * (own + network_score(question)) + w.offset
     probability = 1 / (1 + math.exp(-max(-30.0, min(30.0, score))))
     lookup = probability >= w.threshold
-    return Decision("lookup" if lookup else "memory", probability, _reason(present, w, lookup, probability))
+    return Decision("lookup" if lookup else "whole", probability, _reason(present, w, lookup, probability))
 
 
 def _reason(present: dict[str, str], w: Weights, lookup: bool, probability: float) -> str:

@@ -19,14 +19,13 @@ import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import chain
 
 import numpy as np
 
 from ttt_docs.errors import MemoryFormatError
-from ttt_docs.memory.memory import Memory
 from ttt_docs.text.sentences import Span, short_sentences
 
 #: A word, or words joined by a single mark without space. Underscores join too.
@@ -194,11 +193,6 @@ def passages(spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
 
 _HEAD = struct.Struct("<5I")
 _NUMBER = np.dtype("<i4")
-
-
-def indexed(memory: Memory) -> Memory:
-    """`memory` with the index over its text, made anew."""
-    return replace(memory, index=packed(index_of(memory.text)) if memory.text else None)
 
 
 @dataclass(frozen=True)
