@@ -81,6 +81,13 @@ def test_an_answer_with_a_name_that_no_quote_has_is_not_verified(scripted, memor
     assert answer.answered and answer.text == "Captain Ahab" and not answer.verified
 
 
+def test_of_several_documents_those_with_the_names_asked_about_are_read(scripted, memory, tiny_reader):
+    other = tiny_reader.ingest(text="The lighthouse of Cape Wrath was kept by Tom Hay. " * 3, name="b", learn=False)
+    reader = scripted((r"kept by (\w+ \w+)", 0.9))
+    answer = answer_from_text(reader, [other, memory], "Was it the lighthouse that Marlow kept?")
+    assert answer.text == "Edward Marlow" and {found.memory for found in answer.evidence} == {1}
+
+
 def test_follow_ups_are_looked_for_with_what_was_said(scripted, memory):
     history = [("Who was the last keeper of the lighthouse?", "Ann Reid")]
     reader = scripted((r"come from (\w+)", 0.9))

@@ -16,6 +16,7 @@ import numpy as np
 
 from ttt_docs.text.index import POSSESSIVE, PassageIndex, stop_words, terms
 from ttt_docs.text.names import word_list
+from ttt_docs.text.numbers import NUMBER_WORDS
 from ttt_docs.text.sentences import Span, quoted
 
 #: Characters of one place of the source, and places that one sentence may be made of.
@@ -37,22 +38,10 @@ _JOINING = re.compile(
 )
 #: Capitalized where a sentence begins, and no names.
 _PLAIN = word_list("openers")
-_UNITS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
-_TENS = dict(
-    zip(("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"), range(20, 100, 10), strict=True)
-)
-_VALUES = (
-    {word: i for i, word in enumerate(_UNITS)}
-    | _TENS
-    | {f"{ten}-{_UNITS[i]}": value + i for ten, value in _TENS.items() for i in range(1, 10)}
-)
-_WORDS = {str(value): word for word, value in _VALUES.items()}
+_WORDS = {str(value): word for word, value in NUMBER_WORDS.items()}
 _MAGNITUDES = ("hundred", "thousand", "million", "billion", "trillion")
 _SPELLED = re.compile(
-    rf"(?<![\w-])(?:{'|'.join(sorted({*_VALUES, *_MAGNITUDES} - {'one', 'zero'}, key=len)[::-1])})s?(?![\w-])"
+    rf"(?<![\w-])(?:{'|'.join(sorted({*NUMBER_WORDS, *_MAGNITUDES} - {'one', 'zero'}, key=len)[::-1])})s?(?![\w-])"
 )
 _PAIR = ("both", "pair", "couple", "twice", "second")
 
@@ -85,7 +74,7 @@ def claims(text: str, language: str = "english") -> list[Claim]:
         name = POSSESSIVE.sub("", match.group()).lower()
         begins = bool(_ENDS_BEFORE.search(text, 0, match.start()))
         plain = begins and (name in _PLAIN or name.endswith("ly") or _JOINING.match(text, match.end()))
-        if plain or name in stop_words(language) or name in _VALUES:
+        if plain or name in stop_words(language) or name in NUMBER_WORDS:
             continue
         single = name.removesuffix("s") if len(name) > 4 else name
         found.append(Claim(match.group(), tuple(dict.fromkeys((name, single, f"{single}s")))))
@@ -94,7 +83,7 @@ def claims(text: str, language: str = "english") -> list[Claim]:
 
 def _number(number: str) -> tuple[str, ...]:
     """A number in digits and in words; of a "two" also what says it without a number."""
-    value = _VALUES.get(number)
+    value = NUMBER_WORDS.get(number)
     digits = number if value is None else str(value)
     spelled = _WORDS.get(digits)
     ways = (digits, *((spelled, spelled.replace("-", " "), f"{spelled}s") if spelled else (f"{digits}s",)))

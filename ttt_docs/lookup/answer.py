@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from ttt_docs.errors import UsageError
 from ttt_docs.generation.grounding import unsupported
@@ -105,11 +106,11 @@ def _budget(reader: PassageReader, question: str, top_k: int, max_context: int |
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: use at least 1")
     longest = reader.model.config.max_positions
-    room = longest - len(asked_tokens(reader.tokenizer, question))
+    room = longest - len(asked_tokens(reader.tokenizer, " ".join([*chain.from_iterable(history), question])))
     if room < min(256, longest // 4):
         raise UsageError(
             f"the question has {len(reader.tokenizer.encode(question)):,} tokens: the model reads {longest:,}, and the "
-            "passages must fit beside it; ask more briefly"
+            "passages must fit beside it and what was said before; ask more briefly"
         )
     return min(room, MAX_CONTEXT if max_context is None else max_context)
 
@@ -293,8 +294,10 @@ def places_of(reader: PassageReader, looked: Sequence[Looked], budget: int) -> l
         return []
     count, size, apart = (READ_BY, READ, APART) if reader.answers else (FIT_BY, FIT, FIT_APART)
     near = related(reader.model, reader.tokenizer, list(looked[0].query.words.values()))
+    # Scores of different texts hardly compare: of several documents, those with most of the question's names are read.
+    named = [sum(_named([one], name) for name in looked[0].query.names) for one in looked]
     found = []
-    for one in looked:
+    for one in (one for one, names in zip(looked, named, strict=True) if names == max(named)):
         for hit in hits(one.index, sentence_scores(one.index, one.query, near), count, apart):
             found.append(Place(one, hit.sentence, hit.score, one.around(hit.sentence, size)))
     found.sort(key=lambda place: -place.score)

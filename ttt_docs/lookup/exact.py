@@ -74,7 +74,8 @@ def exact_answer(memories: Sequence[Memory], question: str) -> Answer | None:
     said = []
     for which, memory in enumerate(memories):
         for document in memory.documents or (ReadDocument("the document", 0, len(memory.text or "")),):
-            said.append((which, Parts(memory, document), answer(Parts(memory, document), words)))
+            parts = Parts(memory, document)
+            said.append((which, parts, answer(parts, words)))
     told = [(which, parts, one) for which, parts, one in said if one is not None]
     answered = any(one.answered for _, _, one in told)
     if not told or (len(told) < len(said) and not answered):

@@ -17,19 +17,13 @@ from itertools import pairwise
 from ttt_docs.documents.plain import chapter_spans
 from ttt_docs.memory.header import ReadDocument
 from ttt_docs.memory.memory import Memory
+from ttt_docs.text.numbers import NUMBER_WORDS
 from ttt_docs.text.sentences import PARAGRAPH, SENTENCE_END, Span
 from ttt_docs.text.spans import Span as LabelSpan
 from ttt_docs.text.spans import moved_spans, spans_from_starts
 
-_SMALL = (
-    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"),
-    *("fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_VALUES = {word: i for words in (_SMALL, _ORDINALS) for i, word in enumerate(words, 1)}
-_VALUES |= {ten: 10 * i for i, ten in enumerate(_TENS, 2)}
-_VALUES |= {f"{ten}-{one}": 10 * i + _VALUES[one] for i, ten in enumerate(_TENS, 2) for one in _SMALL[:9]}
+_VALUES = {word: i for word, i in NUMBER_WORDS.items() if i} | {word: i for i, word in enumerate(_ORDINALS, 1)}
 _ROMAN = re.compile(r"m{0,3}(?:cm|cd|d?c{0,3})(?:xc|xl|l?x{0,3})(?:ix|iv|v?i{0,3})")
 _LETTERS = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100, "d": 500, "m": 1000}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 
 from ttt_docs.text.tokenizer import Tokenizer
 
@@ -19,18 +20,15 @@ class PassageSpans:
     def __init__(self, passage: str, tokenizer: Tokenizer) -> None:
         line = " ".join(passage.split())
         words = [match.span() for match in _WORD.finditer(line)]
-        self.runs: list[list[int]] = []
-        self.ends: list[list[bool]] = []  # whether a run may end before each of its tokens
+        texts = []
         for i, (start, end) in enumerate(words):
             opening = _OPENING.match(line[start:end])
             first = start + (opening.end() if opening else 0)
-            last = words[min(i + WORDS, len(words)) - 1][1]
-            if first == end:
-                continue
-            run = tokenizer.encode(line[first:last])
-            pieces = [tokenizer.decode([token]) for token in run]
-            self.runs.append(run)
-            self.ends.append([not piece[:1].isalnum() for piece in pieces])
+            if first < end:
+                texts.append(line[first : words[min(i + WORDS, len(words)) - 1][1]])
+        self.runs = tokenizer.encode_batch(texts)
+        # A run may end before a token that begins with no letter or digit.
+        self.ends = {token: not tokenizer.decode([token])[:1].isalnum() for token in {*chain.from_iterable(self.runs)}}
         self._before: tuple[list[int], list[int]] = ([], list(range(len(self.runs))))
 
     def after(self, tokens: Sequence[int]) -> tuple[list[int], bool]:
@@ -43,5 +41,5 @@ class PassageSpans:
         self._before = list(tokens), alive
         n = len(tokens)
         following = {self.runs[i][n] for i in alive if len(self.runs[i]) > n}
-        may_end = n > 0 and any(len(self.runs[i]) == n or self.ends[i][n] for i in alive)
+        may_end = n > 0 and any(len(self.runs[i]) == n or self.ends[self.runs[i][n]] for i in alive)
         return sorted(following), may_end or not following
